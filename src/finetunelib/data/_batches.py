@@ -1,0 +1,36 @@
+"""What the loop sees of any data: batches in an order that (seed, epoch) alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from finetunelib._typing import Batch
+
+
+class Batches(Protocol):
+    """A source of batches that can be read once an epoch."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of batches of an epoch, where it is known."""
+        ...
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the data can be read more than once."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `number` in training order."""
+        ...
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield the batches in the order of the data, every sample once."""
+        ...
+
+    def all_targets(self) -> Tensor | None:
+        """Return the targets of every sample where they lie in memory, else None."""
+        ...

@@ -1,0 +1,81 @@
+"""The one place where the type of a user's data decides how it becomes batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch.utils.data import IterableDataset, TensorDataset
+
+from finetunelib.data._batches import Batches
+from finetunelib.data._datasets import DatasetBatches, ReadyBatches, batch_stream
+from finetunelib.data._tensors import TensorBatches, is_tensor_like
+from finetunelib.errors import EmptyDataError, InvalidTypeError
+
+
+def as_batches(  # noqa: PLR0911 - one return a kind of data
+    data: Any,
+    *,
+    name: str,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    inputs_only: bool = False,
+) -> Batches:
+    """Return a user's data as batches.
+
+    Args:
+        data: A tuple (inputs, targets) of tensors or arrays; a Dataset, or anything else with a
+            length and items that is not a list or tuple; any other iterable, lists and
+            DataLoaders included, which yields ready batches. Inputs alone, as a tensor or
+            array, only where `inputs_only` allows it.
+        name: What the argument is called, for messages.
+        batch_size: The samples in a batch, where this function makes the batches.
+        num_workers: The processes that read a dataset; 0 reads it in this one.
+        seed: Decides the order of an epoch together with its number.
+        inputs_only: Whether a bare tensor of inputs makes sense.
+
+    Raises:
+        InvalidTypeError: The data is of none of these kinds.
+        EmptyDataError: It has a length, and that is 0.
+        DataError: Inputs and targets have different lengths.
+    """
+    if isinstance(data, TensorBatches):
+        return data
+    if is_tensor_like(data):
+        if inputs_only:
+            return TensorBatches(data, batch_size=batch_size, seed=seed)
+        raise InvalidTypeError(
+            f"`{name}` is a single tensor, but targets are needed too. Pass (inputs, targets)."
+        )
+    if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
+        return TensorBatches(*data, batch_size=batch_size, seed=seed)
+    if isinstance(data, TensorDataset):
+        return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
+    if isinstance(data, IterableDataset):
+        return batch_stream(data, batch_size=batch_size, num_workers=num_workers)
+    if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
+        raise InvalidTypeError(
+            f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
+            f"or another iterable of batches, but is {_describe(data)}."
+        )
+    if hasattr(data, "__len__") and len(data) == 0:
+        raise EmptyDataError(f"`{name}` is empty: {_describe(data)} of length 0.")
+    if _is_dataset(data):
+        return DatasetBatches(data, batch_size=batch_size, num_workers=num_workers, seed=seed)
+    return ReadyBatches(data)
+
+
+def _is_dataset(data: Any) -> bool:
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, list)
+
+
+def _is_iterable(data: Any) -> bool:
+    return isinstance(data, Iterable) or hasattr(data, "__getitem__")
+
+
+def _describe(data: object) -> str:
+    if isinstance(data, tuple):
+        parts = ", ".join(type(part).__name__ for part in data)
+        return f"a tuple ({parts})"
+    return f"an object of type {type(data).__name__}"

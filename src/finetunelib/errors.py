@@ -1,0 +1,146 @@
+"""The exceptions of finetunelib, all of them under `FinetuneLibError`.
+
+    FinetuneLibError
+    ├── InvalidArgumentError      (ValueError)         a value makes no sense
+    ├── InvalidTypeError          (TypeError)          a value is of an unsupported kind
+    ├── DataError                 (ValueError)
+    │   ├── EmptyDataError                             there is nothing to train on or to evaluate
+    │   ├── InvalidInputError                          the model cannot take these inputs
+    │   └── InvalidTargetError                         the loss cannot take these targets
+    ├── HeadError
+    │   ├── HeadNotFoundError     (LookupError)        no layer is the model's head
+    │   └── AmbiguousHeadError    (LookupError)        more than one layer may be it
+    ├── FreezeError               (ValueError)         these modules cannot be frozen as they are
+    ├── WeightsError
+    │   ├── FileMissingError      (FileNotFoundError)  no such file
+    │   ├── CorruptFileError      (ValueError)         the file is not what its name says
+    │   └── WeightsMismatchError  (ValueError)         the file holds the weights of another model
+    ├── PathNotWritableError      (OSError)            nothing can be written there
+    ├── ExportError               (RuntimeError)       the model cannot be exported
+    │   └── ExportMismatchError                        the exported file computes something else
+    ├── UnsupportedFileError      (ValueError)         the viewer does not know this kind of file
+    ├── ServerError               (OSError)            the viewer cannot be served
+    └── MissingDependencyError    (ImportError)        an optional package is not installed
+
+Each derives from the builtin in brackets too, so that code written for the builtin catches it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmbiguousHeadError",
+    "CorruptFileError",
+    "DataError",
+    "EmptyDataError",
+    "ExportError",
+    "ExportMismatchError",
+    "FileMissingError",
+    "FinetuneLibError",
+    "FreezeError",
+    "HeadError",
+    "HeadNotFoundError",
+    "InvalidArgumentError",
+    "InvalidInputError",
+    "InvalidTargetError",
+    "InvalidTypeError",
+    "MissingDependencyError",
+    "PathNotWritableError",
+    "ServerError",
+    "UnsupportedFileError",
+    "WeightsError",
+    "WeightsMismatchError",
+]
+
+
+class FinetuneLibError(Exception):
+    """Base of every exception that this library raises on purpose.
+
+    Example:
+        >>> from finetunelib import build_mlp
+        >>> from finetunelib.errors import FinetuneLibError
+        >>> try:
+        ...     build_mlp(784, [0], 10)
+        ... except FinetuneLibError as error:
+        ...     print(type(error).__name__)
+        InvalidArgumentError
+    """
+
+
+class InvalidArgumentError(FinetuneLibError, ValueError):
+    """An argument has a value that makes no sense, such as `epochs=0`."""
+
+
+class InvalidTypeError(FinetuneLibError, TypeError):
+    """An argument is of a kind that is not supported, such as a string where data belongs."""
+
+
+class DataError(FinetuneLibError, ValueError):
+    """The data does not fit the model, the loss, or itself."""
+
+
+class EmptyDataError(DataError):
+    """The data holds no sample."""
+
+
+class InvalidInputError(DataError):
+    """The model cannot take these inputs: their dtype or shape is wrong for it."""
+
+
+class InvalidTargetError(DataError):
+    """The loss cannot take these targets: their dtype, shape or values are wrong for it."""
+
+
+class HeadError(FinetuneLibError):
+    """The model's head cannot be found or replaced."""
+
+
+class HeadNotFoundError(HeadError, LookupError):
+    """No layer is the head of the model, or none has the name that was given."""
+
+
+class AmbiguousHeadError(HeadError, LookupError):
+    """More than one layer may be the head of the model, so that one has to be named."""
+
+
+class FreezeError(FinetuneLibError, ValueError):
+    """The modules cannot be frozen as they are, for example a BatchNorm without statistics."""
+
+
+class WeightsError(FinetuneLibError):
+    """A weights file cannot be used."""
+
+
+class FileMissingError(WeightsError, FileNotFoundError):
+    """There is no file at the path that was given."""
+
+
+class CorruptFileError(WeightsError, ValueError):
+    """A file is damaged, or is not of the kind that its name says."""
+
+
+class WeightsMismatchError(WeightsError, ValueError):
+    """A weights file does not fit the model: names or shapes differ."""
+
+
+class PathNotWritableError(FinetuneLibError, OSError):
+    """Nothing can be written at the path that was given."""
+
+
+class ExportError(FinetuneLibError, RuntimeError):
+    """The model cannot be exported to ONNX."""
+
+
+class ExportMismatchError(ExportError):
+    """The exported file computes something else than the model."""
+
+
+class UnsupportedFileError(FinetuneLibError, ValueError):
+    """The viewer does not know this kind of file."""
+
+
+class ServerError(FinetuneLibError, OSError):
+    """The viewer cannot be served, for example because the port is taken."""
+
+
+class MissingDependencyError(FinetuneLibError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""

@@ -1,0 +1,96 @@
+"""The inputs of an export: one tensor, several, or a dict, and batches of other sizes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib.errors import InvalidTypeError
+
+#: One input, several in the order of `forward`'s arguments, or several by argument name.
+ModelInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model is called with."""
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, value: object, name: str) -> Inputs:
+        """Return a user's inputs in one form.
+
+        Raises:
+            InvalidTypeError: They are no tensors, or have no batch dimension.
+        """
+        if isinstance(value, Tensor):
+            inputs = cls((value,), {})
+        elif isinstance(value, Mapping):
+            inputs = cls((), dict(value))
+        elif isinstance(value, Sequence):
+            inputs = cls(tuple(value), {})
+        else:
+            inputs = cls((), {})
+        tensors = inputs.tensors
+        if not tensors or not all(
+            isinstance(t, Tensor) and t.dim() > 0 and len(t) for t in tensors
+        ):
+            raise InvalidTypeError(
+                f"`{name}` must be a tensor with a batch dimension, several of them in a tuple, or "
+                f"a dict of them by argument name, but is of type {type(value).__name__}"
+                + (f" and shape {tuple(value.shape)}." if isinstance(value, Tensor) else ".")
+            )
+        return inputs
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All inputs, in the order in which the exporter takes them."""
+        return (*self.args, *self.kwargs.values())
+
+    def call(self, model: nn.Module) -> object:
+        """Run the model."""
+        return model(*self.args, **self.kwargs)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Inputs:
+        """Return other values in the same form."""
+        count = len(self.args)
+        return Inputs(tuple(tensors[:count]), dict(zip(self.kwargs, tensors[count:], strict=True)))
+
+    def at_least_two_rows(self) -> Inputs:
+        """Return the inputs with a batch of one doubled: the exporter takes a 1 for a constant."""
+        return self.with_tensors(
+            [t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in self.tensors]
+        )
+
+    def resized(self, rows: int, generator: torch.Generator) -> Inputs:
+        """Return a batch of `rows` samples: the example's own, with variations of them."""
+        return self.with_tensors([_resized(t, rows, generator) for t in self.tensors])
+
+    def first_rows(self, rows: int) -> Inputs:
+        """Return the first samples, from the beginning again where there are too few."""
+        return self.with_tensors(
+            [t[torch.arange(rows, device=t.device) % len(t)] for t in self.tensors]
+        )
+
+
+def _resized(tensor: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    repeated = tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
+    if tensor.is_floating_point():
+        spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
+        noise = torch.randn(repeated.shape, generator=generator) * (spread or 1.0)
+        # The first row stays the example itself: users compare with what they passed.
+        noise[0] = 0
+        return repeated + noise.to(device=tensor.device, dtype=tensor.dtype)
+    if tensor.dtype == torch.bool:
+        return repeated
+    low, high = int(tensor.min()), int(tensor.max())
+    # Whole numbers are often indices, so that only values that were seen are safe.
+    values = torch.randint(low, high + 1, repeated.shape, generator=generator)
+    values[0] = repeated[0].cpu()
+    return values.to(device=tensor.device, dtype=tensor.dtype)

@@ -1,0 +1,153 @@
+"""The multilayer perceptron: its class and the function that builds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib._preserve import initialising_with
+from finetunelib._typing import FeaturesToModule
+from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: a `backbone` that makes features and a linear `head` on top.
+
+    Made by `finetunelib.build_mlp`, which checks the numbers and counts the features.
+
+    Args:
+        in_features: The number of values in one sample, at least 1.
+        backbone: The hidden layers, from `(batch, in_features)` to `(batch, head.in_features)`.
+        head: The last layer, from features to outputs.
+
+    Example:
+        >>> import torch
+        >>> from finetunelib import build_mlp
+        >>> model = build_mlp(784, [500], 10, seed=0)
+        >>> model.head
+        Linear(in_features=500, out_features=10, bias=True)
+        >>> model(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, in_features: int, backbone: nn.Sequential, head: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.backbone = backbone
+        # Typed as a module: a head is what fine-tuning replaces.
+        self.head: nn.Module = head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the outputs of a batch.
+
+        Args:
+            inputs: `(batch, in_features)`, or `(batch, ...)` whose remaining sizes multiply to
+                `in_features`; of the parameters' floating-point dtype.
+
+        Returns:
+            The outputs (logits, for a classifier), `(batch, out_features)`.
+
+        Raises:
+            InvalidInputError: The samples have another number of values, or whole numbers.
+        """
+        if inputs.dim() < 2 or math.prod(inputs.shape[1:]) != self.in_features:
+            raise InvalidInputError(
+                f"`inputs` must be (batch, {self.in_features}), or (batch, ...) with "
+                f"{self.in_features} values a sample, but its shape is {tuple(inputs.shape)}."
+            )
+        if not inputs.is_floating_point():
+            raise InvalidInputError(
+                f"`inputs` must be floating point, but its dtype is {inputs.dtype}. "
+                "Convert it, for bytes with `inputs.float() / 255`."
+            )
+        outputs: Tensor = self.head(self.backbone(inputs))
+        return outputs
+
+
+def build_mlp(
+    in_features: int,
+    hidden_features: Sequence[int],
+    out_features: int,
+    *,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    dropout: float = 0.0,
+    normalization: FeaturesToModule | None = None,
+    seed: int | None = None,
+) -> MLP:
+    """Build a multilayer perceptron.
+
+    Each hidden layer is linear, normalization, activation, dropout, in this order.
+
+    Args:
+        in_features: The number of values in one sample, at least 1. A sample may have any shape
+            of that many values: 784 takes `(batch, 784)` and `(batch, 1, 28, 28)` alike.
+        hidden_features: The widths of the hidden layers, each at least 1. An empty sequence
+            makes a linear model.
+        out_features: The number of outputs (of classes, for a classifier), at least 1.
+        activation: A class or function that makes an activation module, called once a layer.
+        dropout: The share of hidden values set to zero in training, in [0, 1).
+        normalization: A class or function from a width to a module, such as `nn.BatchNorm1d`.
+        seed: Where the initial weights are drawn from. The same seed gives the same weights, and
+            torch's global generator stays as it was. `None` draws from the global generator.
+
+    Returns:
+        The model, in train mode, with its hidden layers in `.backbone` and its last in `.head`.
+
+    Raises:
+        InvalidArgumentError: A width is below 1, or `dropout` outside [0, 1).
+        InvalidTypeError: A width is no whole number, or `hidden_features` no sequence.
+
+    Example:
+        >>> from torch import nn
+        >>> from finetunelib import build_mlp
+        >>> build_mlp(4, [8], 3, activation=nn.GELU, normalization=nn.BatchNorm1d, dropout=0.1)
+        MLP(
+          (backbone): Sequential(
+            (0): Flatten(start_dim=1, end_dim=-1)
+            (1): Linear(in_features=4, out_features=8, bias=True)
+            (2): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+            (3): GELU(approximate='none')
+            (4): Dropout(p=0.1, inplace=False)
+          )
+          (head): Linear(in_features=8, out_features=3, bias=True)
+        )
+    """
+    if isinstance(hidden_features, str | bytes) or not isinstance(hidden_features, Sequence):
+        raise InvalidTypeError(
+            "`hidden_features` must be a sequence of widths, but is "
+            f"{hidden_features!r}. Write one hidden layer as [500]."
+        )
+    _check_width("in_features", in_features)
+    for position, width in enumerate(hidden_features):
+        _check_width(f"hidden_features[{position}]", width)
+    _check_width("out_features", out_features)
+    if not 0.0 <= dropout < 1.0:
+        raise InvalidArgumentError(
+            f"`dropout` must be in [0, 1), but is {dropout}. 0 switches it off."
+        )
+
+    with initialising_with(seed):
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = in_features
+        for hidden in hidden_features:
+            layers.append(nn.Linear(width, hidden))
+            if normalization is not None:
+                layers.append(normalization(hidden))
+            layers.append(activation())
+            if dropout > 0.0:
+                layers.append(nn.Dropout(dropout))
+            width = hidden
+        model = MLP(in_features, nn.Sequential(*layers), nn.Linear(width, out_features))
+    return model.to(torch.get_default_device())
+
+
+def _check_width(name: str, width: object) -> None:
+    if isinstance(width, bool) or not isinstance(width, int):
+        raise InvalidTypeError(
+            f"`{name}` must be a whole number, but is {width!r} ({type(width).__name__})."
+        )
+    if width < 1:
+        raise InvalidArgumentError(f"`{name}` must be at least 1, but is {width}.")

@@ -1,0 +1,53 @@
+"""Where a training runs, and how batches get there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetunelib.errors import InvalidArgumentError
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device that a user named; `"auto"` is an accelerator where there is one.
+
+    Raises:
+        InvalidArgumentError: There is no such device, here or at all.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgumentError(
+            f"`device` is {str(device)!r}, which cannot be used here: {reason} "
+            'Pass "auto", "cpu" or a device of this machine.'
+        ) from error
+    return chosen
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with every tensor in it on `device`; its structure stays."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        return type(batch)([to_device(part, device) for part in batch])
+    if isinstance(batch, dict):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    return batch
+
+
+def length_of(batch: Any) -> int:
+    """Return the number of samples in a batch: the rows of its first tensor, or 0."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 0
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if isinstance(batch, tuple | list):
+        return next((n for n in map(length_of, batch) if n), 0)
+    return 0

@@ -1,0 +1,23 @@
+"""What is taken up before a training and put back after it, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+from finetunelib._preserve import modes_preserved, random_state_preserved
+
+
+@contextlib.contextmanager
+def session(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model ready to train; restore modes and random states at the end.
+
+    A model in eval mode is put into train mode as a whole. A model in train mode keeps the modes
+    of its submodules: who set some to eval by hand meant it.
+    """
+    with random_state_preserved(), modes_preserved(model):
+        if not model.training:
+            model.train()
+        yield

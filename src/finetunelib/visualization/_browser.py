@@ -1,0 +1,33 @@
+"""Whether there is a browser to open, and whether somebody sits before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+
+
+def browser_available() -> bool:
+    """Return whether a page that is opened here would be seen."""
+    if os.environ.get("CI") or os.environ.get("SSH_CONNECTION"):
+        return False
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+def open_page(url: str) -> bool:
+    """Open a page in a new tab, and return whether that worked."""
+    return webbrowser.open(url, new=2)
+
+
+def runs_as_script() -> bool:
+    """Return whether this is a program on a terminal, which would end and take the page along."""
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    return not interactive and sys.stdin is not None and sys.stdin.isatty()
