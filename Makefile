@@ -1,0 +1,86 @@
+# Every target makes the environment that it needs; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint types layers doctest docs wheel-test benchmark clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo ## Run the MNIST example from end to end
+	$(BIN)/python examples/mnist.py
+
+test: $(VENV)/.dev ## Run the tests, but for the slow ones (under five minutes)
+	$(BIN)/python -m pytest -q -m "not slow and not large"
+
+test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure their coverage
+	$(BIN)/python -m pytest -q -m "not large" --cov --cov-report=
+
+check: lint types layers coverage doctest docs ## Run every gate but the tests
+
+lint: $(VENV)/.dev ## Check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## Check the types
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes finetunelib --ignoreexternal
+
+layers: $(VENV)/.dev ## Check that imports run one way
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: coverage
+coverage: .coverage ## Print the coverage of the last test-all
+	$(BIN)/coverage report
+
+.coverage:
+	$(MAKE) test-all
+
+doctest: $(VENV)/.dev ## Run the examples in the docstrings
+	$(BIN)/python -m pytest -q -p no:randomly --doctest-modules src
+
+docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+	@echo "Built docs/_build/html/index.html"
+
+wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python tests/packaging/check_wheel.py dist/*.whl
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --disable-pip-version-check -q dist/*.whl pytest
+	sh tests/packaging/run_public_tests.sh .venv-wheel/bin/python
+
+benchmark: $(VENV)/.dev ## Measure what the documentation claims
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/tutorial.py
+
+clean: ## Remove environments and everything that was built
+	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.demo: pyproject.toml
+	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	@$(MAKE) --no-print-directory install EXTRA=dev
+	@touch $@ $(VENV)/.demo
+
+.PHONY: install
+install:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "finetunelib needs Python 3.11 or newer, but $(PYTHON) is:" \
+	    "`$(PYTHON) --version 2>&1`. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment (see above)." \
+	    "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing finetunelib[$(EXTRA)] into $(VENV): PyTorch takes a few minutes and up to 6 GB."
+	@$(PIP) -q -e ".[$(EXTRA)]" || { \
+	  echo "The installation failed; pip's reason stands above. It needs a network and" \
+	    "about 6 GB of disk (free here: `df -h . | awk 'NR==2 {print $$4}'`)." >&2; exit 1; }

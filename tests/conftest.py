@@ -1,0 +1,21 @@
+"""Fixtures that every folder of tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder that holds the real MNIST; without it a test is skipped, and in CI fails."""
+    default = Path(__file__).parents[2] / "shared" / "datasets"
+    folder = Path(os.environ.get("FINETUNELIB_DATA") or default)
+    if not (folder / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        message = f"MNIST is not in {folder}; set FINETUNELIB_DATA"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder

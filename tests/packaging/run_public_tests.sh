@@ -1,0 +1,12 @@
+#!/bin/sh
+# Run the tests of the public API with an installed package, far from src/: PYTHON as argument.
+set -eu
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+tests=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cp "$tests/test_public_api.py" "$tests/integration/test_whole_road.py" "$folder"
+cd "$folder"
+printf '[pytest]\nmarkers =\n    slow: slow\n' > pytest.ini
+"$python" -c 'import finetunelib; assert "site-packages" in finetunelib.__file__'
+"$python" -m pytest -q -p no:cacheprovider .
