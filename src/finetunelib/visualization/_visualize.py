@@ -47,7 +47,7 @@ def visualize(
             script on a terminal that opened a browser, where the page would end with the script.
 
     Returns:
-        The running viewer: its address in `.url`, and `.close()`, or a `with` block, to end it.
+        The running viewer, with its address in `.url`; `.close()` or a `with` block ends it.
 
     Raises:
         FileMissingError: There is no such file.
