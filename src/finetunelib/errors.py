@@ -15,6 +15,7 @@
     │   ├── FileMissingError      (FileNotFoundError)  no such file
     │   ├── CorruptFileError      (ValueError)         the file is not what its name says
     │   └── WeightsMismatchError  (ValueError)         the file holds the weights of another model
+    ├── CallbackError             (RuntimeError)       a callback of a training raised
     ├── PathNotWritableError      (OSError)            nothing can be written there
     ├── ExportError               (RuntimeError)       the model cannot be exported
     │   └── ExportMismatchError                        the exported file computes something else
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 __all__ = [
     "AmbiguousHeadError",
+    "CallbackError",
     "CorruptFileError",
     "DataError",
     "EmptyDataError",
@@ -120,6 +122,10 @@ class CorruptFileError(WeightsError, ValueError):
 
 class WeightsMismatchError(WeightsError, ValueError):
     """A weights file does not fit the model: names or shapes differ."""
+
+
+class CallbackError(FinetuneLibError, RuntimeError):
+    """A callback of a training raised; the message names it, and the cause is chained."""
 
 
 class PathNotWritableError(FinetuneLibError, OSError):

@@ -1,7 +1,9 @@
 """Batches: from tensors in memory, from datasets and from whatever already yields batches."""
 
+from finetunelib.data._in_memory import InMemoryDataset, in_memory
 from finetunelib.data._tensors import TensorBatches
 
-__all__ = ["TensorBatches"]
+__all__ = ["InMemoryDataset", "TensorBatches", "in_memory"]
 
-TensorBatches.__module__ = __name__
+for _public in (InMemoryDataset, TensorBatches, in_memory):
+    _public.__module__ = __name__

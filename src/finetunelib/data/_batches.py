@@ -19,6 +19,11 @@ class Batches(Protocol):
         ...
 
     @property
+    def samples(self) -> int | None:
+        """The number of samples, where it is known."""
+        ...
+
+    @property
     def replayable(self) -> bool:
         """Whether the data can be read more than once."""
         ...

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from finetunelib._preserve import derive_seed
 from finetunelib._typing import Batch, SizedDataset
@@ -22,12 +22,24 @@ class DatasetBatches:
     replayable = True
 
     def __init__(
-        self, dataset: SizedDataset[Any], *, batch_size: int, num_workers: int, seed: int
+        self,
+        dataset: SizedDataset[Any],
+        *,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        pin_memory: bool = False,
     ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._seed = seed
+        self._pin_memory = pin_memory
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(self._dataset)
 
     @property
     def steps(self) -> int:
@@ -58,11 +70,15 @@ class DatasetBatches:
             sampler=order,
             num_workers=self._num_workers,
             generator=generator,
+            pin_memory=self._pin_memory,
+            collate_fn=collate,
         )
 
 
 class ReadyBatches:
     """Whatever yields batches by itself: a DataLoader, a list of batches, a generator."""
+
+    samples = None
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = batches
@@ -91,10 +107,32 @@ class ReadyBatches:
 
 
 def batch_stream(
-    dataset: IterableDataset[Any], *, batch_size: int, num_workers: int
+    dataset: IterableDataset[Any], *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> ReadyBatches:
     """Return batches of a dataset that has no length and yields its samples in its own order."""
-    return ReadyBatches(DataLoader(dataset, batch_size=batch_size, num_workers=num_workers))
+    return ReadyBatches(
+        DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+        )
+    )
+
+
+def collate(samples: list[Any]) -> Batch:
+    """Return samples as one batch, as torch does, but for lists of numbers inside mappings.
+
+    Those are rows, as datasets of Hugging Face hold them; torch would take them for columns.
+    """
+    if isinstance(samples[0], Mapping):
+        samples = [{name: _row(value) for name, value in sample.items()} for sample in samples]
+    return default_collate(samples)
+
+
+def _row(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, list) else value
 
 
 def _is_iterator(value: object) -> bool:

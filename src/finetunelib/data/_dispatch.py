@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from finetunelib.data._batches import Batches
 from finetunelib.data._datasets import DatasetBatches, ReadyBatches, batch_stream
+from finetunelib.data._in_memory import InMemoryDataset
 from finetunelib.data._tensors import TensorBatches, is_tensor_like
 from finetunelib.errors import EmptyDataError, InvalidTypeError
 
@@ -20,6 +21,7 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     batch_size: int,
     num_workers: int,
     seed: int,
+    pin_memory: bool = False,
     inputs_only: bool = False,
 ) -> Batches:
     """Return a user's data as batches.
@@ -33,6 +35,7 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
         batch_size: The samples in a batch, where this function makes the batches.
         num_workers: The processes that read a dataset; 0 reads it in this one.
         seed: Decides the order of an epoch together with its number.
+        pin_memory: Whether batches of a dataset are put where an accelerator copies fastest from.
         inputs_only: Whether a bare tensor of inputs makes sense.
 
     Raises:
@@ -51,9 +54,14 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
     if isinstance(data, TensorDataset):
-        return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
+        transform = data.batch_transform if isinstance(data, InMemoryDataset) else None
+        return TensorBatches(
+            *data.tensors, batch_size=batch_size, seed=seed, batch_transform=transform
+        )
     if isinstance(data, IterableDataset):
-        return batch_stream(data, batch_size=batch_size, num_workers=num_workers)
+        return batch_stream(
+            data, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
+        )
     if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
         raise InvalidTypeError(
             f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
@@ -62,7 +70,13 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     if hasattr(data, "__len__") and len(data) == 0:
         raise EmptyDataError(f"`{name}` is empty: {_describe(data)} of length 0.")
     if _is_dataset(data):
-        return DatasetBatches(data, batch_size=batch_size, num_workers=num_workers, seed=seed)
+        return DatasetBatches(
+            data,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            pin_memory=pin_memory,
+        )
     return ReadyBatches(data)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ class TensorBatches:
             as a rule inputs and targets. Arrays share their memory with the tensors made of them.
         batch_size: The number of samples in a batch, at least 1.
         seed: Decides the order together with the epoch's number.
+        batch_transform: What is done with the rows of the first tensor, a batch at a time; for
+            bytes `lambda images: images.float() / 255`.
+
+    Attributes:
+        tensors: The tensors.
+        samples: The number of rows of each.
 
     Raises:
         EmptyDataError: There is no tensor, or no sample in it.
@@ -55,18 +61,20 @@ class TensorBatches:
         *tensors: TensorLike,
         batch_size: int = 64,
         seed: int = 0,
+        batch_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if batch_size < 1:
             raise InvalidArgumentError(f"`batch_size` must be at least 1, but is {batch_size}.")
         self.tensors: tuple[Tensor, ...] = tuple(as_tensor(tensor) for tensor in tensors)
         self.batch_size = batch_size
         self.seed = seed
-        self._samples = _common_length(self.tensors)
+        self.samples: int = _common_length(self.tensors)
+        self._transform = batch_transform
 
     @property
     def steps(self) -> int:
         """The number of batches of an epoch."""
-        return -(-self._samples // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of an epoch in its own shuffled order.
@@ -78,14 +86,24 @@ class TensorBatches:
             One batch: a tuple with the rows of each tensor, `(batch_size, ...)`.
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-        order = torch.randperm(self._samples, generator=generator)
+        order = torch.randperm(self.samples, generator=generator)
         for rows in torch.split(order, self.batch_size):
-            yield tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors)
+            yield self._transformed(
+                tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
+            )
 
     def in_order(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches in the order of the rows, as views of the tensors."""
-        for start in range(0, self._samples, self.batch_size):
-            yield tuple(tensor[start : start + self.batch_size] for tensor in self.tensors)
+        for start in range(0, self.samples, self.batch_size):
+            yield self._transformed(
+                tensor[start : start + self.batch_size] for tensor in self.tensors
+            )
+
+    def _transformed(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        if self._transform is None:
+            return tuple(tensors)
+        first, *others = tensors
+        return (self._transform(first), *others)
 
     def all_targets(self) -> Tensor | None:
         """Return the second tensor, the targets of every sample, or None if there is none."""

@@ -103,17 +103,13 @@ def build_mlp(
     Example:
         >>> from torch import nn
         >>> from finetunelib import build_mlp
-        >>> build_mlp(4, [8], 3, activation=nn.GELU, normalization=nn.BatchNorm1d, dropout=0.1)
-        MLP(
-          (backbone): Sequential(
-            (0): Flatten(start_dim=1, end_dim=-1)
-            (1): Linear(in_features=4, out_features=8, bias=True)
-            (2): BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-            (3): GELU(approximate='none')
-            (4): Dropout(p=0.1, inplace=False)
-          )
-          (head): Linear(in_features=8, out_features=3, bias=True)
-        )
+        >>> model = build_mlp(
+        ...     4, [8], 3, activation=nn.GELU, normalization=nn.BatchNorm1d, dropout=0.1
+        ... )
+        >>> [type(layer).__name__ for layer in model.backbone]
+        ['Flatten', 'Linear', 'BatchNorm1d', 'GELU', 'Dropout']
+        >>> model.head
+        Linear(in_features=8, out_features=3, bias=True)
     """
     if isinstance(hidden_features, str | bytes) or not isinstance(hidden_features, Sequence):
         raise InvalidTypeError(

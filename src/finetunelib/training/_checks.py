@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,40 @@ from finetunelib.errors import (
     InvalidArgumentError,
     InvalidInputError,
     InvalidTargetError,
+    InvalidTypeError,
 )
 from finetunelib.models._example_input import first_layer
-from finetunelib.training._task import SupervisedTask, inputs_of, pair_of
+from finetunelib.training._supervised import (
+    ELEMENTWISE,
+    SupervisedTask,
+    call,
+    describe,
+    inputs_of,
+    split,
+)
+from finetunelib.training._task import Task
+
+
+def check_model(model: object) -> None:
+    """Raise when a model is none.
+
+    Raises:
+        InvalidTypeError: It is a class, or no module.
+    """
+    if not isinstance(model, nn.Module):
+        hint = f" Pass an object: {model.__name__}(...)." if isinstance(model, type) else ""
+        raise InvalidTypeError(f"`model` must be a torch.nn.Module, but is {model!r}.{hint}")
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Raise when one of some arguments, passed by name, is below its least value.
+
+    Raises:
+        InvalidArgumentError: One is.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
 
 
 def check_limits(epochs: int | None, max_steps: int | None) -> None:
@@ -29,16 +61,20 @@ def check_limits(epochs: int | None, max_steps: int | None) -> None:
     if epochs is None and max_steps is None:
         raise InvalidArgumentError("`fit` needs a limit: pass `epochs`, `max_steps` or both.")
     for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
+        ):
             raise InvalidArgumentError(
                 f"`{name}` must be a whole number of at least 1, but is {limit!r}."
             )
 
 
 def check_batch(
-    model: nn.Module, task: SupervisedTask, batch: Batch, all_targets: Tensor | None, name: str
+    model: nn.Module, task: Task, batch: Batch, all_targets: Tensor | None, name: str
 ) -> None:
     """Raise when the model or the loss cannot take a batch, after a dry run that leaves no trace.
+
+    A task of the user's own is not run for a check: what else it does, nobody here knows.
 
     Args:
         model: The model, on the batch's device.
@@ -49,48 +85,67 @@ def check_batch(
 
     Raises:
         InvalidInputError: The model cannot take the inputs.
-        InvalidTargetError: The default loss cannot take the targets.
+        InvalidTargetError: The loss cannot take the targets.
+        InvalidTypeError: The batch holds no targets.
     """
-    _, targets = pair_of(batch)
-    with random_state_preserved():
-        outputs = dry_run(model, task, batch, name)
+    if not isinstance(task, SupervisedTask):
+        return
+    _, targets = split(batch)
+    if not isinstance(targets, Tensor):
+        raise InvalidTypeError(
+            f"The targets of `{name}` must be a tensor, but are {describe(targets)}."
+        )
+    outputs = dry_run(model, batch, name)
     if task.default_loss:
-        check_class_targets(outputs, targets, targets if all_targets is None else all_targets, name)
+        _check_class_targets(
+            outputs, targets, targets if all_targets is None else all_targets, name
+        )
+    if isinstance(task.loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
+        raise InvalidTargetError(
+            f"The targets of `{name}` have the shape {tuple(targets.shape)} and the model's "
+            f"outputs {tuple(outputs.shape)}; {type(task.loss_fn).__name__} would silently compare "
+            "every one with every other. Give both one shape, such as with `targets.unsqueeze(1)`."
+        )
+    _check_loss_runs(task, outputs, targets, name)
 
 
-def dry_run(model: nn.Module, task: SupervisedTask, batch: Batch, name: str) -> Tensor:
+def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
     """Return the model's outputs for a batch in eval mode, or explain why there are none.
 
     Raises:
         InvalidInputError: The model cannot take the inputs.
     """
     inputs = inputs_of(batch)
-    found = first_layer(model)
-    hint = ""
-    if found is not None:
-        layer_name, layer = found
-        hint = f" The first layer, `{layer_name or type(model).__name__}`, is {layer}."
-        if not isinstance(layer, nn.Embedding) and not (
-            inputs.is_floating_point() or inputs.is_complex()
-        ):
-            raise InvalidInputError(
-                f"The inputs of `{name}` must be floating point, but their dtype is "
-                f"{inputs.dtype}.{hint} Convert them, for bytes with `inputs.float() / 255`."
-            )
+    hint = _check_dtype(model, inputs, name)
     try:
-        with evaluating(model):
-            return task.predict(model, batch)
+        with evaluating(model), random_state_preserved():
+            return call(model, inputs)
     except FinetuneLibError:
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InvalidInputError(
-            f"The model cannot take the inputs of `{name}`, of shape {tuple(inputs.shape)} and "
-            f"dtype {inputs.dtype}: {reason}.{hint}"
+            f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}.{hint}"
         ) from error
 
 
-def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: str) -> None:
+def _check_dtype(model: nn.Module, inputs: Any, name: str) -> str:
+    """Return a sentence about the first layer, and raise when it cannot take the dtype."""
+    found = first_layer(model)
+    if found is None or not isinstance(inputs, Tensor):
+        return ""
+    layer_name, layer = found
+    hint = f" The first layer, `{layer_name or type(model).__name__}`, is {layer}."
+    takes_indices = isinstance(layer, nn.Embedding)
+    if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
+        raise InvalidInputError(
+            f"The inputs of `{name}` must be floating point, but their dtype is "
+            f"{inputs.dtype}.{hint} Convert them, for bytes with `inputs.float() / 255`."
+        )
+    return hint
+
+
+def _check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: str) -> None:
     """Raise when targets are no class indices for these outputs.
 
     Args:
@@ -108,19 +163,19 @@ def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: 
             f"{tuple(outputs.shape)}. Pass `loss_fn`, such as nn.MSELoss(), for another task."
         )
     classes = outputs.shape[1]
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+    if targets.dtype != torch.int64:
         raise InvalidTargetError(
-            f"The targets of `{name}` must be class indices of dtype torch.int64, but are {kind}. "
-            "Convert indices with `.long()` and one-hot rows with `.argmax(1)`; pass "
-            "`loss_fn=nn.CrossEntropyLoss()` and `metrics={}` for class probabilities, and "
+            f"The targets of `{name}` must be class indices of dtype torch.int64, but are "
+            f"{targets.dtype}. Convert indices with `.long()` and one-hot rows with `.argmax(1)`; "
+            "pass `loss_fn=nn.CrossEntropyLoss()` for class probabilities, and "
             "`loss_fn=nn.MSELoss()` for regression."
         )
     expected = (outputs.shape[0], *outputs.shape[2:])
     if tuple(targets.shape) != expected:
         raise InvalidTargetError(
             f"The targets of `{name}` must have the shape {expected}, one class index for each "
-            f"row of logits {tuple(outputs.shape)}, but have {tuple(targets.shape)}."
+            f"row of logits {tuple(outputs.shape)}, but have {tuple(targets.shape)}. One-hot rows "
+            "become indices with `.argmax(1)`."
         )
     counted = values[values != nn.CrossEntropyLoss().ignore_index]
     if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
@@ -129,6 +184,33 @@ def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: 
             f"{classes} outputs, but they range from {int(counted.min())} to "
             f"{int(counted.max())}."
         )
+
+
+def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, name: str) -> None:
+    try:
+        with torch.no_grad(), random_state_preserved():
+            loss = task.loss(outputs, targets)
+    except FinetuneLibError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidTargetError(
+            f"`loss_fn(outputs, targets)` fails on outputs {_shapes(outputs)} and the targets of "
+            f"`{name}` {_shapes(targets)}: {reason}. The outputs come first."
+        ) from error
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        raise InvalidArgumentError(
+            f"`loss_fn` must return a scalar, the mean over the batch, but returned "
+            f"{describe(loss)}."
+        )
+
+
+def _shapes(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shapes(part)}" for key, part in value.items())
+    return describe(value)
 
 
 def first_of(batches: Iterator[Batch], name: str) -> Batch:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from finetunelib._preserve import evaluating
 from finetunelib._typing import Batch
-from finetunelib.data._batches import Batches
 from finetunelib.errors import EmptyDataError
 from finetunelib.training._device import to_device
 from finetunelib.training._metrics import Mean, Metric
-from finetunelib.training._task import StepOutput, SupervisedTask
+from finetunelib.training._precision import Precision
+from finetunelib.training._task import StepOutput, Task, checked
 
 
 class Measurement:
     """The loss and metrics over a pass, taken in batch by batch and read at its end."""
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, metrics: Mapping[str, Metric], prefix: str = "") -> None:
         self._loss = Mean()
         self._metrics = metrics
-        for metric in metrics.values():
+        self._prefix = prefix
+
+    def reset(self) -> None:
+        """Forget everything taken in."""
+        self._loss = Mean()
+        for metric in self._metrics.values():
             metric.reset()
 
     def update(self, output: StepOutput) -> None:
@@ -31,39 +38,66 @@ class Measurement:
         for metric in self._metrics.values():
             metric.update(output.outputs, output.targets)
 
-    def compute(self, prefix: str = "") -> dict[str, float]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what is measured."""
+        return tuple(f"{self._prefix}{name}" for name in ("loss", *self._metrics))
+
+    def compute(self) -> dict[str, float]:
         """Return every value under its name, the loss first."""
-        values = {f"{prefix}loss": self._loss.compute()}
-        for name, metric in self._metrics.items():
-            values[f"{prefix}{name}"] = float(metric.compute())
-        return values
+        values = [self._loss.compute(), *(m.compute() for m in self._metrics.values())]
+        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
 
-def evaluate(
-    model: nn.Module,
-    task: SupervisedTask,
-    batches: Iterator[Batch],
-    metrics: Mapping[str, Metric],
-    device: torch.device,
-    prefix: str = "",
-) -> dict[str, float]:
-    """Return the loss and metrics over batches, the model in eval mode and then restored."""
-    measurement = Measurement(metrics)
-    with evaluating(model):
-        for batch in batches:
-            measurement.update(task.step(model, to_device(batch, device)))
-    return measurement.compute(prefix)
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model and what it takes to apply it; the model is in eval mode meanwhile.
 
+    Attributes:
+        model: The user's model, whose modes are set and restored.
+        runner: The form of it that is called: itself, or a compiled one.
+    """
 
-def predict(
-    model: nn.Module, task: SupervisedTask, batches: Batches, device: torch.device
-) -> Tensor:
-    """Return the outputs over all batches on the CPU, in the order of the data."""
-    with evaluating(model):
-        # Each batch leaves the device at once, so that the device holds one batch's outputs.
-        outputs = [
-            task.predict(model, to_device(batch, device)).cpu() for batch in batches.in_order()
-        ]
-    if not outputs:
-        raise EmptyDataError("`data` yielded no batch, so there is nothing to predict.")
-    return torch.cat(outputs)
+    model: nn.Module
+    runner: nn.Module
+    task: Task
+    precision: Precision
+    device: torch.device
+
+    def evaluate(self, batches: Iterable[Batch], measurement: Measurement) -> dict[str, float]:
+        """Return the loss and metrics over batches."""
+        with evaluating(self.model), self.precision.autocast():
+            for batch in batches:
+                output = self.task.step(self.runner, to_device(batch, self.device))
+                measurement.update(checked(output, self.task))
+        return measurement.compute()
+
+    def predict(self, batches: Iterable[Batch], samples: int | None) -> Tensor:
+        """Return the outputs over all batches on the CPU, in the order of the data.
+
+        Args:
+            batches: The batches.
+            samples: How many samples they hold in all, where that is known; then the result is
+                written in place, and memory holds it once.
+
+        Raises:
+            EmptyDataError: There is no batch.
+        """
+        parts = self._outputs(batches)
+        first = next(parts, None)
+        if first is None:
+            raise EmptyDataError("`data` yielded no batch, so there is nothing to predict.")
+        if samples is None or first.dim() == 0:
+            return torch.cat([first, *parts])
+        result = first.new_empty((samples, *first.shape[1:]))
+        filled = 0
+        for part in chain([first], parts):
+            result[filled : filled + len(part)] = part
+            filled += len(part)
+        return result
+
+    def _outputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        with evaluating(self.model), self.precision.autocast():
+            for batch in batches:
+                # Each leaves the device at once, so that the device holds one batch's outputs.
+                yield self.task.predict(self.runner, to_device(batch, self.device)).cpu()

@@ -2,110 +2,133 @@
 
 with session:                                   # random states and modes, put back at the end
     for epoch in epochs left:
-        reseed(seed, epoch)
-        for batch in train: step(batch)
+        reseed(seed, epoch); callbacks
+        for window in train: step(window); callbacks; requests are carried out
         evaluate(val)
-        history.append(one row)
+        history.append(one row); callbacks
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
-
-import torch
-from torch import nn
+from itertools import chain, islice
 
 from finetunelib._preserve import derive_seed, random_state_preserved, reseed
 from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
+from finetunelib.training._callback import Callbacks
 from finetunelib.training._checks import check_batch, first_of
+from finetunelib.training._context import TrainContext
 from finetunelib.training._device import length_of, to_device
-from finetunelib.training._evaluation import Measurement, evaluate
-from finetunelib.training._history import History
-from finetunelib.training._metrics import Metric
+from finetunelib.training._evaluation import Evaluation, Measurement
 from finetunelib.training._session import session
-from finetunelib.training._state import TrainState
 from finetunelib.training._step import Step
-from finetunelib.training._task import SupervisedTask
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """One training: what it works on and what it reports to.
+    """One training: the parts that do the work, and what they report to.
 
     Attributes:
+        window_size: The micro-batches of one step.
         last_epoch: The epoch after which to stop.
         last_step: The step after which to stop, also inside an epoch.
     """
 
-    model: nn.Module
-    task: SupervisedTask
     step: Step
+    evaluation: Evaluation
     train: Batches
     val: Batches | None
-    metrics: dict[str, Metric]
-    device: torch.device
-    seed: int
-    state: TrainState
-    history: History
+    measured: Measurement
+    validated: Measurement
+    context: TrainContext
+    callbacks: Callbacks
     progress: Progress
+    seed: int
+    window_size: int
     last_epoch: float
     last_step: float
 
     def run(self) -> None:
-        """Train until a limit is reached."""
-        with session(self.model):
+        """Train until a limit is reached or a callback asks to stop."""
+        context = self.context
+        with session(context.model):
             self._check_validation_data()
-            first = True
-            while self.state.epoch < self.last_epoch and self.state.step < self.last_step:
-                self._run_epoch(first)
-                first = False
+            try:
+                self.callbacks.on_fit_start(context)
+                check: Callable[[Iterator[Batch]], Iterator[Batch]] = self._checked
+                while self._goes_on():
+                    self._run_epoch(check)
+                    check = iter
+            finally:
+                self.callbacks.on_fit_end(context)
+                context.optimizer.zero_grad()
 
-    def _run_epoch(self, first: bool) -> None:
+    def _goes_on(self) -> bool:
+        state = self.context.state
+        within = state.epoch < self.last_epoch and state.step < self.last_step
+        return within and self.context.stop_reason is None
+
+    def _run_epoch(self, check: Callable[[Iterator[Batch]], Iterator[Batch]]) -> None:
+        context, state = self.context, self.context.state
         started = time.perf_counter()
-        reseed(derive_seed(self.seed, self.state.epoch))
-        self.progress.start(self._title(), self.train.steps)
+        reseed(derive_seed(self.seed, state.epoch))
+        self.callbacks.on_epoch_start(context)
+        self.progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
         try:
-            row, samples = self._train_epoch(first)
+            samples = self._train_epoch(check(self.train.epoch(state.epoch)))
             trained = time.perf_counter()
-            if self.val is not None:
-                row |= evaluate(
-                    self.model, self.task, self.val.in_order(), self.metrics, self.device, "val_"
-                )
+            row = self.measured.compute() | self._validate()
         except BaseException:
             self.progress.abort()
             raise
-        self.state.epoch += 1
-        row |= {
-            "lr": float(self.step.optimizer.param_groups[0]["lr"]),
-            "seconds": time.perf_counter() - started,
-            "samples_per_second": samples / (trained - started),
-        }
-        self.history.append({"epoch": self.state.epoch, "step": self.state.step} | row)
+        state.epoch += 1
+        row["lr"] = float(context.optimizer.param_groups[0]["lr"])
+        row["seconds"] = time.perf_counter() - started
+        row["samples_per_second"] = samples / (trained - started)
+        context.history.append({"epoch": state.epoch, "step": state.step} | row)
+        self.step.schedule.after_epoch(row)
         self.progress.finish(self._line(row))
+        self.callbacks.on_epoch_end(context)
 
-    def _train_epoch(self, first: bool) -> tuple[dict[str, float], int]:
-        """Return the measurements over one epoch of steps, and how many samples it saw."""
-        measurement = Measurement(self.metrics)
+    def _train_epoch(self, batches: Iterator[Batch]) -> int:
+        """Take the steps of one epoch, and return how many samples they saw."""
+        context, state = self.context, self.context.state
+        self.measured.reset()
         samples = 0
-        batches = self.train.epoch(self.state.epoch)
-        for batch in self._checked(batches) if first else batches:
-            measurement.update(self.step(to_device(batch, self.device)))
-            samples += length_of(batch)
+        for window in self._windows(batches):
+            self.step(window, self.measured.update)
+            samples += sum(map(length_of, window))
             self.progress.advance()
-            if self.state.step >= self.last_step:
+            self.callbacks.on_step_end(context)
+            if state.step >= self.last_step or context.stop_reason is not None:
                 break
-        return measurement.compute("train_"), samples
+        return samples
+
+    def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of one update at a time, on the device."""
+        device = self.evaluation.device
+        while window := [to_device(batch, device) for batch in islice(batches, self.window_size)]:
+            yield window
+
+    def _validate(self) -> dict[str, float]:
+        if self.val is None:
+            return {}
+        self.validated.reset()
+        try:
+            self.callbacks.on_validation_start(self.context)
+            return self.evaluation.evaluate(self.val.in_order(), self.validated)
+        finally:
+            self.callbacks.on_validation_end(self.context)
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, the first one checked before it is used."""
+        """Return the batches, after the first one was checked."""
         first = first_of(batches, "train")
-        on_device = to_device(first, self.device)
-        check_batch(self.model, self.task, on_device, self.train.all_targets(), "train")
+        self._check(first, self.train, "train")
         return chain([first], batches)
 
     def _check_validation_data(self) -> None:
@@ -113,20 +136,26 @@ class Loop:
         if self.val is None or not self.val.replayable:
             return
         with random_state_preserved():
-            first = to_device(first_of(self.val.in_order(), "val"), self.device)
-        check_batch(self.model, self.task, first, self.val.all_targets(), "val")
+            first = first_of(self.val.in_order(), "val")
+        self._check(first, self.val, "val")
 
-    def _title(self) -> str:
-        epoch = self.state.epoch + 1
-        total = f"/{self.last_epoch:.0f}" if self.last_epoch != float("inf") else ""
-        return f"epoch {epoch}{total}"
+    def _check(self, first: Batch, batches: Batches, name: str) -> None:
+        on_device = to_device(first, self.evaluation.device)
+        targets = batches.all_targets()
+        check_batch(self.context.model, self.step.task, on_device, targets, name)
+
+    @property
+    def _steps(self) -> int | None:
+        batches = self.train.steps
+        return None if batches is None else math.ceil(batches / self.window_size)
+
+    @property
+    def _total(self) -> str:
+        return "" if math.isinf(self.last_epoch) else f"/{self.last_epoch:.0f}"
 
     def _line(self, row: dict[str, float]) -> str:
-        measured = [
-            f"{name} {value:.4f}"
-            for name, value in row.items()
-            if name.startswith(("train", "val"))
-        ]
-        epoch = self.state.epoch
-        total = f"/{self.last_epoch:.0f}" if self.last_epoch != float("inf") else ""
-        return f"epoch {epoch}{total}: {', '.join(measured)}, {row['seconds']:.1f} s"
+        names = (*self.measured.names, *self.validated.names)
+        values = [f"{name} {row[name]:.4f}" for name in names if name in row]
+        line = f"epoch {self.context.state.epoch}{self._total}: {', '.join(values)}"
+        reason = self.context.stop_reason
+        return f"{line}, {row['seconds']:.1f} s" + (f"; stopped: {reason}" if reason else "")

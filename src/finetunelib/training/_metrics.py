@@ -105,24 +105,42 @@ class MeanOf:
 
 
 class Mean:
-    """A weighted mean of tensors that stay on their device until it is read."""
+    """A weighted mean of scalar tensors that stay on their device until it is read."""
+
+    #: How many values are kept before they are summed, so that memory is bounded.
+    _CHUNK = 1024
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
         self._weights: list[Tensor | float] = []
+        self._sum = 0.0
+        self._weight = 0.0
 
     def add(self, value: Tensor, weight: Tensor | float) -> None:
-        """Take in one value. Nothing is computed here: a step should cost no more than it must."""
+        """Take in one value; as a rule it is only kept, since a step should cost little."""
         self._values.append(value)
         self._weights.append(weight)
+        if len(self._values) == self._CHUNK:
+            self._fold()
 
     def compute(self) -> float:
         """Return the mean in double precision, or nan when nothing was taken in."""
-        if not self._values:
-            return float("nan")
-        values = torch.stack(self._values).double().cpu()
-        weights = torch.tensor([float(weight) for weight in self._weights], dtype=torch.float64)
-        return float((values * weights).sum() / weights.sum())
+        if self._values:
+            self._fold()
+        weight = float(self._weight)
+        return float(self._sum) / weight if weight else float("nan")
+
+    def _fold(self) -> None:
+        values = torch.stack(self._values).to("cpu", torch.float64)
+        if all(isinstance(weight, Tensor) for weight in self._weights):
+            weights = torch.stack(self._weights).to("cpu", torch.float64)  # type: ignore[arg-type]
+        else:
+            weights = torch.tensor([float(w) for w in self._weights], dtype=torch.float64)
+        # A batch without weight has no mean: its nan is no part of the whole.
+        self._sum = self._sum + float((values * weights)[weights != 0].sum())
+        self._weight = self._weight + float(weights.sum())
+        self._values.clear()
+        self._weights.clear()
 
 
 def checked_metrics(metrics: Mapping[str, MetricLike]) -> dict[str, Metric]:
@@ -140,6 +158,11 @@ def checked_metrics(metrics: Mapping[str, MetricLike]) -> dict[str, Metric]:
             )
         if isinstance(metric, Metric):
             checked[name] = metric
+        elif missing := _half_a_metric(metric):
+            raise InvalidTypeError(
+                f"The metric {name!r} ({type(metric).__name__}) has no `{missing}`. A metric "
+                "object needs `update(outputs, targets)`, `compute()` and `reset()`."
+            )
         elif callable(metric):
             checked[name] = MeanOf(metric)
         else:
@@ -148,3 +171,10 @@ def checked_metrics(metrics: Mapping[str, MetricLike]) -> dict[str, Metric]:
                 "targets), or an object with `update(outputs, targets)`, `compute()` and `reset()`."
             )
     return checked
+
+
+def _half_a_metric(metric: object) -> str | None:
+    """Return what an object that has some methods of a metric lacks, or None for a function."""
+    methods = ("update", "compute", "reset")
+    missing = [name for name in methods if not callable(getattr(metric, name, None))]
+    return missing[0] if 0 < len(missing) < len(methods) else None

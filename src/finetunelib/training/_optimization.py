@@ -12,13 +12,14 @@ DEFAULT_LR = 0.01
 
 
 def check_optimizer(
-    optimizer: OptimizerFactory | torch.optim.Optimizer | None, lr: float | None
+    model: nn.Module, optimizer: OptimizerFactory | torch.optim.Optimizer | None, lr: float | None
 ) -> None:
     """Raise when the pair makes no sense, before anything is built of it.
 
     Raises:
         InvalidTypeError: `optimizer` is neither an optimizer nor makes one.
-        InvalidArgumentError: `lr` is negative, or given beside a ready optimizer.
+        InvalidArgumentError: `lr` is negative, or given beside a ready optimizer; or that
+            optimizer holds parameters of another model.
     """
     if lr is not None and not lr >= 0.0:
         raise InvalidArgumentError(f"`lr` must be at least 0, but is {lr}.")
@@ -28,6 +29,7 @@ def check_optimizer(
                 f"`lr` is {lr}, but the optimizer that was passed has learning rates of its own. "
                 "Leave `lr` out, or pass the optimizer's class."
             )
+        _check_covers(model, optimizer)
     elif optimizer is not None and not callable(optimizer):
         raise InvalidTypeError(
             "`optimizer` must be a torch.optim.Optimizer, its class, or a function "
@@ -44,14 +46,25 @@ def build_optimizer(
 
     A frozen parameter has no gradient, and every optimizer of torch passes over it; so what is
     frozen may change later without the optimizer's groups changing.
+
+    Raises:
+        InvalidArgumentError: A ready optimizer holds parameters of another model.
+        InvalidTypeError: The function returned no optimizer.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
+        _check_covers(model, optimizer)
         return optimizer
     groups = [{"params": list(model.parameters())}]
     rate = DEFAULT_LR if lr is None else lr
     if optimizer is None:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    return optimizer(groups, lr=rate)
+    made = optimizer(groups, lr=rate)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InvalidTypeError(
+            "`optimizer` must return a torch.optim.Optimizer, but returned "
+            f"{made!r} ({type(made).__name__})."
+        )
+    return made
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -66,4 +79,21 @@ def check_trainable(model: nn.Module) -> None:
         raise InvalidArgumentError(
             f"The model has no parameter to train: {state}. "
             "Unfreeze one, or replace the head with `freeze_and_replace_head`."
+        )
+
+
+def _check_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise when a ready optimizer would move tensors that are not the model's.
+
+    Raises:
+        InvalidArgumentError: It holds such a parameter.
+    """
+    ours = {id(parameter) for parameter in model.parameters()}
+    theirs = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = [tuple(parameter.shape) for parameter in theirs if id(parameter) not in ours]
+    if foreign:
+        raise InvalidArgumentError(
+            f"`optimizer` holds {len(foreign)} parameters that are not the model's, the first of "
+            f"shape {foreign[0]}; was it built before the head was replaced? Build it afterwards, "
+            "or pass its class and let the Trainer build it."
         )

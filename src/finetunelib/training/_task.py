@@ -1,13 +1,15 @@
-"""What is done with one batch: from inputs and targets to a loss."""
+"""What a training does with one batch: the base class that users extend."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from finetunelib._typing import Batch, LossFunction
-from finetunelib.errors import InvalidTargetError, InvalidTypeError
+from finetunelib._typing import Batch
+from finetunelib.errors import InvalidTypeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,92 +17,91 @@ class StepOutput:
     """What a task made of one batch.
 
     Attributes:
-        loss: The mean loss of the batch, a scalar that has a gradient.
-        outputs: The model's outputs, detached.
-        targets: What the outputs should have been.
-        weight: What the loss is a mean over, such as the number of samples.
+        loss: The mean loss of the batch: a scalar with a gradient.
+        outputs: What the metrics get as outputs; as a rule `(batch, ...)`, detached.
+        targets: What the metrics get as targets.
+        weight: What `loss` is a mean over: the number of samples or tokens, or the sum of the
+            class weights. Losses and gradients of several batches are averaged by it.
+
+    Example:
+        >>> import torch
+        >>> from finetunelib.training import StepOutput
+        >>> outputs, targets = torch.zeros(2, 1), torch.ones(2, 1)
+        >>> StepOutput((outputs - targets).square().mean(), outputs, targets, weight=2).loss
+        tensor(1.)
     """
 
     loss: Tensor
-    outputs: Tensor
-    targets: Tensor
+    outputs: Any  # Any: a task and its metrics agree on the structure between themselves.
+    targets: Any
     weight: Tensor | float
 
 
-class SupervisedTask:
-    """The usual task: outputs from inputs, and a loss that compares them with targets."""
+class Task(ABC):
+    """What is done with one batch: extend it where inputs and targets are not a plain pair.
 
-    def __init__(self, loss_fn: LossFunction | None) -> None:
-        self.default_loss = loss_fn is None
-        self._loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+    The model is passed in by the Trainer (it may be a compiled or wrapped form of the user's
+    own), already in the right mode, and the batch is on its device.
 
+    Example:
+        A model of two inputs, compared with targets by the distance of its outputs:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from finetunelib import Trainer
+        >>> from finetunelib.training import StepOutput, Task
+        >>> class TwoInputs(Task):
+        ...     def step(self, model, batch):
+        ...         left, right, targets = batch
+        ...         outputs = model(left, right)
+        ...         loss = nn.functional.mse_loss(outputs, targets)
+        ...         return StepOutput(loss, outputs.detach(), targets, weight=len(targets))
+        >>> batches = [(torch.ones(4, 2), torch.ones(4, 3), torch.ones(4, 5))] * 3
+        >>> trainer = Trainer(nn.Bilinear(2, 3, 5), task=TwoInputs(), progress=False)
+        >>> len(trainer.fit(batches, epochs=2))
+        2
+    """
+
+    @abstractmethod
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Run the model on a batch of (inputs, targets) and compute the loss.
+        """Compute the loss of a batch.
 
-        Raises:
-            InvalidTypeError: The batch is no pair, or the model's output no tensor.
-            InvalidTargetError: A class index is outside the classes.
+        Args:
+            model: The model to call.
+            batch: A batch of the data, on the model's device.
+
+        Returns:
+            The loss, and what metrics need.
         """
-        inputs, targets = pair_of(batch)
-        outputs = tensor_of(model(inputs))
-        try:
-            loss = self._loss_fn(outputs, targets)
-        except IndexError as error:
-            raise InvalidTargetError(
-                f"A target lies outside the model's {outputs.shape[1]} classes: {error} "
-                f"Targets must be in 0 to {outputs.shape[1] - 1}."
-            ) from error
-        return StepOutput(loss, outputs.detach(), targets, _weight(self._loss_fn, targets))
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run the model on a batch of (inputs, targets) or of inputs alone."""
-        return tensor_of(model(inputs_of(batch)))
+        """Compute the outputs of a batch; those of `step`, where this is not extended.
+
+        Args:
+            model: The model to call.
+            batch: A batch of the data, on the model's device; it may lack targets.
+
+        Returns:
+            The outputs, `(batch, ...)`.
+        """
+        outputs: Tensor = self.step(model, batch).outputs
+        return outputs
 
 
-def pair_of(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets of a batch.
+def checked(output: object, task: Task) -> StepOutput:
+    """Return what a task returned, which must be a `StepOutput` with a scalar loss.
 
     Raises:
-        InvalidTypeError: The batch is not a pair.
+        InvalidTypeError: It is something else.
     """
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise InvalidTypeError(
-        f"A batch must be a pair (inputs, targets), but is {describe(batch)}. "
-        "Let the dataset yield pairs, or the loader collate them."
-    )
-
-
-def inputs_of(batch: Batch) -> Tensor:
-    """Return the inputs of a batch that may hold targets too."""
-    if isinstance(batch, tuple | list):
-        batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise InvalidTypeError(f"The inputs must be a tensor, but are {describe(batch)}.")
-    return batch
-
-
-def tensor_of(output: object) -> Tensor:
-    """Return a model's output, which must be a tensor."""
-    if isinstance(output, Tensor):
+    if isinstance(output, StepOutput) and output.loss.dim() == 0:
         return output
-    raise InvalidTypeError(f"The model must return a tensor, but returned {describe(output)}.")
-
-
-def describe(value: object) -> str:
-    """Return a few words about what a value is."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of length {len(value)}"
-    return f"of type {type(value).__name__}"
-
-
-def _weight(loss_fn: LossFunction, targets: Tensor) -> Tensor | float:
-    """Return what the mean of `loss_fn` divides by, as far as a loss tells."""
-    if isinstance(loss_fn, nn.CrossEntropyLoss) and not targets.is_floating_point():
-        if loss_fn.weight is not None:
-            counted = targets[targets != loss_fn.ignore_index]
-            return loss_fn.weight[counted].sum()
-        return (targets != loss_fn.ignore_index).sum()
-    return len(targets)
+    found = (
+        f"a loss of shape {tuple(output.loss.shape)}; reduce it to its mean"
+        if isinstance(output, StepOutput)
+        else f"{type(output).__name__}"
+    )
+    raise InvalidTypeError(
+        f"`{type(task).__name__}.step` must return a StepOutput with a scalar loss, but returned "
+        f"{found}."
+    )

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
 from finetunelib._typing import Data, LossFunction, OptimizerFactory
 from finetunelib.data._batches import Batches
 from finetunelib.data._dispatch import as_batches
-from finetunelib.errors import InvalidArgumentError, InvalidTypeError
-from finetunelib.training._checks import check_batch, check_limits, dry_run, first_of
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._callback import Callback, Callbacks, check_callbacks
+from finetunelib.training._checks import (
+    check_at_least,
+    check_batch,
+    check_limits,
+    check_model,
+    dry_run,
+    first_of,
+)
+from finetunelib.training._context import TrainContext
 from finetunelib.training._device import choose_device, to_device
-from finetunelib.training._evaluation import evaluate, predict
+from finetunelib.training._evaluation import Evaluation, Measurement
+from finetunelib.training._gradients import choose_clipping
 from finetunelib.training._history import History
 from finetunelib.training._loop import Loop
 from finetunelib.training._metrics import Accuracy, MetricLike, checked_metrics
 from finetunelib.training._optimization import build_optimizer, check_optimizer, check_trainable
+from finetunelib.training._precision import PrecisionName, choose_precision
+from finetunelib.training._schedule import (
+    Interval,
+    NoSchedule,
+    SchedulerFactory,
+    build_schedule,
+    check_scheduler,
+)
 from finetunelib.training._state import TrainState
 from finetunelib.training._step import Step
-from finetunelib.training._task import SupervisedTask
+from finetunelib.training._supervised import SupervisedTask, choose_task
+from finetunelib.training._task import Task
 
 
 class Trainer:
@@ -48,16 +69,37 @@ class Trainer:
             ready optimizer. `None` is SGD with momentum 0.9. It is built at the first `fit`, over
             all parameters, frozen ones included.
         lr: The learning rate. `None` is 0.01; an error beside a ready optimizer.
+        lr_scheduler: A function from the optimizer to a scheduler of torch. ReduceLROnPlateau
+            sees the validation loss, or the training loss where there is no validation.
+        lr_scheduler_interval: Whether the scheduler moves after every `"epoch"` or `"step"`.
         metrics: Measures by name: functions (outputs, targets) -> value, averaged over samples,
-            or objects with `update(outputs, targets)`, `compute()` and `reset()`. `None` is
-            accuracy where the loss is the default, and nothing elsewhere.
+            or objects with `update(outputs, targets)`, `compute()` and `reset()`, such as those
+            of torchmetrics. `None` is accuracy where loss and task are the default, and nothing
+            elsewhere; `{}` switches metrics off.
+        callbacks: What else happens during a training, in the order of the calls.
         batch_size: The samples in a batch, where the Trainer makes the batches. At least 1.
         num_workers: The processes that read a Dataset; 0 reads it in this one.
         device: Where to run: `"auto"` (an accelerator where there is one), or torch's name of it.
+        precision: `"fp32"`, or mixed precision: `"bf16-mixed"`, or `"fp16-mixed"` with a scaled
+            loss.
+        gradient_accumulation_steps: How many batches make one update. Their gradients equal
+            those of one large batch, also in a short last update and with a weighted loss.
+        max_grad_norm: The norm to which the gradients of an update are clipped; `None` does not.
+        compile: Whether to run a form of the model compiled by `torch.compile`. It shares the
+            parameters; `trainer.model` and the names in its state dict stay as they are.
         seed: Decides the order of the data and all randomness of training, together with the
             number of the epoch. `fit` leaves the caller's random states as they were.
+        task: What to do with a batch, where it is neither a pair (inputs, targets) nor a mapping
+            with `labels`. It computes the loss itself, so `loss_fn` is an error beside it.
         progress: Whether to report: with a bar on a terminal or in a notebook, with one line an
             epoch on stderr elsewhere.
+
+    Attributes:
+        model: The user's model.
+        optimizer: The optimizer, `None` before the first `fit`.
+        history: The measurements of every epoch so far.
+        state: The counters of epochs and steps.
+        device: Where the training runs.
 
     Raises:
         InvalidTypeError: An argument is of the wrong kind.
@@ -74,49 +116,61 @@ class Trainer:
         True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the one long list, and a closed one
         self,
         model: nn.Module,
         *,
         loss_fn: LossFunction | None = None,
         optimizer: OptimizerFactory | torch.optim.Optimizer | None = None,
         lr: float | None = None,
+        lr_scheduler: SchedulerFactory | LRScheduler | None = None,
+        lr_scheduler_interval: Interval = "epoch",
         metrics: Mapping[str, MetricLike] | None = None,
+        callbacks: Sequence[Callback] = (),
         batch_size: int = 64,
         num_workers: int = 0,
         device: str | torch.device = "auto",
+        precision: PrecisionName = "fp32",
+        gradient_accumulation_steps: int = 1,
+        max_grad_norm: float | None = None,
+        compile: bool = False,  # noqa: A002 - torch's own word for it
         seed: int = 0,
+        task: Task | None = None,
         progress: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            hint = f" Pass an object: {model.__name__}(...)." if isinstance(model, type) else ""
-            raise InvalidTypeError(f"`model` must be a torch.nn.Module, but is {model!r}.{hint}")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
-        if loss_fn is not None and not callable(loss_fn):
-            raise InvalidTypeError(
-                "`loss_fn` must be a function (outputs, targets) -> loss, but is "
-                f"{loss_fn!r} ({type(loss_fn).__name__})."
-            )
-        check_optimizer(optimizer, lr)
+        check_model(model)
+        check_at_least(
+            1, batch_size=batch_size, gradient_accumulation_steps=gradient_accumulation_steps
+        )
+        check_at_least(0, num_workers=num_workers)
+        check_optimizer(model, optimizer, lr)
+        check_scheduler(lr_scheduler, lr_scheduler_interval, optimizer)
+        self._task = choose_task(task, loss_fn)
         if metrics is None:
-            metrics = {"accuracy": Accuracy()} if loss_fn is None else {}
+            metrics = {"accuracy": Accuracy()} if task is None and loss_fn is None else {}
+        self._metrics = checked_metrics(metrics)
+        self._callbacks = check_callbacks(callbacks)
+        self._clip = choose_clipping(max_grad_norm)
 
         self.model = model
         self.device: torch.device = choose_device(device)
         self.history: History = History()
         self.state: TrainState = TrainState()
-        #: The optimizer, from the first `fit` on.
         self.optimizer: torch.optim.Optimizer | None = None
         self._make_optimizer = optimizer
         self._lr = lr
-        self._task = SupervisedTask(loss_fn)
-        self._metrics = checked_metrics(metrics)
+        self._make_schedule = lr_scheduler
+        self._interval: Interval = lr_scheduler_interval
+        self._schedule = NoSchedule()
+        self._precision = choose_precision(precision, self.device)
+        self._window_size = gradient_accumulation_steps
         self._batch_size = batch_size
         self._num_workers = num_workers
         self._seed = seed
         self._progress = progress
+        # The compiled form shares the parameters; compiling happens at its first call.
+        runner = cast("nn.Module", torch.compile(model)) if compile else model
+        self._evaluation = Evaluation(model, runner, self._task, self._precision, self.device)
 
     def fit(
         self,
@@ -169,21 +223,32 @@ class Trainer:
                     f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
                 )
 
-        self.model.to(self.device)
-        if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model, self._make_optimizer, self._lr)
+        optimizer = self._prepare()
+        measured = Measurement(self._metrics, "train_")
+        validated = Measurement(self._metrics if val_batches else {}, "val_")
+        context = TrainContext(
+            self.model,
+            optimizer,
+            self.state,
+            self.history,
+            measures=(
+                *measured.names,
+                *(validated.names if val_batches else ()),
+                *("lr", "seconds", "samples_per_second"),
+            ),
+        )
         Loop(
-            model=self.model,
-            task=self._task,
-            step=Step(self.model, self._task, self.optimizer, self.state),
+            step=self._step(optimizer),
+            evaluation=self._evaluation,
             train=train_batches,
             val=val_batches,
-            metrics=self._metrics,
-            device=self.device,
-            seed=self._seed,
-            state=self.state,
-            history=self.history,
+            measured=measured,
+            validated=validated,
+            context=context,
+            callbacks=Callbacks(self._callbacks),
             progress=choose_progress(self._progress),
+            seed=self._seed,
+            window_size=self._window_size,
             last_epoch=math.inf if epochs is None else self.state.epoch + epochs,
             last_step=math.inf if max_steps is None else self.state.step + max_steps,
         ).run()
@@ -217,7 +282,7 @@ class Trainer:
             if batches.replayable:
                 first = to_device(first_of(batches.in_order(), "data"), self.device)
                 check_batch(self.model, self._task, first, batches.all_targets(), "data")
-            return evaluate(self.model, self._task, batches.in_order(), self._metrics, self.device)
+            return self._evaluation.evaluate(batches.in_order(), Measurement(self._metrics))
 
     def predict(self, data: Data) -> Tensor:
         """Compute the model's outputs for data, in eval mode and without gradients.
@@ -244,10 +309,10 @@ class Trainer:
         batches = self._batches(data, "data", inputs_only=True)
         self.model.to(self.device)
         with random_state_preserved():
-            if batches.replayable:
+            if batches.replayable and isinstance(self._task, SupervisedTask):
                 first = to_device(first_of(batches.in_order(), "data"), self.device)
-                dry_run(self.model, self._task, first, "data")
-            return predict(self.model, self._task, batches, self.device)
+                dry_run(self.model, first, "data")
+            return self._evaluation.predict(batches.in_order(), batches.samples)
 
     def _batches(self, data: Data, name: str, *, inputs_only: bool = False) -> Batches:
         return as_batches(
@@ -256,5 +321,27 @@ class Trainer:
             batch_size=self._batch_size,
             num_workers=self._num_workers,
             seed=self._seed,
+            pin_memory=self.device.type == "cuda",
             inputs_only=inputs_only,
+        )
+
+    def _prepare(self) -> torch.optim.Optimizer:
+        """Move the model to its device, and build the optimizer and its schedule once."""
+        self.model.to(self.device)
+        if self.optimizer is None:
+            optimizer = build_optimizer(self.model, self._make_optimizer, self._lr)
+            self._schedule = build_schedule(self._make_schedule, self._interval, optimizer)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> Step:
+        return Step(
+            model=self._evaluation.runner,
+            task=self._task,
+            optimizer=optimizer,
+            precision=self._precision,
+            clip=self._clip,
+            schedule=self._schedule,
+            state=self.state,
+            parameters=[p for group in optimizer.param_groups for p in group["params"]],
         )

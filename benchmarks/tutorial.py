@@ -1,0 +1,56 @@
+"""Seconds of examples/mnist.py beside the tutorial's own script, as a ratio of paired runs.
+
+    FINETUNELIB_DATA=... python benchmarks/tutorial.py [--epochs 10] [--rounds 1]
+
+The scripts run one after the other on the same data, as programs, imports included. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def seconds(*command: str) -> float:
+    """Return how long a program takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run both scripts `rounds` times in turn and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    data = os.environ.get("FINETUNELIB_DATA", "data")
+    theirs, ours = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.rounds):
+            script = str(ROOT / "benchmarks" / "tutorial_script.py")
+            theirs.append(seconds(script, data, folder, str(options.epochs)))
+            example = str(ROOT / "examples" / "mnist.py")
+            arguments = ("--dataset", "mnist", "--data-dir", data, "--output-dir", folder)
+            ours.append(seconds(example, *arguments, "--epochs", str(options.epochs)))
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    result = {
+        "epochs": options.epochs,
+        "tutorial_seconds": statistics.median(theirs),
+        "example_seconds": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+    }
+    print(json.dumps({name: round(value, 3) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()

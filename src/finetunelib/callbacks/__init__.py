@@ -1,0 +1,10 @@
+"""The callbacks that ship; users write their own against `finetunelib.training.Callback`."""
+
+from finetunelib.callbacks._early_stopping import EarlyStopping
+from finetunelib.callbacks._ema import EMA
+from finetunelib.callbacks._loggers import CSVLogger, TensorBoardLogger
+
+__all__ = ["EMA", "CSVLogger", "EarlyStopping", "TensorBoardLogger"]
+
+for _public in (EMA, CSVLogger, EarlyStopping, TensorBoardLogger):
+    _public.__module__ = __name__

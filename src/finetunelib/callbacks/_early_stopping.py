@@ -1,0 +1,94 @@
+"""Stopping when a measurement no longer improves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finetunelib.callbacks._improvement import Improvement, Mode
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.training import Callback, TrainContext
+
+
+class EarlyStopping(Callback):
+    """Stops a training when a measurement has not improved for some epochs.
+
+    A value that is not finite never counts as an improvement.
+
+    Args:
+        monitor: The column of the history to look at.
+        patience: The epochs without improvement after which to stop, at least 1.
+        min_delta: By how much a value has to be better to count, at least 0.
+        mode: Whether `"min"` or `"max"` is better; `None` takes less for names that end in
+            `loss`, and more for others.
+        restore_best: Whether the model gets the weights of its best epoch back at the end of
+            `fit`. They are kept in memory, on the model's device.
+
+    Attributes:
+        best_epoch: The number of the best epoch, 0 before the first.
+
+    Raises:
+        InvalidArgumentError: `patience` is below 1, `min_delta` negative, or `mode` unknown.
+
+    Example:
+        >>> import torch
+        >>> from finetunelib import Trainer, build_mlp
+        >>> from finetunelib.callbacks import EarlyStopping
+        >>> data = (torch.randn(20, 4), torch.randint(0, 2, (20,)))
+        >>> stop = EarlyStopping("val_loss", patience=2, min_delta=10.0)
+        >>> trainer = Trainer(build_mlp(4, [], 2), callbacks=[stop], progress=False)
+        >>> len(trainer.fit(data, data, epochs=50))
+        3
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Mode | None = None,
+        restore_best: bool = False,
+    ) -> None:
+        if patience < 1:
+            raise InvalidArgumentError(f"`patience` must be at least 1, but is {patience}.")
+        self._improvement = Improvement(monitor, mode, min_delta)
+        self._patience = patience
+        self._restore_best = restore_best
+        self._best_weights: dict[str, Tensor] = {}
+        self._waited = 0
+        self.best_epoch: int = 0
+
+    @property
+    def best(self) -> float:
+        """The best value so far, nan before the first finite one."""
+        return self._improvement.best
+
+    def on_fit_start(self, context: TrainContext) -> None:
+        """Check that the measurement will be made, and begin to wait anew."""
+        self._improvement.check_measured(context.measures)
+        self._waited = 0
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        """Compare the epoch with the best one."""
+        monitor = self._improvement.monitor
+        if self._improvement.update(context.history.rows[-1][monitor]):
+            self._waited = 0
+            self.best_epoch = context.state.epoch
+            if self._restore_best:
+                state = context.model.state_dict()
+                self._best_weights = {name: value.clone() for name, value in state.items()}
+            return
+        self._waited += 1
+        if self._waited >= self._patience:
+            context.request_stop(
+                f"{monitor} has not improved on {self.best:.4g} for {self._waited} epochs"
+            )
+
+    def on_fit_end(self, context: TrainContext) -> None:
+        """Give the model its best weights back."""
+        if self._best_weights:
+            state = context.model.state_dict()
+            with torch.no_grad():
+                for name, value in self._best_weights.items():
+                    state[name].copy_(value)

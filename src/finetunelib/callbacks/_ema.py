@@ -1,0 +1,126 @@
+"""An exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.training import Callback, TrainContext
+
+
+class EMA(Callback):
+    """Keeps a moving average of the weights, which often generalises better than the last ones.
+
+    After each update, `average = decay * average + (1 - decay) * weight`, for parameters and for
+    floating-point buffers (BatchNorm's statistics); other buffers are taken as they are. In
+    validation the model has the averages, and gets its own weights back afterwards, so that
+    training never sees them. Frozen tensors keep their bits.
+
+    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992;
+    with a constant decay as in Tarvainen and Valpola, "Mean teachers", 2017. The average starts
+    at the weights at hand, without correction of the start.
+
+    Args:
+        decay: The share of the average that stays at an update, in [0, 1). An average over the
+            last n updates has a decay of about 1 - 1/n.
+
+    Raises:
+        InvalidArgumentError: `decay` is outside [0, 1).
+
+    Example:
+        Outside of a Trainer, call `update` after each step; `applied` lends the averages to the
+        model, to measure, save or export it:
+
+        >>> import torch
+        >>> from finetunelib import build_mlp
+        >>> from finetunelib.callbacks import EMA
+        >>> model, ema = build_mlp(4, [], 2), EMA(decay=0.5)
+        >>> torch.nn.init.zeros_(model.head.bias).sum().item()
+        0.0
+        >>> ema.update(model)
+        >>> torch.nn.init.ones_(model.head.bias).sum().item()
+        2.0
+        >>> ema.update(model)
+        >>> with ema.applied(model):
+        ...     print(model.head.bias.tolist())
+        [0.5, 0.5]
+        >>> model.head.bias.tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise InvalidArgumentError(f"`decay` must be in [0, 1), but is {decay}.")
+        self.decay: float = decay
+        self._averages: dict[str, Tensor] = {}
+        self._lent = contextlib.ExitStack()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights at hand into the average; the first time, begin with them.
+
+        Args:
+            model: The same model each time.
+        """
+        weights = _tensors(model)
+        if not self._averages:
+            self._averages = {name: tensor.clone() for name, tensor in weights.items()}
+            return
+        for name, tensor in weights.items():
+            if tensor.is_floating_point():
+                self._averages[name].lerp_(tensor, 1.0 - self.decay)
+            else:
+                self._averages[name].copy_(tensor)
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Give the model the averages for a block, and its own weights back at its end.
+
+        Args:
+            model: The model that was averaged.
+
+        Raises:
+            InvalidArgumentError: There is no average yet.
+        """
+        if not self._averages:
+            raise InvalidArgumentError(
+                "There is no average yet. Call `update(model)`, or train with this callback first."
+            )
+        weights = _tensors(model)
+        own = {name: tensor.clone() for name, tensor in weights.items()}
+        _copy(self._averages, weights)
+        try:
+            yield
+        finally:
+            _copy(own, weights)
+
+    def on_fit_start(self, context: TrainContext) -> None:
+        """Begin with the weights at hand, or go on with the average of an earlier `fit`."""
+        if not self._averages:
+            self.update(context.model)
+
+    def on_step_end(self, context: TrainContext) -> None:
+        """Take the new weights into the average."""
+        self.update(context.model)
+
+    def on_validation_start(self, context: TrainContext) -> None:
+        """Lend the averages to the model."""
+        self._lent.enter_context(self.applied(context.model))
+
+    def on_validation_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
+        """Give the model its own weights back."""
+        self._lent.close()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

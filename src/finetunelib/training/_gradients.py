@@ -1,0 +1,74 @@
+"""What happens to gradients between the backward pass and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib.errors import InvalidArgumentError
+
+
+class WindowMean:
+    """Makes the gradients of several micro-batches those of one large batch.
+
+    Each loss is a mean over its own weight (samples, tokens, class weights), so that gradients
+    are summed times weight and divided once. Weights are taken relative to the first one's: the
+    gradients of a window of one are not touched, and equal the plain loop's bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self._first: Tensor | float | None = None
+        self._total: Tensor | float = 1.0
+
+    def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:
+        """Return a micro-batch's part of the window's loss, not yet divided."""
+        if self._first is None:
+            self._first = weight
+            return loss
+        relative = weight / self._first
+        self._total = self._total + relative
+        return loss * relative
+
+    def finish(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the summed gradients by the summed weight."""
+        if isinstance(self._total, float) and self._total == 1.0:
+            return  # A window of one.
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(self._total)
+
+
+class NoClipping:
+    """Leaves gradients as they are."""
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None: ...
+
+
+class NormClipping(NoClipping):
+    """Scales all gradients down together where their norm is too large.
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
+    networks", 2013, by `torch.nn.utils.clip_grad_norm_`.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self._max_norm = max_norm
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients in place."""
+        torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+
+
+def choose_clipping(max_norm: float | None) -> NoClipping:
+    """Return what clips gradients to a norm; `None` clips nothing.
+
+    Raises:
+        InvalidArgumentError: The norm is not above 0.
+    """
+    if max_norm is None:
+        return NoClipping()
+    if not max_norm > 0.0:
+        raise InvalidArgumentError(f"`max_grad_norm` must be above 0, but is {max_norm}.")
+    return NormClipping(max_norm)

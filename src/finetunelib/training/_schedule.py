@@ -1,0 +1,115 @@
+"""Learning-rate schedules: torch's own, stepped at the right moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+
+#: A function from the optimizer to a schedule, or a schedule of the ready optimizer.
+SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
+Interval: TypeAlias = Literal["step", "epoch"]
+
+
+class NoSchedule:
+    """Keeps the learning rate as it is."""
+
+    def after_step(self) -> None: ...
+
+    def after_epoch(self, row: Mapping[str, float]) -> None: ...
+
+
+class StepSchedule(NoSchedule):
+    """Moves the learning rate after every update."""
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self._scheduler = scheduler
+
+    def after_step(self) -> None:
+        """Move on by one step."""
+        self._scheduler.step()
+
+
+class EpochSchedule(NoSchedule):
+    """Moves the learning rate after every epoch."""
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self._scheduler = scheduler
+
+    def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - what others look at
+        """Move on by one epoch."""
+        self._scheduler.step()
+
+
+class PlateauSchedule(NoSchedule):
+    """Lowers the learning rate when the validation loss (else the training loss) stagnates."""
+
+    def __init__(self, scheduler: ReduceLROnPlateau) -> None:
+        self._scheduler = scheduler
+
+    def after_epoch(self, row: Mapping[str, float]) -> None:
+        """Show the schedule how the epoch went."""
+        self._scheduler.step(row.get("val_loss", row["train_loss"]))
+
+
+def check_scheduler(scheduler: object, interval: str, optimizer: object) -> None:
+    """Raise when these make no sense together, before anything is built of them.
+
+    Args:
+        scheduler: What the user passed as `lr_scheduler`.
+        interval: What the user passed as `lr_scheduler_interval`.
+        optimizer: What the user passed as `optimizer`.
+
+    Raises:
+        InvalidArgumentError: The interval is unknown, or the schedule is of another optimizer.
+        InvalidTypeError: The schedule is no function of an optimizer.
+    """
+    if interval not in ("step", "epoch"):
+        raise InvalidArgumentError(
+            f'`lr_scheduler_interval` must be "step" or "epoch", but is {interval!r}.'
+        )
+    if isinstance(scheduler, LRScheduler):
+        if scheduler.optimizer is not optimizer:
+            raise InvalidArgumentError(
+                f"`lr_scheduler` is a {type(scheduler).__name__} of another optimizer, whose "
+                "learning rate it would move without any effect here. Pass a function: "
+                f"`lr_scheduler=lambda optimizer: {type(scheduler).__name__}(optimizer, ...)`."
+            )
+    elif scheduler is not None and not callable(scheduler):
+        raise InvalidTypeError(
+            "`lr_scheduler` must be a function from an optimizer to a scheduler of torch, but is "
+            f"{scheduler!r} ({type(scheduler).__name__})."
+        )
+
+
+def build_schedule(
+    scheduler: SchedulerFactory | LRScheduler | None,
+    interval: Interval,
+    optimizer: torch.optim.Optimizer,
+) -> NoSchedule:
+    """Return the schedule for an optimizer.
+
+    Raises:
+        InvalidTypeError: The function returned something else than a schedule.
+        InvalidArgumentError: A schedule that needs an epoch's loss is to be stepped per update.
+    """
+    if scheduler is None:
+        return NoSchedule()
+    made = scheduler if isinstance(scheduler, LRScheduler) else scheduler(optimizer)
+    if isinstance(made, ReduceLROnPlateau):
+        if interval == "step":
+            raise InvalidArgumentError(
+                "ReduceLROnPlateau looks at the loss of an epoch, but `lr_scheduler_interval` is "
+                '"step". Pass "epoch".'
+            )
+        return PlateauSchedule(made)
+    if not isinstance(made, LRScheduler):
+        raise InvalidTypeError(
+            "`lr_scheduler` must return a scheduler of torch, but returned "
+            f"{made!r} ({type(made).__name__})."
+        )
+    return StepSchedule(made) if interval == "step" else EpochSchedule(made)
