@@ -48,6 +48,8 @@ autodoc_type_aliases = {
         "ModelInputs",
         "NewHead",
         "OptimizerFactory",
+        "SchedulerFactory",
+        "SizedDataset",
         "StrPath",
         "TensorLike",
     )
@@ -69,7 +71,7 @@ nitpick_ignore_regex = [
     (r"py:.*", "|".join(autodoc_type_aliases)),
     (r"py:.*", r"(Exception|ValueError|TypeError|LookupError|OSError|RuntimeError)"),
     (r"py:.*", r"(FileNotFoundError|ImportError)"),
-    (r"py:.*", r"finetunelib\..*\._.*|contextlib\.ExitStack|ExitStack"),
+    (r"py:.*", r"finetunelib\.(.*\.)?_.*|contextlib\.ExitStack|ExitStack"),
 ]
 nitpicky = True
 # A name in single backticks, as docstrings write it, is code.

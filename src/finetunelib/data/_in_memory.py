@@ -67,7 +67,7 @@ def in_memory(
         progress: Whether to show how far the reading is, and how much memory it takes.
 
     Returns:
-        The dataset in memory. dtypes stay: bytes stay bytes.
+        The dataset in memory, in the dtypes of the samples (bytes stay bytes).
 
     Raises:
         EmptyDataError: The dataset is empty.
