@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,10 +35,12 @@ def choose_device(device: str | torch.device) -> torch.device:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return a batch with every tensor in it on `device`; its structure stays."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, tuple | list):
-        return type(batch)([to_device(part, device) for part in batch])
-    if isinstance(batch, dict):
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, (tuple, list)):
+        parts = [to_device(part, device) for part in batch]
+        # A named tuple takes its parts one by one.
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):
         return {key: to_device(part, device) for key, part in batch.items()}
     return batch
 
@@ -45,9 +48,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def length_of(batch: Any) -> int:
     """Return the number of samples in a batch: the rows of its first tensor, or 0."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 0
-    if isinstance(batch, dict):
+        return batch.shape[0] if batch.dim() else 0
+    if isinstance(batch, Mapping):
         batch = list(batch.values())
-    if isinstance(batch, tuple | list):
-        return next((n for n in map(length_of, batch) if n), 0)
+    if isinstance(batch, (tuple, list)):
+        for part in batch:
+            if length := length_of(part):
+                return length
     return 0

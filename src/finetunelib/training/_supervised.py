@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class SupervisedTask(Task):
 
     def __init__(self, loss_fn: LossFunction | None) -> None:
         self.default_loss = loss_fn is None
-        self.loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+        self.loss_fn: LossFunction = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+        self._weight = _weight_of(self.loss_fn)
         reduction = getattr(self.loss_fn, "reduction", "mean")
         if reduction != "mean":
             raise InvalidArgumentError(
@@ -59,17 +60,25 @@ class SupervisedTask(Task):
                 f"Targets must be in 0 to {outputs.shape[1] - 1}."
             ) from error
 
-    def _weight(self, targets: Tensor) -> Tensor | float:
-        """Return what the mean of the loss divides by."""
-        loss_fn = self.loss_fn
-        if isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss):
-            if targets.is_floating_point():
-                return len(targets)
-            if loss_fn.weight is not None:
-                counted = targets[targets != loss_fn.ignore_index]
-                return loss_fn.weight[counted].sum()
-            return (targets != loss_fn.ignore_index).sum()
-        return targets.numel() if isinstance(loss_fn, ELEMENTWISE) else len(targets)
+
+def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
+    """Return a function from targets to what the mean of a loss divides by."""
+    if isinstance(loss_fn, ELEMENTWISE):
+        return Tensor.numel
+    if not isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return len
+    ignored = loss_fn.ignore_index
+
+    def class_weight(targets: Tensor) -> Tensor | float:
+        if targets.is_floating_point():
+            return len(targets)  # Class probabilities ignore nothing.
+        if loss_fn.weight is not None:
+            return loss_fn.weight[targets[targets != ignored]].sum()
+        if targets.is_cpu and ignored < 0 <= int(targets.min()):
+            return targets.numel()  # This look costs a quarter of counting.
+        return (targets != ignored).sum()
+
+    return class_weight
 
 
 def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
@@ -108,7 +117,7 @@ def split(batch: Batch) -> tuple[Any, Any]:
     Raises:
         InvalidTypeError: The batch is neither a pair nor a mapping with `labels`.
     """
-    if isinstance(batch, tuple | list) and len(batch) == 2:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]

@@ -277,7 +277,7 @@ class Trainer:
             ['accuracy', 'loss']
         """
         batches = self._batches(data, "data")
-        self.model.to(self.device)
+        self._move()
         with random_state_preserved():
             if batches.replayable:
                 first = to_device(first_of(batches.in_order(), "data"), self.device)
@@ -307,7 +307,7 @@ class Trainer:
             torch.Size([3, 2])
         """
         batches = self._batches(data, "data", inputs_only=True)
-        self.model.to(self.device)
+        self._move()
         with random_state_preserved():
             if batches.replayable and isinstance(self._task, SupervisedTask):
                 first = to_device(first_of(batches.in_order(), "data"), self.device)
@@ -325,9 +325,15 @@ class Trainer:
             inputs_only=inputs_only,
         )
 
-    def _prepare(self) -> torch.optim.Optimizer:
-        """Move the model to its device, and build the optimizer and its schedule once."""
+    def _move(self) -> None:
+        """Move the model to its device, and with it a loss that holds class weights."""
         self.model.to(self.device)
+        if isinstance(self._task, SupervisedTask) and isinstance(self._task.loss_fn, nn.Module):
+            self._task.loss_fn.to(self.device)
+
+    def _prepare(self) -> torch.optim.Optimizer:
+        """Move what has to move, and build the optimizer and its schedule once."""
+        self._move()
         if self.optimizer is None:
             optimizer = build_optimizer(self.model, self._make_optimizer, self._lr)
             self._schedule = build_schedule(self._make_schedule, self._interval, optimizer)
