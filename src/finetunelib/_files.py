@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from finetunelib._typing import StrPath
@@ -23,9 +23,9 @@ def check_readable(path: StrPath, *, purpose: str) -> Path:
         FileMissingError: There is no file at `path`, or it is a folder.
     """
     file = Path(path)
-    if file.is_dir():
+    if _asks(file.is_dir):
         raise FileMissingError(f"The {purpose} `{file}` is a folder. Pass the path of a file.")
-    if not file.is_file():
+    if not _asks(file.is_file):
         raise FileMissingError(
             f"There is no {purpose} at `{file}` (looked in `{file.absolute().parent}`). "
             "Check the path and the working folder."
@@ -43,7 +43,11 @@ def check_writable(path: StrPath) -> Path:
             or no folder at all.
     """
     file = Path(path)
-    if file.is_dir():
+    try:
+        is_folder = file.is_dir()
+    except (OSError, ValueError) as error:  # A name that is too long, or holds a NUL.
+        raise PathNotWritableError(f"`{file}` cannot be a file's path: {error}.") from error
+    if is_folder:
         raise PathNotWritableError(
             f"`{file}` is a folder. Pass the path of a file, such as `{file / 'model'}`."
         )
@@ -91,7 +95,8 @@ def whole_file(path: StrPath) -> Iterator[Path]:
             _flush(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(target)
-            _flush(target.parent)
+            with contextlib.suppress(OSError):  # The file is there; not every system does this.
+                _flush(target.parent)
         except OSError as error:
             raise _not_written(target, error) from error
     finally:
@@ -127,6 +132,14 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _asks(question: Callable[[], bool]) -> bool:
+    """Answer a question about a path, also about one that no system can have."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False  # Too long a name, or a NUL in it.
 
 
 def _umask() -> int:

@@ -84,13 +84,10 @@ class _NoBar:
 
 def choose_progress(enabled: bool) -> Progress:
     """Return the kind of progress that fits where the program runs."""
-    if not enabled:
+    # A program without a console has no stderr.
+    if not enabled or sys.stderr is None:
         return SilentProgress()
-    if sys.stderr is not None and sys.stderr.isatty():
-        return BarProgress()
-    if _in_notebook():
-        return BarProgress()
-    return LineProgress()
+    return BarProgress() if sys.stderr.isatty() or _in_notebook() else LineProgress()
 
 
 def _write_line(line: str) -> None:

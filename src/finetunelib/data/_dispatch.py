@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from finetunelib.data._batches import Batches
 from finetunelib.data._datasets import DatasetBatches, ReadyBatches, batch_stream
@@ -53,7 +53,8 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
         )
     if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
-    if isinstance(data, TensorDataset):
+    # Subclasses may change their samples, so only these are known to be their tensors.
+    if isinstance(data, TensorDataset) and type(data) in (TensorDataset, InMemoryDataset):
         transform = data.batch_transform if isinstance(data, InMemoryDataset) else None
         return TensorBatches(
             *data.tensors, batch_size=batch_size, seed=seed, batch_transform=transform
@@ -62,13 +63,7 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
         return batch_stream(
             data, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
         )
-    if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
-        raise InvalidTypeError(
-            f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
-            f"or another iterable of batches, but is {_describe(data)}."
-        )
-    if hasattr(data, "__len__") and len(data) == 0:
-        raise EmptyDataError(f"`{name}` is empty: {_describe(data)} of length 0.")
+    _check_iterable(data, name)
     if _is_dataset(data):
         return DatasetBatches(
             data,
@@ -78,6 +73,29 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
             pin_memory=pin_memory,
         )
     return ReadyBatches(data)
+
+
+def _check_iterable(data: Any, name: str) -> None:
+    """Raise when data is neither a dataset nor an iterable of batches, or holds nothing."""
+    if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
+        raise InvalidTypeError(
+            f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
+            f"or another iterable of batches, but is {_describe(data)}."
+        )
+    if isinstance(data, Dataset) and not hasattr(data, "__len__"):
+        raise InvalidTypeError(
+            f"`{name}` ({type(data).__name__}) is a Dataset without `__len__`, so its order cannot "
+            "be shuffled. Give it a length, or derive it from IterableDataset."
+        )
+    if _length(data) == 0:
+        raise EmptyDataError(f"`{name}` is empty: {_describe(data)} of length 0.")
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None  # A DataLoader over a stream has the method, and no length.
 
 
 def _is_dataset(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -125,9 +126,15 @@ def as_tensor(value: object) -> Tensor:
         return value.detach()
     if is_tensor_like(value):
         try:
-            return torch.as_tensor(value)
-        except TypeError as error:
-            raise InvalidTypeError(f"This numpy array cannot become a tensor: {error}") from error
+            with warnings.catch_warnings():
+                # A read-only array (a memory map) is only read here.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                return torch.as_tensor(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidTypeError(
+                f"This numpy array of dtype {value.dtype} cannot become a tensor: {error} "
+                "Make a plain copy of it first, such as np.ascontiguousarray(array, np.float32)."
+            ) from error
     raise InvalidTypeError(
         f"Expected a tensor or a numpy array, but got {type(value).__name__}. "
         "Convert it with torch.tensor(...)."

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.parameter import UninitializedParameter
 
 from finetunelib._preserve import modes_preserved, random_state_preserved
 from finetunelib.errors import AmbiguousHeadError, HeadNotFoundError, InvalidInputError
@@ -18,8 +19,6 @@ from finetunelib.models._example_input import run_on_example
 HeadLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: Nodes of the autograd graph that pass a weight on in another shape.
-_VIEWS = ("TBackward", "TransposeBackward", "PermuteBackward", "ViewBackward", "UnsafeView")
 #: Nodes that multiply by a weight: a head that is no module shows up as one of these.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "ConvolutionBackward", "LinearBackward")
 
@@ -91,36 +90,34 @@ def find_head(model: nn.Module, example_input: Tensor | None = None) -> Head:
         >>> find_head(model).name
         '3'
     """
-    outputs, names = _dry_run(model, example_input)
-    graph = _Graph(outputs, names)
-    owners = {
-        f"{name}.weight".lstrip("."): (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, HEAD_LAYERS)
+    graph = _dry_run(model, example_input)
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, HEAD_LAYERS)
     }
-    hits = graph.first_weights(set(owners))
+    hits = graph.first_layers(layers)
     if not hits:
         raise HeadNotFoundError(
             "The outputs come from no Linear or convolution, so no head was found. "
             f"{_advice(model)}"
         )
-    name, module = owners[hits[0]]
     if len(hits) > 1:
-        listed = ", ".join(f"`{owners[hit][0]}`" for hit in hits)
+        listed = ", ".join(f"`{name}`" for name in hits)
         raise AmbiguousHeadError(
             f"The outputs come from {len(hits)} layers: {listed}. "
             "Name the one to replace with `at=`."
         )
-    if graph.uses[hits[0]] > 1:
+    name = hits[0]
+    uses = graph.uses(name)
+    if uses > 1:
         raise AmbiguousHeadError(
-            f"The layer that makes the outputs, `{name}`, is used {graph.uses[hits[0]]} times in "
-            f"a forward pass, so it is more than a head. {_advice(model)}"
+            f"The layer that makes the outputs, `{name}`, is used {uses} times in a forward pass, "
+            f"so it is more than a head. {_advice(model)}"
         )
-    head = describe_head(name, module, "following the data")
-    if head.out_features not in (outputs.shape[1], outputs.shape[-1]):
+    head = describe_head(name, layers[name], "following the data")
+    if head.out_features not in (graph.shape[1], graph.shape[-1]):
         raise HeadNotFoundError(
             f"The last layer, `{name}`, makes {head.out_features} features, but the outputs have "
-            f"the shape {tuple(outputs.shape)}. {_advice(model)}"
+            f"the shape {graph.shape}. {_advice(model)}"
         )
     return head
 
@@ -148,26 +145,44 @@ def _out_features(layer: HeadLayer) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def _dry_run(model: nn.Module, example_input: Tensor | None) -> tuple[Tensor, dict[int, str]]:
-    """Return outputs with their autograd graph, and the name of each parameter in it by id."""
+def _dry_run(model: nn.Module, example_input: Tensor | None) -> _Graph:
+    """Return the autograd graph of a forward pass that touches nothing of the model.
+
+    Raises:
+        HeadNotFoundError: The model does not run.
+    """
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise HeadNotFoundError(
+            "A lazy layer of the model has no weights yet. Run the model once on a batch."
+        )
     # Detached twins share the storage and have gradients of their own: the user's parameters,
-    # frozen ones included, are not touched.
+    # frozen ones included, are not touched. Buffers are copied, since a forward may move them.
     twins = {
-        name: parameter.detach().requires_grad_()
+        name: parameter.detach().requires_grad_(parameter.is_floating_point())
         for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() or parameter.is_complex()
     }
-    with modes_preserved(model), random_state_preserved(), torch.enable_grad():
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    source: list[Node | None] = []
+
+    def forward(inputs: Tensor) -> object:
+        if inputs.is_floating_point():
+            # A copy, since a first layer that works in place refuses what needs gradients.
+            inputs = inputs.detach().requires_grad_().clone()
+        source[:] = [inputs.grad_fn]
+        return torch.func.functional_call(model, twins | buffers, (inputs,))
+
+    with (
+        modes_preserved(model),
+        random_state_preserved(),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+    ):
         model.eval()
         try:
-            _, outputs = run_on_example(
-                model,
-                example_input,
-                lambda inputs: torch.func.functional_call(model, twins, (inputs,)),
-            )
+            _, outputs = run_on_example(model, example_input, forward)
         except InvalidInputError as error:
             raise HeadNotFoundError(f"{error} Or name the head with `at=`.") from error
-    return outputs, {id(twin): name for name, twin in twins.items()}
+    return _Graph(outputs, source[0], twins)
 
 
 def _advice(model: nn.Module) -> str:
@@ -182,59 +197,106 @@ def _advice(model: nn.Module) -> str:
 
 
 class _Graph:
-    """The autograd graph of a model's outputs, seen as operations that use named weights."""
+    """The autograd graph of a model's outputs: operations on the data, with their parameters."""
 
-    def __init__(self, outputs: Tensor, names: dict[int, str]) -> None:
-        self._names = names
+    def __init__(self, outputs: Tensor, source: Node | None, twins: dict[str, Tensor]) -> None:
+        self.shape = tuple(outputs.shape)
         self._start = outputs.grad_fn
-        #: How many operations use each weight.
-        self.uses: Counter[str] = Counter()
-        for node in self._walk(set()):
-            self.uses.update(self._weights_of(node))
+        self._names = {id(twin): name for name, twin in twins.items()}
+        self._shapes = {name: twin.shape for name, twin in twins.items()}
+        self._data = self._nodes_of_the_data(source)
+        self._operands = {node: self._parameters_of(node) for node in self._data}
 
-    def first_weights(self, weights: set[str]) -> list[str]:
-        """Return which of these weights come first on the paths back from the outputs.
+    def first_layers(self, layers: Iterable[str]) -> list[str]:
+        """Return which of these layers come first on the paths back from the outputs.
 
         Raises:
-            HeadNotFoundError: A product by a parameter of another kind comes first.
+            HeadNotFoundError: A parameter that is no layer's makes the outputs.
         """
+        known = set(layers)
         found: dict[str, None] = {}
-        for node in self._walk(weights):
-            used = self._weights_of(node)
-            hits = [name for name in used if name in weights]
-            found.update(dict.fromkeys(hits))
-            if not hits and used and node.name().startswith(_PRODUCTS):
-                raise HeadNotFoundError(
-                    f"The outputs are made with the parameter `{used[0]}`, which belongs to no "
-                    "Linear or convolution. Put a module in its place to have it replaced."
-                )
-        return list(found)
-
-    def _walk(self, ends: set[str]) -> Iterator[Node]:
-        """Yield the nodes back from the outputs, breadth first, not beyond uses of `ends`."""
-        if self._start is None:
-            return
-        queue, seen = deque([self._start]), {self._start}
+        queue = deque([self._start] if self._start in self._data else [])
+        seen = set(queue)
         while queue:
             node = queue.popleft()
-            yield node
-            if ends.intersection(self._weights_of(node)):
+            names = self._operands[node]
+            hits = [layer for layer in map(_owner, names) if layer in known]
+            found.update(dict.fromkeys(hits))
+            if hits:
                 continue
-            for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
-                    queue.append(following)
+            self._refuse_raw_parameters(node, names)
+            following = [n for n, _ in node.next_functions if n in self._data and n not in seen]
+            seen.update(following)
+            queue.extend(following)
+        return list(found)
 
-    def _weights_of(self, node: Node) -> list[str]:
-        """Return the names of the parameters that an operation takes, directly or as views."""
-        if node.name().startswith(_VIEWS):
-            return []  # A view of a weight belongs to the operation that uses it.
-        names = []
-        for following, _ in node.next_functions:
-            source = following
-            while source is not None and source.name().startswith(_VIEWS):
-                source = source.next_functions[0][0]
-            variable = getattr(source, "variable", None)
+    def uses(self, layer: str) -> int:
+        """Return how many operations on the data use a layer's weight."""
+        return sum(
+            any(_owner(name) == layer for name in names) for names in self._operands.values()
+        )
+
+    def _refuse_raw_parameters(self, node: Node, names: list[str]) -> None:
+        for name in names:
+            # A norm's scale or a bias has one size; a matrix makes features of features.
+            matrix = sum(size > 1 for size in self._shapes[name]) > 1
+            if node.name().startswith(_PRODUCTS) or (
+                matrix and not node.name().startswith("AddBackward")
+            ):
+                raise HeadNotFoundError(
+                    f"The outputs are made with the parameter `{name}`, which is not the weight of "
+                    "a Linear or convolution. Put a module in its place to have it replaced, or "
+                    "name another layer with `at=`."
+                )
+
+    def _nodes_of_the_data(self, source: Node | None) -> set[Node]:
+        """Return the operations that the inputs flow through, as opposed to those on weights."""
+        above: dict[Node, list[Node]] = {}
+        data = deque([source] if source is not None else [])
+        queue = deque([self._start] if self._start is not None else [])
+        seen = set(queue)
+        while queue:
+            node = queue.popleft()
+            following = [n for n, _ in node.next_functions if n is not None]
+            # Where whole numbers come in, no gradient leads on.
+            if node.name().startswith(("EmbeddingBackward", *_PRODUCTS)) and (
+                len(following) < len(node.next_functions) or "Embedding" in node.name()
+            ):
+                data.append(node)
+            for n in following:
+                above.setdefault(n, []).append(node)
+                if n not in seen:
+                    seen.add(n)
+                    queue.append(n)
+        found = set(data)
+        while data:
+            for node in above.get(data.popleft(), []):
+                if node not in found:
+                    found.add(node)
+                    data.append(node)
+        return found
+
+    def _parameters_of(self, node: Node) -> list[str]:
+        """Return the parameters that an operation takes beside the data, however derived."""
+        names: dict[str, None] = {}
+        queue = deque(n for n, _ in node.next_functions if n is not None and n not in self._data)
+        seen = set(queue)
+        while queue:
+            operand = queue.popleft()
+            variable = getattr(operand, "variable", None)
             if variable is not None and id(variable) in self._names:
-                names.append(self._names[id(variable)])
-        return names
+                names[self._names[id(variable)]] = None
+            for n, _ in operand.next_functions:
+                if n is not None and n not in seen and n not in self._data:
+                    seen.add(n)
+                    queue.append(n)
+        return list(names)
+
+
+def _owner(parameter: str) -> str | None:
+    """Return the layer whose weight a parameter is or goes into; a bias is no weight."""
+    # A reparametrized weight lies one or two levels below its layer.
+    layer, _, name = parameter.partition(".parametrizations.weight.")
+    if not name:
+        layer, _, name = parameter.rpartition(".")
+    return None if name == "bias" else layer

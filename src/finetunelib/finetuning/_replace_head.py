@@ -65,6 +65,7 @@ def freeze_and_replace_head(
         InvalidTypeError: `head` is neither a module nor makes one.
         HeadNotFoundError: No head was found, or there is none at `at`.
         AmbiguousHeadError: Several layers may be the head.
+        InvalidInputError: The model does not run on `example_input`.
         HeadError: The model does not run with the new head; it has its old one back.
         FreezeError: The model cannot be frozen as it is.
 
@@ -79,14 +80,21 @@ def freeze_and_replace_head(
     _check_request(num_classes, head)
     found = find_head(model, example_input) if at is None else _head_at(model, at)
     new = _new_head(found, num_classes, head)
+    inputs = _working_input(model, example_input)
     if found.name == "":
+        _check_runs(new, inputs, found)
         return new
-    _put(model, found.name, new)
+    names = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if module is found.module
+    ]
+    _put(model, names, new)
     try:
-        _check_runs(model, found, new, example_input)
+        _check_runs(model, inputs, found)
         freeze_all_but(model, new)
     except BaseException:
-        _put(model, found.name, found.module)
+        _put(model, names, found.module)
         raise
     return model
 
@@ -97,6 +105,13 @@ def _check_request(num_classes: int | None, head: NewHead | None) -> None:
         raise InvalidArgumentError(
             f"Pass either `num_classes` or `head`, but {given} was given. `num_classes` makes a "
             "layer like the old one; `head` is a module, or a function from a width to a module."
+        )
+    if num_classes is not None and (
+        isinstance(num_classes, bool) or not hasattr(num_classes, "__index__")
+    ):
+        raise InvalidTypeError(
+            f"`num_classes` must be a whole number, but is {num_classes!r} "
+            f"({type(num_classes).__name__})."
         )
     if num_classes is not None and num_classes < 2:
         raise InvalidArgumentError(
@@ -165,27 +180,35 @@ def _layer_like(layer: HeadLayer, in_features: int, out_features: int) -> nn.Mod
     return convolution
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+def _put(model: nn.Module, names: list[str], module: nn.Module) -> None:
+    """Set a module under each name that its place has in the model."""
+    for name in names:
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, module)
 
 
-def _check_runs(model: nn.Module, old: Head, new: nn.Module, example_input: Tensor | None) -> None:
+def _working_input(model: nn.Module, example_input: Tensor | None) -> Tensor | None:
+    """Return inputs that the model takes as it is, or None where no guess fits."""
+    try:
+        with evaluating(model), random_state_preserved():
+            inputs, _ = run_on_example(model, example_input)
+    except InvalidInputError:
+        if example_input is not None:
+            raise
+        return None
+    return inputs
+
+
+def _check_runs(model: nn.Module, inputs: Tensor | None, old: Head) -> None:
     """Raise when the model does not run with its new head, where it ran with the old one."""
+    if inputs is None:
+        return
     with evaluating(model), random_state_preserved():
-        _put(model, old.name, old.module)
         try:
-            run_on_example(model, example_input)
-        except InvalidInputError:
-            if example_input is not None:
-                raise
-            return  # No guess fits, so that nothing can be said of the new head either.
-        finally:
-            _put(model, old.name, new)
-        try:
-            run_on_example(model, example_input)
+            run_on_example(model, inputs)
         except InvalidInputError as error:
+            where = f"at `{old.name}`" if old.name else "in its place"
             raise HeadError(
-                f"The model does not run with the new head at `{old.name}`: {error.__cause__}. "
+                f"The model does not run with the new head {where}: {error.__cause__}. "
                 f"The head's input has {old.in_features} features."
             ) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +57,7 @@ class LoadReport:
     @property
     def match(self) -> float:
         """The share of the model's tensors that were loaded, in [0, 1]."""
-        return len(self.loaded) / max(1, self._tensors)
+        return len(self.loaded) / self._tensors if self._tensors else 1.0
 
     @property
     def _tensors(self) -> int:
@@ -91,7 +89,8 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         The path.
 
     Raises:
-        InvalidArgumentError: `path` has another ending.
+        InvalidArgumentError: `path` has another ending, or the model holds state that is no
+            tensor, or tensors on the meta device.
         PathNotWritableError: Nothing can be written there; a former file is unchanged.
 
     Example:
@@ -102,7 +101,8 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         ...     save_weights(build_mlp(4, [], 2), os.path.join(folder, "mlp.safetensors")).name
         'mlp.safetensors'
     """
-    from safetensors.torch import save_file  # Here: importing the package stays cheap.
+    from safetensors import SafetensorError  # Here: importing the package stays cheap.
+    from safetensors.torch import save_file
 
     file = check_writable(path)
     if file.suffix != ".safetensors":
@@ -110,16 +110,19 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
             f"`path` must end in .safetensors, but is `{file}`. That format cannot hold code; "
             f"write `{file.with_suffix('.safetensors').name}`."
         )
+    state = _tensors_of(model)
     tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for names in _tied_names(model):
-        tensors[names[0]] = model.state_dict()[names[0]].detach().cpu().contiguous()
-        aliases |= dict.fromkeys(names[1:], names[0])
-    metadata = {"format": "pt"} | ({"tied": json.dumps(aliases)} if aliases else {})
+    storages: set[int] = set()
+    for names in _tied_names(state):
+        tensor = state[names[0]].detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # A tensor that is a part of another is written as one of its own.
+        tensors[names[0]] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
     with whole_file(file) as temporary:
         try:
-            save_file(tensors, temporary, metadata=metadata)
-        except OSError as error:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
             raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
     return file
 
@@ -145,7 +148,8 @@ def load_weights(model: nn.Module, file: StrPath, *, minimum_match: float = 1.0)
         FileMissingError: There is no such file.
         CorruptFileError: The file is damaged, of another kind, or holds more than weights.
         WeightsMismatchError: Too little fits; the model is unchanged then.
-        InvalidArgumentError: `minimum_match` is outside [0, 1].
+        InvalidArgumentError: `minimum_match` is outside [0, 1], or the model holds state that is
+            no tensor, or tensors on the meta device.
 
     Example:
         >>> import os, tempfile
@@ -161,9 +165,9 @@ def load_weights(model: nn.Module, file: StrPath, *, minimum_match: float = 1.0)
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], but is {minimum_match}.")
     path = check_readable(file, purpose="weights file")
     theirs = _read(path)
-    ours = model.state_dict()
+    ours = _tensors_of(model)
     # Tied names stand for one tensor, which the file may hold under any of them.
-    for names in _tied_names(model):
+    for names in _tied_names(ours):
         known = next((name for name in names if name in theirs), None)
         if known is not None:
             theirs |= {name: theirs[known] for name in names if name not in theirs}
@@ -196,13 +200,34 @@ def load_weights(model: nn.Module, file: StrPath, *, minimum_match: float = 1.0)
     return report
 
 
-def _tied_names(model: nn.Module) -> list[list[str]]:
-    """Return the names of a model's tensors, those of one and the same tensor together."""
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by name.
+
+    Raises:
+        InvalidArgumentError: The model's state holds something else, or has no values yet.
+    """
+    state = dict(model.state_dict())
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InvalidArgumentError(
+                f"The model's state holds `{name}`, a {type(value).__name__} and no tensor, which "
+                "a weights file cannot hold."
+            )
+        if value.is_meta:
+            raise InvalidArgumentError(
+                f"`{name}` is on the meta device and has no values. Give the model memory first: "
+                '`model.to_empty(device="cpu")`.'
+            )
+    return state
+
+
+def _tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of tensors, those of one and the same tensor together."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         same = (
             (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            if tensor.numel() and not tensor.is_meta
+            if tensor.numel()
             else (name,)
         )
         groups.setdefault(same, []).append(name)
@@ -241,7 +266,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             f"{str(error).strip().partition(chr(10))[0]} Save only `model.state_dict()`, where the "
             "file comes from."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # A damaged file makes torch's reader fail in any way; what it raises is about the file.
+    except Exception as error:
         raise CorruptFileError(
             f"`{path}` cannot be read as a file of torch.save: {error}. Copy or download it again."
         ) from error

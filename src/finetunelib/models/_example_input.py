@@ -35,7 +35,8 @@ def likely_shapes(model: nn.Module) -> Iterator[Shape]:
         yield (2, layer.in_features)
     elif not isinstance(layer, nn.Embedding):
         dimensions = layer.weight.dim() - 2
-        for size in _SIZES:
+        # Volumes of image size would not fit into memory.
+        for size in _SIZES if dimensions < 3 else (32, 16):
             yield (2, layer.in_channels, *[size] * dimensions)
 
 
@@ -74,7 +75,8 @@ def run_on_example(
     for inputs in guesses:
         try:
             return inputs, _tensor_of((forward or model)(inputs))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        # The ways in which models say that an input is not theirs.
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             failure = failure or error
     reason = str(failure).strip().partition("\n")[0] if failure else "its first layer is unknown"
     source = "an input guessed from its first layer" if example_input is None else "`example_input`"
@@ -87,7 +89,7 @@ def run_on_example(
 def _tensor_of(output: object) -> Tensor:
     tensor = getattr(output, "logits", output)
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"the model returns {type(output).__name__} and not a tensor")
+        raise TypeError(f"it returns {type(output).__name__} and not a tensor")
     if tensor.dim() < 2:
-        raise TypeError(f"the outputs have the shape {tuple(tensor.shape)}, without a batch")
+        raise TypeError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")
     return tensor

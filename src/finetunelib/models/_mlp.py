@@ -98,7 +98,8 @@ def build_mlp(
 
     Raises:
         InvalidArgumentError: A width is below 1, or `dropout` outside [0, 1).
-        InvalidTypeError: A width is no whole number, or `hidden_features` no sequence.
+        InvalidTypeError: A width is no whole number, `hidden_features` no sequence, or
+            `activation` or `normalization` a module instead of what makes one.
 
     Example:
         >>> from torch import nn
@@ -116,6 +117,12 @@ def build_mlp(
             "`hidden_features` must be a sequence of widths, but is "
             f"{hidden_features!r}. Write one hidden layer as [500]."
         )
+    for name, factory in (("activation", activation), ("normalization", normalization)):
+        if isinstance(factory, nn.Module):
+            raise InvalidTypeError(
+                f"`{name}` must be a class or function that makes a module for each layer, but is "
+                f"the module {factory}. Pass nn.{type(factory).__name__}."
+            )
     _check_width("in_features", in_features)
     for position, width in enumerate(hidden_features):
         _check_width(f"hidden_features[{position}]", width)

@@ -1,0 +1,625 @@
+"""Finding the layer that makes a model's outputs, without changing the model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, spectral_norm
+
+from finetunelib import build_mlp, freeze_and_replace_head
+from finetunelib.errors import AmbiguousHeadError, HeadError, HeadNotFoundError
+from finetunelib.finetuning import Head, find_head
+
+
+class TwoHeads(nn.Module):
+    """A model whose outputs are made by two layers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.coarse = nn.Linear(6, 2)
+        self.fine = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = functional.relu(self.body(inputs))
+        return torch.cat([self.coarse(features), self.fine(features)], dim=1)
+
+
+class Residual(nn.Module):
+    """A model whose last layer is added to what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.body(inputs)
+        outputs: Tensor = features + self.last(features)
+        return outputs
+
+
+class Recurrent(nn.Module):
+    """A model that uses its one layer again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.step = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state: Tensor = self.body(inputs)
+        for _ in range(3):
+            state = torch.tanh(self.step(state))
+        return state
+
+
+class TiedLayers(nn.Module):
+    """A model whose two layers share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 4)
+        self.last.weight = self.body.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.last(functional.relu(self.body(inputs)))
+        return outputs
+
+
+class TiedEmbedding(nn.Module):
+    """A language model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.last = nn.Linear(4, 7, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.embedding(tokens).mean(1))
+        return outputs
+
+
+class RawHead(nn.Module):
+    """A model whose head is a parameter of its own and no layer.
+
+    It is as wide as the features, so that the layer before has the width of the outputs.
+    """
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.projection = nn.Parameter(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.form = form
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.body(inputs)
+        outputs: Tensor
+        if self.form == "product":
+            outputs = features @ self.projection
+        elif self.form == "functional":
+            outputs = functional.linear(features, self.projection.t(), self.bias)
+        elif self.form == "einsum":
+            outputs = torch.einsum("bf,fc->bc", features, self.projection)
+        else:
+            outputs = functional.normalize(features) @ functional.normalize(self.projection)
+        return outputs
+
+
+class Logits(nn.Module):
+    """A model that wraps its outputs, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.classifier(self.body(inputs)), states=inputs)
+
+
+class Scaled(nn.Module):
+    """A model that multiplies its outputs by a temperature that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.last = nn.Linear(6, 3)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.body(inputs)) * self.temperature
+        return outputs
+
+
+class Unused(nn.Module):
+    """A model with a layer after its head, in order of definition, that it never uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.classifier = nn.Linear(6, 3)
+        self.auxiliary = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.classifier(self.body(inputs))
+        return outputs
+
+
+class Backwards(nn.Module):
+    """A model that defines its layers in the reverse order of their use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(6, 3)
+        self.body = nn.Linear(4, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.classifier(self.body(inputs))
+        return outputs
+
+
+class Counting(nn.Module):
+    """A model that counts its forward passes in a buffer, whatever its mode."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+class Attention(nn.Module):
+    """A transformer's layer and a head on the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.classifier(self.layer(self.embed(inputs))[:, 0])
+        return outputs
+
+
+def convolutional() -> nn.Sequential:
+    """Return a classifier of images whose head is a 1x1 convolution, as SqueezeNet's is."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 5, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def noisy() -> nn.Sequential:
+    """Return a model with everything that moves in train mode, in mixed modes, with gradients."""
+    model = nn.Sequential(
+        spectral_norm(nn.Linear(4, 6)),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(6, 6),
+        nn.Dropout(0.5),
+        nn.Linear(6, 3),
+    )
+    model(torch.ones(2, 4)).sum().backward()
+    model[1].eval()
+    model[3].eval()
+    for parameter in model[4].parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return model
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Return all that a dry run must leave alone, as tensors under names."""
+    kept = {f"value of {name}": value.clone() for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        kept[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
+        kept[f"identity of {name}"] = torch.tensor(id(parameter))
+        if parameter.grad is not None:
+            kept[f"gradient of {name}"] = parameter.grad.clone()
+    for name, module in model.named_modules():
+        kept[f"mode of {name}"] = torch.tensor(module.training)
+    kept["random state"] = torch.get_rng_state()
+    return kept
+
+
+def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Return the names of what is not bit for bit the same in two snapshots."""
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    return (before.keys() | after.keys()) - same
+
+
+# What is found
+
+
+@pytest.mark.parametrize("hidden", [[5], [7, 6], [10]], ids=str)
+def test_head_of_an_mlp_is_its_last_layer(hidden: list[int]) -> None:
+    """The layer, its name and its widths are found, also where all widths are equal."""
+    model = build_mlp(10, hidden, 10)
+    head = find_head(model)
+    assert head.name == "head"
+    assert head.module is model.head
+    assert (head.in_features, head.out_features) == (hidden[-1], 10)
+
+
+def test_head_of_a_linear_model_is_the_model() -> None:
+    """A single layer is its own head, under the empty name."""
+    model = nn.Linear(4, 3)
+    head = find_head(model)
+    assert head.name == ""
+    assert head.module is model
+
+
+def test_head_may_be_a_convolution() -> None:
+    """A 1x1 convolution before pooling makes the outputs, and its channels are the classes."""
+    model = convolutional()
+    head = find_head(model)
+    assert head.name == "2"
+    assert head.module is model[2]
+    assert (head.in_features, head.out_features) == (8, 5)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "pool", "example"),
+    [
+        (nn.Conv1d, nn.AdaptiveAvgPool1d, torch.ones(2, 3, 6)),
+        (nn.Conv3d, nn.AdaptiveAvgPool3d, torch.ones(2, 3, 4, 4, 4)),
+    ],
+    ids=["Conv1d", "Conv3d"],
+)
+def test_head_may_be_a_convolution_of_any_dimension(
+    convolution: type[nn.Conv1d | nn.Conv3d],
+    pool: type[nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool3d],
+    example: Tensor,
+) -> None:
+    """Signals and volumes have heads too."""
+    model = nn.Sequential(convolution(3, 8, 3), convolution(8, 5, 1), pool(1), nn.Flatten())
+    assert find_head(model, example).name == "1"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        nn.Softmax(dim=1),
+        nn.LogSoftmax(dim=1),
+        nn.Sigmoid(),
+        nn.LayerNorm(3),
+        nn.BatchNorm1d(3),
+        nn.PReLU(),
+        nn.Dropout(),
+        nn.Unflatten(1, (3, 1)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_layers_after_the_head_are_passed_over(after: nn.Module) -> None:
+    """What normalises or reshapes the outputs is not the head, parameters or not."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), after)
+    assert find_head(model).name == "2"
+
+
+def test_scale_of_the_outputs_is_passed_over() -> None:
+    """A parameter that multiplies the outputs value by value is no head."""
+    assert find_head(Scaled()).name == "last"
+
+
+def test_head_without_a_bias_is_found() -> None:
+    """A product alone makes the outputs."""
+    assert find_head(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=False))).name == "1"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_head_of_sequences_is_found(bias: bool) -> None:
+    """Outputs of `(batch, time, classes)` are made by a layer as well."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=bias))
+    assert find_head(model, torch.ones(2, 5, 4)).name == "1"
+
+
+def test_head_after_attention_is_found() -> None:
+    """The layer on top of a transformer is told from those inside."""
+    assert find_head(Attention(), torch.ones(2, 5, 4)).name == "classifier"
+
+
+def test_head_is_found_in_logits() -> None:
+    """Outputs that lie in `.logits` are followed back from there."""
+    assert find_head(Logits()).name == "classifier"
+
+
+def test_layer_that_is_not_used_is_no_head() -> None:
+    """The data decides, and not the order of definition."""
+    assert find_head(Unused()).name == "classifier"
+    assert find_head(Backwards(), torch.ones(2, 4)).name == "classifier"
+
+
+def test_head_deep_in_the_model_has_a_dotted_name() -> None:
+    """The name leads through the submodules."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Dropout(), nn.Linear(6, 3)))
+    assert find_head(model).name == "1.1"
+
+
+def test_head_of_a_frozen_model_is_found() -> None:
+    """A model without a single trainable parameter has a head all the same."""
+    model = build_mlp(4, [5], 3).requires_grad_(False)
+    assert find_head(model).name == "head"
+
+
+def test_head_is_found_again_after_it_was_replaced() -> None:
+    """A model that is frozen but for its head has a head all the same."""
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7)
+    assert find_head(model).out_features == 7
+
+
+def test_head_is_found_while_gradients_are_switched_off() -> None:
+    """The dry run records gradients for itself, and switches them off again."""
+    with torch.no_grad():
+        assert find_head(build_mlp(4, [5], 3)).name == "head"
+        assert not torch.is_grad_enabled()
+
+
+def test_head_of_a_model_in_double_precision_is_found() -> None:
+    """The example is guessed in the model's own dtype."""
+    assert find_head(build_mlp(4, [5], 3).double()).name == "head"
+
+
+@pytest.mark.parametrize(
+    "reparametrized",
+    [spectral_norm, parametrizations.spectral_norm, parametrizations.weight_norm],
+    ids=["old spectral_norm", "spectral_norm", "weight_norm"],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_before_a_reparametrized_head_is_not_taken_for_it(
+    reparametrized: Callable[[nn.Linear], nn.Module], bias: bool
+) -> None:
+    """A head whose weight is computed is found or not, but no other layer is in its place."""
+    model = nn.Sequential(nn.Linear(4, 3), reparametrized(nn.Linear(3, 3, bias=bias)))
+    try:
+        found = find_head(model).name
+    except HeadNotFoundError:
+        found = None
+    assert found in ("1", None)
+
+
+def test_example_of_the_user_is_taken() -> None:
+    """A model that no input is guessed for is run on the example."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    assert find_head(model, torch.zeros(2, 2, dtype=torch.int64)).name == "2"
+
+
+def test_images_are_guessed_for_a_convolutional_model() -> None:
+    """A model that takes only 28x28 images is found to."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 5, stride=5), nn.Flatten(), nn.Linear(2 * 5 * 5, 3))
+    assert find_head(model).name == "2"
+
+
+# What is not found
+
+
+def test_two_heads_are_an_error_that_lists_both() -> None:
+    """The user chooses between the names, neither of them further back than the outputs."""
+    with pytest.raises(AmbiguousHeadError) as caught:
+        find_head(TwoHeads())
+    assert "`coarse`" in str(caught.value)
+    assert "`fine`" in str(caught.value)
+    assert "`body`" not in str(caught.value)
+
+
+def test_residual_around_the_last_layer_is_ambiguous() -> None:
+    """Outputs that are a sum come from both of its parts."""
+    with pytest.raises(AmbiguousHeadError) as caught:
+        find_head(Residual())
+    assert "`last`" in str(caught.value)
+    assert "`body`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "uses"), [(Recurrent(), "step", 3), (TiedLayers(), "body", 2)]
+)
+def test_layer_that_is_used_more_than_once_is_no_head(
+    model: nn.Module, name: str, uses: int
+) -> None:
+    """Replacing it would change more than the outputs; name and uses are told."""
+    with pytest.raises(AmbiguousHeadError) as caught:
+        find_head(model)
+    assert f"`{name}`" in str(caught.value)
+    assert f"{uses} times" in str(caught.value)
+
+
+def test_head_that_is_tied_to_an_embedding_is_not_found() -> None:
+    """The shared weight is named."""
+    with pytest.raises(HeadError, match=r"`embedding\.weight`"):
+        find_head(TiedEmbedding(), torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("form", ["product", "functional", "einsum", "cosine"])
+def test_head_that_is_a_raw_parameter_is_not_found(form: str) -> None:
+    """A parameter of no layer cannot be replaced, and the layer before it is not the head."""
+    with pytest.raises(HeadNotFoundError):
+        find_head(RawHead(form))
+
+
+@pytest.mark.parametrize("form", ["product", "functional"])
+def test_head_that_is_a_raw_parameter_is_named(form: str) -> None:
+    """The message tells the user which parameter stands in the way."""
+    with pytest.raises(HeadNotFoundError, match=r"`projection`|`bias`"):
+        find_head(RawHead(form))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Sequential(nn.Flatten(), nn.ReLU()), nn.Sequential(nn.BatchNorm1d(4), nn.PReLU())],
+    ids=["no parameters", "no layer"],
+)
+def test_model_without_a_layer_has_no_head(model: nn.Module) -> None:
+    """Nothing can be found where there is no Linear and no convolution."""
+    with pytest.raises(HeadNotFoundError, match="Linear"):
+        find_head(model, torch.ones(2, 4))
+
+
+def test_model_without_a_layer_has_no_example() -> None:
+    """Where no input can be guessed, the message asks for one."""
+    with pytest.raises(HeadNotFoundError, match="example_input="):
+        find_head(nn.ReLU())
+
+
+def test_layers_that_the_outputs_do_not_come_from_are_offered() -> None:
+    """A model that cuts its graph has no head to follow; its layers are listed to choose from."""
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.layer(inputs)
+            return outputs.detach()
+
+    with pytest.raises(HeadNotFoundError) as caught:
+        find_head(Cut())
+    assert "`layer`" in str(caught.value)
+    assert "at=" in str(caught.value)
+
+
+def test_layer_of_another_width_than_the_outputs_is_no_head() -> None:
+    """A last layer whose features are reshaped into classes is named, with both sizes."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 20), nn.Unflatten(1, (10, 2)))
+    with pytest.raises(HeadNotFoundError) as caught:
+        find_head(model)
+    assert "`1`" in str(caught.value)
+    assert "20" in str(caught.value)
+    assert "(2, 10, 2)" in str(caught.value)
+
+
+def test_example_that_does_not_fit_is_an_error_that_names_the_argument() -> None:
+    """The user's own example is at fault, and torch's reason is passed on."""
+    with pytest.raises(HeadNotFoundError) as caught:
+        find_head(build_mlp(4, [5], 3), torch.ones(2, 7))
+    assert "`example_input`" in str(caught.value)
+    assert "(2, 7)" in str(caught.value)
+
+
+def test_model_whose_outputs_are_no_tensor_has_no_head() -> None:
+    """What the model returned is named."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(inputs), inputs
+
+    with pytest.raises(HeadNotFoundError, match="tuple"):
+        find_head(Pair())
+
+
+def test_model_that_was_never_run_and_is_lazy_is_an_error_of_the_library() -> None:
+    """A layer without weights yet cannot be followed, and that is said."""
+    with pytest.raises(HeadError):
+        find_head(nn.Sequential(nn.Linear(4, 6), nn.LazyLinear(3)))
+
+
+# What is left alone
+
+
+def test_model_is_not_changed() -> None:
+    """Values, buffers, gradients, `requires_grad`, modes and the random state stay bit for bit."""
+    model = noisy()
+    before = snapshot(model)
+    assert find_head(model).name == "6"
+    assert changes(before, snapshot(model)) == set()
+
+
+def test_model_is_not_changed_when_no_head_is_found() -> None:
+    """The error path restores as the good one does."""
+    model = noisy()
+    before = snapshot(model)
+    with pytest.raises(HeadNotFoundError):
+        find_head(model, torch.ones(2, 7))
+    assert changes(before, snapshot(model)) == set()
+
+
+def test_buffer_that_every_forward_moves_is_not_changed() -> None:
+    """A buffer that moves in eval mode too is put back."""
+    model = Counting()
+    find_head(model)
+    assert model.calls.item() == 0
+
+
+def test_random_states_of_numpy_and_python_are_not_changed() -> None:
+    """A model that draws in its forward draws the same numbers afterwards."""
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            noise = random.random() + np.random.rand()  # noqa: NPY002
+            outputs: Tensor = self.layer(inputs + noise)
+            return outputs
+
+    python_state = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
+    find_head(Drawing())
+    assert random.getstate() == python_state
+    assert np.random.get_state(legacy=False)["state"]["pos"] == numpy_state  # noqa: NPY002
+
+
+def test_hooks_of_the_user_run_and_stay() -> None:
+    """A forward hook is neither lost nor doubled."""
+    model = build_mlp(4, [5], 3)
+    calls: list[int] = []
+    model.head.register_forward_hook(lambda *_: calls.append(1))
+    find_head(model)
+    calls.clear()
+    model(torch.ones(2, 4))
+    assert calls == [1]
+
+
+# The result
+
+
+def test_head_reads_as_a_sentence() -> None:
+    """Its text holds name, kind and widths."""
+    text = str(find_head(build_mlp(784, [500], 10)))
+    assert all(part in text for part in ("`head`", "Linear", "500", "10"))
+
+
+def test_head_that_is_the_model_reads_as_a_sentence() -> None:
+    """No empty name stands in its text."""
+    text = str(find_head(nn.Linear(4, 3)))
+    assert "``" not in text
+    assert "model itself" in text
+
+
+def test_head_cannot_be_changed() -> None:
+    """A result is a value."""
+    head = find_head(nn.Linear(4, 3))
+    with pytest.raises(AttributeError):
+        head.name = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_head_shows_its_public_path() -> None:
+    """Users import it from `finetunelib.finetuning`."""
+    assert Head.__module__ == "finetunelib.finetuning"
+    assert find_head.__module__ == "finetunelib.finetuning"

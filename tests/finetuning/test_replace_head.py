@@ -1,0 +1,647 @@
+"""A new head on a model, and the rest of it frozen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetunelib import build_mlp, freeze_and_replace_head
+from finetunelib.errors import (
+    AmbiguousHeadError,
+    FinetuneLibError,
+    FreezeError,
+    HeadError,
+    HeadNotFoundError,
+    InvalidArgumentError,
+    InvalidInputError,
+    InvalidTypeError,
+)
+
+
+class Classifier(nn.Module):
+    """A model whose head is the last of several layers under one name, as VGG's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+        self.classifier = nn.Sequential(
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 8),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(8, 8),
+            nn.ReLU(),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.classifier(self.features(inputs))
+        return outputs
+
+
+class TwoNames(nn.Module):
+    """A model that knows its head under two names, and uses one of them."""
+
+    def __init__(self, used: str) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.classifier = nn.Linear(6, 3)
+        self.output = self.classifier
+        self.used = used
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.get_submodule(self.used)(self.body(inputs))
+        return outputs
+
+
+class TwoHeads(nn.Module):
+    """A model whose outputs are made by two layers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = nn.Linear(4, 2)
+        self.fine = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([self.coarse(inputs), self.fine(inputs)], dim=1)
+
+
+class Tied(nn.Module):
+    """A language model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.last = nn.Linear(4, 7, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.last(self.embedding(tokens).mean(1))
+        return outputs
+
+
+def convolutional(**options: Any) -> nn.Sequential:
+    """Return a classifier of images whose head is a convolution."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 5, **options),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def normalised() -> nn.Sequential:
+    """Return a model with a BatchNorm in front of its head."""
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def trainable(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that need a gradient."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Return all that an error must leave alone, as tensors under names."""
+    kept = {f"value of {name}": value.clone() for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        kept[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
+        if parameter.grad is not None:
+            kept[f"gradient of {name}"] = parameter.grad.clone()
+    for name, module in model.named_modules():
+        kept[f"identity of {name}"] = torch.tensor(id(module))
+        kept[f"mode of {name}"] = torch.tensor(module.training)
+        kept[f"hooks of {name}"] = torch.tensor(len(module._forward_pre_hooks))
+    kept["random state"] = torch.get_rng_state()
+    return kept
+
+
+def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Return the names of what is not bit for bit the same in two snapshots."""
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    return (before.keys() | after.keys()) - same
+
+
+# The new head
+
+
+def test_model_is_changed_in_place_and_returned() -> None:
+    """The user's own object comes back."""
+    model = build_mlp(4, [5], 3)
+    assert freeze_and_replace_head(model, num_classes=7) is model
+
+
+def test_num_classes_is_the_width_of_the_new_outputs() -> None:
+    """The model makes one output a class."""
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7)
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+def test_num_classes_may_be_the_second_argument() -> None:
+    """The commonest call needs no keyword."""
+    assert freeze_and_replace_head(build_mlp(4, [5], 3), 7)(torch.ones(2, 4)).shape == (2, 7)
+
+
+def test_new_head_of_the_same_width_is_a_new_layer() -> None:
+    """Three classes again are three other classes."""
+    model = build_mlp(4, [5], 3)
+    old = model.head
+    freeze_and_replace_head(model, num_classes=3)
+    assert model.head is not old
+
+
+def test_only_the_new_head_is_trainable() -> None:
+    """Every other parameter needs no gradient."""
+    model = freeze_and_replace_head(build_mlp(4, [5, 6], 3), num_classes=7)
+    assert trainable(model) == {"head.weight", "head.bias"}
+
+
+def test_everything_but_the_head_keeps_its_values() -> None:
+    """Replacing the head moves no parameter and no buffer of the rest."""
+    model = normalised()
+    before = copy.deepcopy(model[:3].state_dict())
+    freeze_and_replace_head(model, num_classes=7)
+    after = model[:3].state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_new_head_is_drawn_from_the_global_generator() -> None:
+    """PyTorch's own initialisation decides, and the dry runs draw nothing before it."""
+    state = torch.get_rng_state()
+    model = freeze_and_replace_head(build_mlp(4, [5], 3, dropout=0.5, seed=0), num_classes=7)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    expected = nn.Linear(5, 7)
+    assert torch.equal(model.get_parameter("head.weight"), expected.weight)
+    assert torch.equal(model.get_parameter("head.bias"), expected.bias)
+    assert torch.equal(after, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_new_head_has_the_dtype_of_the_old_one(dtype: torch.dtype) -> None:
+    """A model of another precision stays one."""
+    model = freeze_and_replace_head(build_mlp(4, [5], 3).to(dtype), num_classes=7)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_new_head_is_on_the_device_of_the_old_one() -> None:
+    """A head is made where the model lives, and not on the CPU."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)).to("meta")
+    freeze_and_replace_head(model, num_classes=7, at="2")
+    assert model.get_parameter("2.weight").device.type == "meta"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_new_head_has_a_bias_where_the_old_one_has(bias: bool) -> None:
+    """A head without a bias stays one."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=bias))
+    freeze_and_replace_head(model, num_classes=7)
+    assert ("1.bias" in model.state_dict()) is bias
+
+
+def test_new_convolution_has_the_geometry_of_the_old_one() -> None:
+    """Kernel, stride, padding, dilation and the mode of padding are those of the old head."""
+    options: dict[str, Any] = {
+        "kernel_size": (3, 1),
+        "stride": (2, 1),
+        "padding": (2, 1),
+        "dilation": (2, 1),
+        "padding_mode": "reflect",
+        "bias": False,
+    }
+    model = convolutional(**options)
+    expected = model[2]
+    freeze_and_replace_head(model, num_classes=7)
+    new = model[2]
+    assert isinstance(new, nn.Conv2d)
+    for name in options.keys() - {"bias"}:
+        assert getattr(new, name) == getattr(expected, name)
+    assert new.bias is None
+    assert (new.in_channels, new.out_channels) == (8, 7)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(6, 3, 2), nn.Conv3d(6, 3, 2)],
+    ids=["Conv1d", "Conv3d"],
+)
+def test_new_convolution_is_of_the_dimension_of_the_old_one(
+    layer: nn.Conv1d | nn.Conv3d,
+) -> None:
+    """Signals and volumes keep their kind of head."""
+    size = [4] * len(layer.kernel_size)
+    model = nn.Sequential(type(layer)(2, 6, 1), layer)
+    freeze_and_replace_head(model, num_classes=7, example_input=torch.ones(2, 2, *size))
+    assert type(model[1]) is type(layer)
+    assert model(torch.ones(2, 2, *size)).shape[:2] == (2, 7)
+
+
+def test_new_convolution_makes_the_outputs() -> None:
+    """A classifier with a head of channels makes one output a class."""
+    model = freeze_and_replace_head(convolutional(kernel_size=1), num_classes=7)
+    assert model(torch.ones(2, 3, 8, 8)).shape == (2, 7)
+
+
+def test_head_in_logits_is_replaced() -> None:
+    """A model that wraps its outputs goes on to do so."""
+
+    class Output:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    class Wrapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 6)
+            self.classifier = nn.Linear(6, 3)
+
+        def forward(self, inputs: Tensor) -> Output:
+            return Output(self.classifier(self.body(inputs)))
+
+    model = freeze_and_replace_head(Wrapping(), num_classes=7)
+    assert model(torch.ones(2, 4)).logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("used", ["classifier", "output"])
+def test_head_of_two_names_is_replaced_under_both(used: str) -> None:
+    """The new head makes the outputs, whichever of its names the model calls."""
+    model = freeze_and_replace_head(TwoNames(used), num_classes=7)
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+# A head of the user's own
+
+
+def test_module_becomes_the_head_as_it_is() -> None:
+    """The very module that was passed makes the outputs, its weights unchanged."""
+    head = nn.Sequential(nn.Dropout(0.2), nn.Linear(5, 7))
+    before = copy.deepcopy(head.state_dict())
+    model = build_mlp(4, [5], 3)
+    freeze_and_replace_head(model, head=head)
+    assert model.head is head
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_function_gets_the_width_of_the_heads_input() -> None:
+    """A function from a width to a module makes the head."""
+    widths: list[int] = []
+
+    def make(width: int) -> nn.Module:
+        widths.append(width)
+        return nn.Linear(width, 7)
+
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), head=make)
+    assert widths == [5]
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+def test_head_of_a_function_gets_the_models_dtype() -> None:
+    """What a function makes in the default dtype is cast to that of the model."""
+    model = build_mlp(4, [5], 3).double()
+    freeze_and_replace_head(model, head=lambda width: nn.Linear(width, 1))
+    assert model.get_parameter("head.weight").dtype == torch.float64
+
+
+def test_function_may_make_a_single_output() -> None:
+    """A regression on top of a classifier is one output, which `num_classes` does not give."""
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), head=lambda width: nn.Linear(width, 1))
+    assert model(torch.ones(2, 4)).shape == (2, 1)
+
+
+def test_head_that_was_passed_frozen_is_trainable() -> None:
+    """A head without a gradient could not be trained."""
+    head = nn.Linear(5, 7).requires_grad_(False)
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
+    assert trainable(model) == {"head.weight", "head.bias"}
+
+
+def test_trying_the_new_head_moves_no_buffer_of_it() -> None:
+    """The check that the model runs with a BatchNorm in its new head updates no statistics."""
+    head = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 7))
+    freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
+    assert head.get_buffer("0.num_batches_tracked").item() == 0
+
+
+def test_trying_the_new_head_leaves_its_mode() -> None:
+    """The new head is in train mode afterwards, its dropout included."""
+    head = nn.Sequential(nn.Dropout(0.2), nn.Linear(5, 7))
+    freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
+    assert all(module.training for module in head.modules())
+
+
+def test_trying_the_new_head_leaves_the_random_state() -> None:
+    """A head that draws in its forward draws afterwards what it would have drawn before."""
+
+    class Drawing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+            return super().forward(input) + torch.rand(7)
+
+    head = Drawing(5, 7)
+    model = build_mlp(4, [5], 3)
+    before = torch.get_rng_state()
+    freeze_and_replace_head(model, head=head)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# A head that is named
+
+
+@pytest.mark.parametrize("at", ["classifier.6", "classifier"])
+def test_head_may_be_named_by_its_dotted_path(at: str) -> None:
+    """A nested layer is replaced, or the whole block, by a layer of the block's own input."""
+    model = freeze_and_replace_head(Classifier(), num_classes=7, at=at)
+    new = model.get_submodule(at)
+    assert isinstance(new, nn.Linear)
+    assert new.in_features == (8 if at == "classifier.6" else 6)
+    assert trainable(model) == {f"{at}.weight", f"{at}.bias"}
+
+
+def test_named_head_needs_no_example() -> None:
+    """A model that no input is guessed for is changed where it was told to be."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    freeze_and_replace_head(model, num_classes=7, at="2")
+    assert model(torch.zeros(2, 2, dtype=torch.int64)).shape == (2, 7)
+
+
+def test_naming_one_of_two_heads_freezes_the_other() -> None:
+    """What was ambiguous is decided by the name."""
+    model = freeze_and_replace_head(TwoHeads(), num_classes=7, at="fine")
+    assert model(torch.ones(2, 4)).shape == (2, 2 + 7)
+    assert trainable(model) == {"fine.weight", "fine.bias"}
+
+
+def test_tied_head_is_replaced_by_an_untied_one() -> None:
+    """The embedding keeps its weight and is frozen; the new head has one of its own."""
+    model = Tied()
+    before = model.embedding.weight.detach().clone()
+    freeze_and_replace_head(
+        model, num_classes=3, at="last", example_input=torch.zeros(2, 3, dtype=torch.int64)
+    )
+    assert trainable(model) == {"last.weight"}
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_place_without_a_layer_takes_a_module() -> None:
+    """A headless model, with an Identity where its head was, is given one."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Identity())
+    freeze_and_replace_head(model, head=nn.Linear(6, 7), at="1")
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+    assert trainable(model) == {"1.weight", "1.bias"}
+
+
+# The model itself is the head
+
+
+def test_model_that_is_its_own_head_comes_back_as_a_new_object() -> None:
+    """A single layer cannot be replaced inside itself."""
+    model = nn.Linear(4, 3)
+    new = freeze_and_replace_head(model, num_classes=7)
+    assert new is not model
+    assert new(torch.ones(2, 4)).shape == (2, 7)
+    assert trainable(new) == {"weight", "bias"}
+
+
+def test_model_that_is_its_own_head_is_left_alone() -> None:
+    """The old layer is neither frozen nor moved."""
+    model = nn.Linear(4, 3)
+    before = snapshot(model)
+    freeze_and_replace_head(model, head=nn.Linear(4, 7))
+    after = snapshot(model)
+    assert changes(before, after) <= {"random state"}
+
+
+def test_wrong_head_of_a_model_that_is_its_own_head_is_an_error() -> None:
+    """A layer of another width does not take what the model took."""
+    with pytest.raises(HeadError):
+        freeze_and_replace_head(nn.Linear(4, 3), head=nn.Linear(5, 7))
+
+
+# Twice
+
+
+def test_second_call_replaces_the_head_again() -> None:
+    """The head of the first call makes way for that of the second."""
+    model = build_mlp(4, [5], 3)
+    freeze_and_replace_head(model, num_classes=7)
+    first = model.head
+    freeze_and_replace_head(model, num_classes=2)
+    assert model.head is not first
+    assert model(torch.ones(2, 4)).shape == (2, 2)
+    assert trainable(model) == {"head.weight", "head.bias"}
+
+
+def test_second_call_leaves_the_frozen_part_frozen_once() -> None:
+    """The frozen modules get no second hook."""
+    model = freeze_and_replace_head(normalised(), num_classes=7)
+    before = {name: len(part._forward_pre_hooks) for name, part in model.named_modules()}
+    freeze_and_replace_head(model, num_classes=2)
+    assert {name: len(part._forward_pre_hooks) for name, part in model.named_modules()} == before
+
+
+# Errors
+
+
+def test_neither_head_nor_classes_is_an_error_that_names_both() -> None:
+    """Nothing was asked for."""
+    with pytest.raises(InvalidArgumentError, match=r"`num_classes`.*`head`"):
+        freeze_and_replace_head(build_mlp(4, [5], 3))
+
+
+def test_both_head_and_classes_are_an_error_that_names_both() -> None:
+    """Two things were asked for at once."""
+    with pytest.raises(InvalidArgumentError, match=r"`num_classes`.*`head`"):
+        freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7, head=nn.Linear(5, 7))
+
+
+@pytest.mark.parametrize("classes", [1, 0, -2])
+def test_fewer_than_two_classes_are_an_error_that_names_them(classes: int) -> None:
+    """A class alone is none to tell from others."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=classes)
+    assert "`num_classes`" in str(caught.value)
+    assert str(classes) in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [2.5, "10", [10]], ids=repr)
+def test_classes_that_are_no_whole_number_are_an_error_that_names_them(classes: Any) -> None:
+    """The argument and what it was are told."""
+    with pytest.raises((InvalidTypeError, InvalidArgumentError)) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=classes)
+    assert "`num_classes`" in str(caught.value)
+    assert repr(classes) in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [10, "linear", [nn.Identity()]], ids=["10", "text", "list"])
+def test_head_of_another_kind_is_an_error_that_names_it(head: Any) -> None:
+    """A head is a module, or a function that makes one."""
+    with pytest.raises(InvalidTypeError) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
+    assert "`head`" in str(caught.value)
+    assert type(head).__name__ in str(caught.value)
+
+
+def test_function_that_makes_no_module_is_an_error_that_names_what_it_made() -> None:
+    """A forgotten `return` shows as None."""
+
+    def forgetful(width: int) -> Any:
+        nn.Linear(width, 7)
+
+    with pytest.raises(InvalidTypeError) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), head=forgetful)
+    assert "`head`" in str(caught.value)
+    assert "NoneType" in str(caught.value)
+
+
+@pytest.mark.parametrize("at", ["fc", "backbone.17", ""])
+def test_name_that_the_model_does_not_have_is_an_error_that_offers_others(at: str) -> None:
+    """The message names what was looked for and the layers that are there."""
+    with pytest.raises(HeadNotFoundError) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7, at=at)
+    assert f"`{at}`" in str(caught.value)
+    assert "`head`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"num_classes": 7}, {"head": lambda width: nn.Linear(width, 7)}], ids=str
+)
+def test_place_of_unknown_width_needs_a_module(request_: dict[str, Any]) -> None:
+    """Where there is no layer, the width of its input is unknown; place and kind are named."""
+    with pytest.raises(HeadNotFoundError) as caught:
+        freeze_and_replace_head(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), at="1", **request_)
+    assert "`1`" in str(caught.value)
+    assert "Tanh" in str(caught.value)
+
+
+def test_two_heads_are_an_error_that_lists_both() -> None:
+    """Which of them is meant has to be said with `at=`."""
+    with pytest.raises(AmbiguousHeadError) as caught:
+        freeze_and_replace_head(TwoHeads(), num_classes=7)
+    assert "`coarse`" in str(caught.value)
+    assert "`fine`" in str(caught.value)
+
+
+def test_head_that_does_not_fit_is_an_error_that_names_place_and_width() -> None:
+    """The message tells where the new head stands and what it is given."""
+    with pytest.raises(HeadError) as caught:
+        freeze_and_replace_head(build_mlp(4, [5], 3), head=nn.Linear(6, 7))
+    assert "`head`" in str(caught.value)
+    assert "5" in str(caught.value)
+
+
+def test_head_of_another_dtype_is_an_error() -> None:
+    """A module is used as it is, so its dtype has to be the model's."""
+    with pytest.raises(HeadError):
+        freeze_and_replace_head(build_mlp(4, [5], 3), head=nn.Linear(5, 7).double())
+
+
+def test_example_that_the_named_model_does_not_take_is_an_error() -> None:
+    """A wrong example is told from a wrong head."""
+    with pytest.raises(InvalidInputError, match="`example_input`"):
+        freeze_and_replace_head(
+            build_mlp(4, [5], 3), num_classes=7, at="head", example_input=torch.ones(2, 9)
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_example_may_be_one_sample(batch: int) -> None:
+    """The dry runs are in eval mode throughout, so a BatchNorm takes a single sample."""
+    model = freeze_and_replace_head(
+        Classifier(), num_classes=7, at="classifier", example_input=torch.ones(batch, 4)
+    )
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+def test_frozen_batchnorm_without_statistics_is_an_error_that_names_it() -> None:
+    """A layer that normalises by the batch at hand cannot be frozen."""
+    model = nn.Sequential(
+        nn.Linear(4, 6),
+        nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
+        nn.Linear(6, 3),
+    )
+    with pytest.raises(FreezeError) as caught:
+        freeze_and_replace_head(model, num_classes=7)
+    assert "`1.0`" in str(caught.value)
+    assert "BatchNorm1d" in str(caught.value)
+
+
+def test_batchnorm_without_statistics_is_fine_in_the_head() -> None:
+    """What is trained may normalise by the batch at hand."""
+    head = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 7))
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
+    assert model(torch.rand(2, 4)).shape == (2, 7)
+
+
+def test_head_that_shares_a_parameter_with_the_frozen_part_is_an_error_that_names_it() -> None:
+    """A tensor cannot be frozen by half."""
+    model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+    head = nn.Linear(5, 5)
+    head.weight = nn.Parameter(torch.zeros(5, 5))
+    model.get_submodule("0").register_parameter("weight", head.weight)
+    with pytest.raises(FreezeError, match=r"`0\.weight`"):
+        freeze_and_replace_head(model, head=head)
+
+
+def without_statistics() -> nn.Module:
+    """Return a model that cannot be frozen."""
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)
+    )
+
+
+def raising(width: int) -> nn.Module:
+    """Fail as a user's own function may."""
+    raise KeyError(width)
+
+
+@pytest.mark.parametrize(
+    ("model", "request_", "error"),
+    [
+        (normalised, {}, FinetuneLibError),
+        (normalised, {"num_classes": 1}, FinetuneLibError),
+        (normalised, {"num_classes": 7, "at": "nowhere"}, FinetuneLibError),
+        (normalised, {"num_classes": 7, "example_input": torch.ones(2, 9)}, FinetuneLibError),
+        (normalised, {"head": lambda width: None}, FinetuneLibError),
+        (normalised, {"head": raising}, KeyError),
+        (normalised, {"head": nn.Linear(9, 7)}, FinetuneLibError),
+        (normalised, {"head": nn.Linear(9, 7), "at": "3"}, FinetuneLibError),
+        (Classifier, {"head": nn.Linear(9, 7), "at": "classifier"}, FinetuneLibError),
+        (TwoHeads, {"num_classes": 7}, FinetuneLibError),
+        (without_statistics, {"num_classes": 7}, FinetuneLibError),
+    ],
+    ids=[
+        "no request",
+        "one class",
+        "no such name",
+        "wrong example",
+        "function without a module",
+        "function that raises",
+        "head of a wrong width",
+        "named head of a wrong width",
+        "named block of a wrong width",
+        "two heads",
+        "no statistics",
+    ],
+)
+def test_refused_model_is_left_as_it_was(
+    model: Callable[[], nn.Module], request_: dict[str, Any], error: type[Exception]
+) -> None:
+    """It has its old head, nothing of it is frozen, and values, modes and gradients are as before.
+
+    The random state is left out: a new layer may have been drawn before the refusal.
+    """
+    subject = model()
+    subject(torch.rand(3, 4, generator=torch.Generator().manual_seed(0))).sum().backward()
+    before = snapshot(subject)
+    with pytest.raises(error):
+        freeze_and_replace_head(subject, **request_)
+    assert changes(before, snapshot(subject)) <= {"random state"}
+
+
+def test_function_shows_its_public_path() -> None:
+    """Users import it from the package itself."""
+    assert freeze_and_replace_head.__module__ == "finetunelib"

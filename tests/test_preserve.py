@@ -1,0 +1,264 @@
+"""Modes and random states are put back, and seeds are derived."""
+
+from __future__ import annotations
+
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finetunelib._preserve import (
+    derive_seed,
+    evaluating,
+    initialising_with,
+    modes_preserved,
+    random_state_preserved,
+    reseed,
+)
+
+
+def model_of_mixed_modes() -> nn.Sequential:
+    """Return a model whose parts are in different modes."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    model[1].eval()
+    model[0].eval()
+    model.get_submodule("1.0").train()
+    return model
+
+
+def modes(model: nn.Module) -> dict[str, bool]:
+    """Return the mode of every submodule by name."""
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def draw_everywhere() -> tuple[list[float], list[float], float]:
+    """Draw from the global generators of torch, numpy and python."""
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002
+
+
+# modes_preserved and evaluating
+
+
+def test_modes_preserved_restores_every_submodule() -> None:
+    """A model of mixed modes has the same ones after the block."""
+    model = model_of_mixed_modes()
+    before = modes(model)
+    with modes_preserved(model):
+        model.train()
+    assert modes(model) == before
+
+
+def test_modes_preserved_restores_after_an_error() -> None:
+    """The modes are put back when the block raises, and the error comes out."""
+    model = model_of_mixed_modes()
+    before = modes(model)
+    with pytest.raises(KeyError), modes_preserved(model):
+        raise KeyError(model.train())
+    assert modes(model) == before
+
+
+def test_evaluating_puts_every_submodule_into_eval_mode() -> None:
+    """Nothing is in train mode within the block."""
+    model = model_of_mixed_modes()
+    with evaluating(model):
+        assert not any(modes(model).values())
+
+
+def test_evaluating_records_no_gradients() -> None:
+    """Outputs made within the block have no graph."""
+    model = model_of_mixed_modes()
+    with evaluating(model):
+        assert not model(torch.ones(3, 2)).requires_grad
+
+
+def test_evaluating_restores_modes_and_gradients_after_an_error() -> None:
+    """Modes and the recording of gradients are as before when the block raises."""
+    model = model_of_mixed_modes()
+    before = modes(model)
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert modes(model) == before
+    assert torch.is_grad_enabled()
+
+
+# random_state_preserved and reseed
+
+
+def test_random_state_preserved_restores_torch_numpy_and_python() -> None:
+    """All three draw after the block what they would have drawn without it."""
+    with random_state_preserved():
+        expected = draw_everywhere()
+    with random_state_preserved():
+        draw_everywhere()
+        reseed(123)
+    with random_state_preserved():
+        assert draw_everywhere() == expected
+
+
+def test_random_state_preserved_restores_after_an_error() -> None:
+    """The random states are put back when the block raises, and the error comes out."""
+    with random_state_preserved():
+        expected = draw_everywhere()
+    with pytest.raises(KeyError), random_state_preserved():
+        raise KeyError(draw_everywhere())
+    with random_state_preserved():
+        assert draw_everywhere() == expected
+
+
+def test_random_state_preserved_restores_cuda_where_it_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The states of all CUDA devices are read before the block and written after it."""
+    restored: list[object] = []
+    states = [torch.zeros(1), torch.ones(1)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    with random_state_preserved():
+        assert restored == []
+    assert restored == [states]
+
+
+def test_random_state_preserved_restores_mps_where_it_is_available(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The state of Apple's device is read before the block and written after it."""
+    restored: list[object] = []
+    state = torch.zeros(1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    with random_state_preserved():
+        assert restored == []
+    assert restored == [state]
+
+
+def test_reseed_repeats_the_draws_of_torch_numpy_and_python() -> None:
+    """The same seed gives the same numbers in all three."""
+    with random_state_preserved():
+        reseed(7)
+        first = draw_everywhere()
+        reseed(7)
+        assert draw_everywhere() == first
+
+
+def test_reseed_with_another_seed_changes_all_three() -> None:
+    """Each of the three depends on the seed."""
+    with random_state_preserved():
+        reseed(7)
+        first = draw_everywhere()
+        reseed(8)
+        second = draw_everywhere()
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
+def test_reseed_takes_every_derived_seed() -> None:
+    """Seeds of 63 bits are fine, though numpy's global generator takes 32."""
+    with random_state_preserved():
+        reseed(2**63 - 1)
+        first = draw_everywhere()
+        reseed(2**63 - 1)
+        assert draw_everywhere() == first
+
+
+def test_reseed_seeds_the_accelerators_that_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA, where it has started, and MPS, where there is one, get the seed."""
+    seeds: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeds.append(("cuda", seed)))
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: seeds.append(("mps", seed)))
+    with random_state_preserved():
+        # Only now: the block itself must not look for a device that is not there.
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda _: None)
+        reseed(5)
+    assert seeds == [("cuda", 5), ("mps", 5)]
+
+
+# derive_seed
+
+
+def test_derive_seed_is_distinct_for_neighbouring_seeds_and_epochs() -> None:
+    """The second epoch of seed 0 is not the first of seed 1, nor is any other pair the same."""
+    seeds = {derive_seed(seed, epoch) for seed, epoch in product(range(30), range(30))}
+    assert len(seeds) == 900
+
+
+def test_derive_seed_keeps_the_numbers_of_a_path_apart() -> None:
+    """Paths that read alike when joined have different seeds."""
+    paths = [(1,), (1, 0), (0, 1), (11,), (1, 1), (1, 1, 1), (11, 1), (1, 11), (111,)]
+    assert len({derive_seed(*path) for path in paths}) == len(paths)
+
+
+def test_derive_seed_is_the_same_in_every_process() -> None:
+    """A seed is a function of its arguments alone, so that a run replays on another day."""
+    assert derive_seed(0, 0) == 6_213_027_144_842_677_344
+
+
+def test_derive_seed_fits_a_generator() -> None:
+    """Every seed is in [0, 2**63), whatever the numbers are."""
+    numbers = [-(2**70), -1, 0, 1, 2**70]
+    assert all(0 <= derive_seed(one, other) < 2**63 for one, other in product(numbers, numbers))
+
+
+# initialising_with
+
+
+def weights() -> Tensor:
+    """Return the initial weights of a new layer."""
+    return nn.Linear(3, 3).weight.detach()
+
+
+def test_initialising_with_repeats_the_weights_of_a_seed() -> None:
+    """The same seed gives the same initial weights, bit for bit."""
+    with initialising_with(1):
+        first = weights()
+    torch.rand(1)
+    with initialising_with(1):
+        assert torch.equal(weights(), first)
+
+
+def test_initialising_with_another_seed_gives_other_weights() -> None:
+    """The weights depend on the seed."""
+    with initialising_with(1):
+        first = weights()
+    with initialising_with(2):
+        assert not torch.equal(weights(), first)
+
+
+def test_initialising_with_leaves_the_global_generator_alone() -> None:
+    """What is drawn after the block does not depend on it."""
+    before = torch.get_rng_state()
+    with initialising_with(1):
+        weights()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialising_with_restores_the_generator_after_an_error() -> None:
+    """The generator is put back when the block raises, and the error comes out."""
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), initialising_with(1):
+        raise KeyError(weights())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialising_with_none_draws_from_the_global_generator() -> None:
+    """Without a seed the weights are those that PyTorch would draw, and its state advances."""
+    with random_state_preserved():
+        torch.manual_seed(3)
+        expected, state = weights(), torch.get_rng_state()
+        torch.manual_seed(3)
+        with initialising_with(None):
+            assert torch.equal(weights(), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_initialising_with_draws_on_the_cpu_under_another_default_device() -> None:
+    """A seed gives the same weights wherever the model will live."""
+    with initialising_with(1):
+        expected = weights()
+    with torch.device("meta"), initialising_with(1):
+        assert torch.equal(weights(), expected)

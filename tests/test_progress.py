@@ -1,0 +1,220 @@
+"""Bars on a terminal, lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tqdm
+
+from finetunelib._progress import (
+    BarProgress,
+    LineProgress,
+    Progress,
+    SilentProgress,
+    choose_progress,
+)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Let stderr be a terminal whose text can be read.
+
+    No fixture: pytest puts its own stderr in place between a test's setup and its call.
+    """
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def make_bars_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tqdm draw every step, where it would wait for a tenth of a second."""
+    lazy = tqdm.tqdm
+
+    def eager(**options: Any) -> Any:
+        return lazy(**options, mininterval=0, miniters=1)
+
+    monkeypatch.setattr(tqdm, "tqdm", eager)
+
+
+class ZMQInteractiveShell:
+    """Stands for the shell of a notebook's kernel, which is known by its name."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, object] = {}
+
+
+def enter_notebook(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    """Let IPython be loaded and run in `shell`."""
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+
+
+def tell_a_stretch(progress: Progress) -> None:
+    """Report a stretch of two steps."""
+    progress.start("epoch 1", 2)
+    progress.advance()
+    progress.advance()
+    progress.finish("epoch 1 is done")
+
+
+# choose_progress
+
+
+def test_choose_progress_is_silent_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`progress=False` says nothing, even on a terminal."""
+    open_terminal(monkeypatch)
+    assert type(choose_progress(False)) is SilentProgress
+
+
+def test_choose_progress_takes_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal shows a bar."""
+    open_terminal(monkeypatch)
+    assert type(choose_progress(True)) is BarProgress
+
+
+def test_choose_progress_takes_lines_where_stderr_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log file or a pipe gets plain lines."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert type(choose_progress(True)) is LineProgress
+
+
+def test_choose_progress_takes_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook shows a bar, though its stderr is no terminal."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    enter_notebook(monkeypatch, ZMQInteractiveShell())
+    assert type(choose_progress(True)) is BarProgress
+
+
+@pytest.mark.parametrize("shell", [None, object()], ids=["no shell", "another shell"])
+def test_choose_progress_knows_a_notebook_from_ipython_alone(
+    monkeypatch: pytest.MonkeyPatch, shell: object
+) -> None:
+    """IPython that is imported but runs no notebook makes no bar."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    enter_notebook(monkeypatch, shell)
+    assert type(choose_progress(True)) is LineProgress
+
+
+def test_progress_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without a console, whose stderr is None, trains on in silence."""
+    monkeypatch.setattr(sys, "stderr", None)
+    tell_a_stretch(choose_progress(True))
+
+
+# The three kinds
+
+
+def test_silent_progress_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither stream gets a letter."""
+    tell_a_stretch(SilentProgress())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_line_progress_writes_the_closing_line_to_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stretch is one line on stderr, and nothing on stdout."""
+    tell_a_stretch(LineProgress())
+    assert capsys.readouterr() == ("", "epoch 1 is done\n")
+
+
+def test_line_progress_writes_nothing_when_aborted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A stretch that failed has no closing line."""
+    progress = LineProgress()
+    progress.start("epoch 1", 2)
+    progress.advance()
+    progress.abort()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bar_progress_shows_the_title_and_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar is there before the first step, with what is under way and how long it is."""
+    terminal = open_terminal(monkeypatch)
+    progress = BarProgress()
+    progress.start("epoch 1", 2)
+    assert "epoch 1" in terminal.getvalue()
+    assert "0/2" in terminal.getvalue()
+    progress.abort()
+
+
+def test_bar_progress_moves_by_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step that is reported moves the bar by one."""
+    terminal = open_terminal(monkeypatch)
+    make_bars_eager(monkeypatch)
+    progress = BarProgress()
+    progress.start("epoch 1", 3)
+    progress.advance()
+    assert "1/3" in terminal.getvalue()
+    progress.advance()
+    assert "2/3" in terminal.getvalue()
+    progress.abort()
+
+
+def test_bar_progress_counts_steps_of_an_unknown_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data without a length gets a bar that counts."""
+    terminal = open_terminal(monkeypatch)
+    make_bars_eager(monkeypatch)
+    progress = BarProgress()
+    progress.start("epoch 1", None)
+    progress.advance()
+    assert "1step" in terminal.getvalue()
+    progress.abort()
+
+
+def test_bar_progress_leaves_the_closing_line_in_place_of_the_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the end the line stands alone: the bar has been wiped off with blanks."""
+    terminal = open_terminal(monkeypatch)
+    tell_a_stretch(BarProgress())
+    assert terminal.getvalue().endswith(" \repoch 1 is done\n")
+
+
+def test_bar_progress_wipes_the_bar_off_when_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error no half bar stands before the traceback."""
+    terminal = open_terminal(monkeypatch)
+    progress = BarProgress()
+    progress.start("epoch 1", 2)
+    progress.abort()
+    assert terminal.getvalue().endswith(" \r")
+
+
+def test_bar_progress_shows_one_bar_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same object serves several stretches."""
+    terminal = open_terminal(monkeypatch)
+    progress = BarProgress()
+    tell_a_stretch(progress)
+    progress.start("epoch 2", 5)
+    assert "epoch 2" in terminal.getvalue()
+    assert "0/5" in terminal.getvalue()
+    progress.abort()
+
+
+def test_bar_progress_may_be_aborted_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error before the first stretch finds no bar to close, and writes nothing."""
+    terminal = open_terminal(monkeypatch)
+    progress = BarProgress()
+    progress.advance()
+    progress.abort()
+    assert terminal.getvalue() == ""
+
+
+def test_bar_progress_shows_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's bar has the title too, without its widgets being installed."""
+    terminal = open_terminal(monkeypatch)
+    enter_notebook(monkeypatch, ZMQInteractiveShell())
+    progress = BarProgress()
+    progress.start("epoch 1", 2)
+    assert "epoch 1" in terminal.getvalue()
+    progress.abort()
