@@ -54,10 +54,14 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
     # Subclasses may change their samples, so only these are known to be their tensors.
-    if isinstance(data, TensorDataset) and type(data) in (TensorDataset, InMemoryDataset):
-        transform = data.batch_transform if isinstance(data, InMemoryDataset) else None
+    if type(data) is TensorDataset:
+        return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
+    if type(data) is InMemoryDataset:
         return TensorBatches(
-            *data.tensors, batch_size=batch_size, seed=seed, batch_transform=transform
+            *data.tensors,
+            batch_size=batch_size,
+            seed=seed,
+            batch_transform=data.batch_transform,
         )
     if isinstance(data, IterableDataset):
         return batch_stream(

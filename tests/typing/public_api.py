@@ -1,0 +1,81 @@
+"""What a user's type checker sees; checked by mypy and pyright, and never run."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import assert_type
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
+from finetunelib.callbacks import EMA, EarlyStopping
+from finetunelib.data import InMemoryDataset, TensorBatches, in_memory
+from finetunelib.export import ExportReport, Verification, verify_onnx
+from finetunelib.finetuning import Head, LoadReport, find_head, load_weights, save_weights
+from finetunelib.models import MLP
+from finetunelib.training import Accuracy, History, StepOutput, Task
+from finetunelib.visualization import NetronServer
+
+inputs, targets = torch.zeros(4, 784), torch.zeros(4).long()
+dataset = TensorDataset(inputs, targets)
+
+model = build_mlp(784, [500], 10, activation=nn.GELU, normalization=nn.BatchNorm1d)
+assert_type(model, MLP)
+
+trainer = Trainer(
+    model,
+    loss_fn=nn.CrossEntropyLoss(),
+    optimizer=partial(torch.optim.AdamW, weight_decay=0.1),
+    lr=1e-3,
+    lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 10),
+    metrics={"accuracy": Accuracy(), "mean": lambda outputs, targets: outputs.mean()},
+    callbacks=[EarlyStopping(), EMA()],
+    precision="bf16-mixed",
+)
+Trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+Trainer(model, optimizer=torch.optim.Adam)
+assert_type(trainer.fit((inputs, targets), DataLoader(dataset), epochs=1), History)
+trainer.fit(dataset, [(inputs, targets)], max_steps=3)
+trainer.fit((inputs.numpy(), targets.numpy()), epochs=1)
+assert_type(trainer.history["val_loss"], list[float])
+assert_type(trainer.evaluate(dataset), dict[str, float])
+assert_type(trainer.predict(inputs), Tensor)
+
+assert_type(freeze_and_replace_head(model, num_classes=5), nn.Module)
+freeze_and_replace_head(model, head=lambda features: nn.Linear(features, 2), at="head")
+assert_type(find_head(model), Head)
+assert_type(save_weights(model, "a.safetensors"), Path)
+assert_type(load_weights(model, Path("a.safetensors")), LoadReport)
+
+report = export_onnx(model, "a.onnx", inputs, sample_inputs=inputs)
+assert_type(report, ExportReport)
+export_onnx(model, "a.onnx", (inputs, targets))
+export_onnx(model, "a.onnx", {"inputs": inputs})
+assert_type(verify_onnx("a.onnx", model, [inputs]), Verification)
+
+with visualize(model) as server:
+    assert_type(server, NetronServer)
+    assert_type(server.url, str)
+
+assert_type(in_memory(dataset), InMemoryDataset)
+for batch in TensorBatches(inputs, targets, batch_size=2).epoch(0):
+    assert_type(batch, tuple[Tensor, ...])
+
+
+class Own(Task):
+    """A task of the user's own."""
+
+    def step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> StepOutput:
+        """Compute a loss."""
+        outputs = model(batch[0])
+        return StepOutput(outputs.mean(), outputs, batch[1], len(outputs))
+
+
+Trainer(model, task=Own())
+
+Trainer(model, precision="fp8")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+build_mlp("784", [500], 10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
