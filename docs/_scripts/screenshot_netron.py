@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from support_chromium import chromium, find_chromium
-
 from finetunelib import visualize
+from support_chromium import chromium, find_chromium
 
 
 def main() -> None:

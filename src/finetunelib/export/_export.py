@@ -12,20 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._files import check_writable, whole_file
-from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
+    CorruptFileError,
     ExportError,
-    FinetuneLibError,
     InvalidArgumentError,
-    InvalidInputError,
     InvalidTypeError,
     PathNotWritableError,
 )
 from finetunelib.export._inputs import Inputs, ModelInputs
 from finetunelib.export._report import ExportReport, tensor_infos
 from finetunelib.export._tracing import trace
-from finetunelib.export._verification import Verification, flat_outputs, verify_onnx
+from finetunelib.export._verification import Verification, model_outputs, verify_onnx
 
 #: Sizes that differ from what is usually traced: 1 and an odd one.
 _BATCH_SIZES = (1, 2, 7)
@@ -77,8 +75,9 @@ def export_onnx(
         InvalidArgumentError: `path` does not end in `.onnx`, the numbers of names and tensors
             differ, or `tolerance` is not above 0.
         InvalidTypeError: `example_input` or the model's output holds something else than tensors.
-        InvalidInputError: The model cannot take `example_input`.
-        ExportError: The exporter cannot export the model, or fixed its batch size.
+        InvalidInputError: The model cannot take `example_input` or `sample_inputs`.
+        ExportError: The exporter cannot export the model, fixed its batch size, cannot write
+            `opset_version`, or wrote what ONNX or ONNX Runtime cannot read.
         ExportMismatchError: The file computes something else than the model. No file is kept.
 
     Warns:
@@ -96,8 +95,11 @@ def export_onnx(
     """
     file = _check_arguments(model, path, tolerance)
     inputs = Inputs.of(example_input, "example_input")
-    samples = inputs if sample_inputs is None else Inputs.of(sample_inputs, "sample_inputs")
-    outputs = _dry_run(model, inputs)
+    # Dry runs, so that bad inputs fail here and readably.
+    outputs = model_outputs(model, inputs, "example_input")
+    samples = inputs
+    if sample_inputs is not None:
+        samples = _samples(model, sample_inputs, inputs)
     program = trace(
         model,
         inputs.at_least_two_rows() if dynamic_batch else inputs,
@@ -108,7 +110,7 @@ def export_onnx(
     )
     with whole_file(file) as temporary:
         _save(program, temporary, file)
-        graph = _read_graph(temporary)
+        graph = _read_graph(temporary, opset_version)
         report = ExportReport(
             path=file,
             size=temporary.stat().st_size,
@@ -120,8 +122,10 @@ def export_onnx(
         if dynamic_batch:
             _check_dynamic(report)
         if verify:
-            batches = _batches(samples, dynamic_batch, varied=sample_inputs is None)
-            report = _verified(report, verify_onnx(temporary, model, batches, tolerance=tolerance))
+            batches = _batches(
+                inputs, samples, dynamic_batch=dynamic_batch, varied=sample_inputs is None
+            )
+            report = _verified(report, _verify(temporary, model, batches, tolerance))
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
@@ -144,19 +148,15 @@ def _check_arguments(model: nn.Module, path: StrPath, tolerance: float) -> Path:
     return file
 
 
-def _dry_run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Return the outputs for the example, so that a bad example fails here and readably."""
-    try:
-        with evaluating(model), random_state_preserved():
-            return flat_outputs(inputs.call(model))
-    except FinetuneLibError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidInputError(
-            f"The model cannot take `example_input` ({shapes}): {reason}"
-        ) from error
+def _samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs) -> Inputs:
+    samples = Inputs.of(sample_inputs, "sample_inputs")
+    if len(samples.tensors) != len(inputs.tensors):
+        raise InvalidArgumentError(
+            f"`sample_inputs` holds {len(samples.tensors)} tensors, but `example_input` holds "
+            f"{len(inputs.tensors)}. Pass both in the same form."
+        )
+    model_outputs(model, samples, "sample_inputs")
+    return samples
 
 
 def _input_names(model: nn.Module, inputs: Inputs, names: Sequence[str] | None) -> list[str]:
@@ -192,10 +192,21 @@ def _save(program: Any, temporary: Path, file: Path) -> None:
         raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
 
 
-def _read_graph(path: Path) -> Any:
+def _read_graph(path: Path, opset_version: int | None) -> Any:
     import onnx
 
-    return onnx.load(path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"The exported graph is invalid: {_first_line(error)}") from error
+    graph = onnx.load(path)
+    written = graph.opset_import[0].version
+    if opset_version not in (None, written):
+        raise ExportError(
+            f"`opset_version` is {opset_version}, but the exporter could only write {written}. "
+            f"The installed onnx knows versions up to {onnx.defs.onnx_opset_version()}."
+        )
+    return graph
 
 
 def _check_dynamic(report: ExportReport) -> None:
@@ -208,11 +219,37 @@ def _check_dynamic(report: ExportReport) -> None:
             )
 
 
-def _batches(samples: Inputs, dynamic_batch: bool, varied: bool) -> list[ModelInputs]:
-    generator = torch.Generator().manual_seed(0)
-    rows = _BATCH_SIZES if dynamic_batch else (len(samples.tensors[0]),) * 2
-    batches = [samples.resized(n, generator) if varied else samples.first_rows(n) for n in rows]
+def _batches(
+    inputs: Inputs, samples: Inputs, *, dynamic_batch: bool, varied: bool
+) -> list[ModelInputs]:
+    """Return batches of different samples: of several sizes, or of the example's own."""
+    lengths = [len(tensor) for tensor in inputs.tensors]
+    sizes = [[*_BATCH_SIZES] if dynamic_batch else [length] * 2 for length in lengths]
+    totals = [sum(size) for size in sizes]
+    if varied:
+        pool = samples.resized(totals, torch.Generator().manual_seed(0))
+    else:
+        pool = samples.first_rows(totals)
+    parts = [torch.split(tensor, size) for tensor, size in zip(pool.tensors, sizes, strict=True)]
+    batches = [pool.with_tensors(part) for part in zip(*parts, strict=True)]
     return [batch.kwargs or batch.args for batch in batches]
+
+
+def _verify(
+    path: Path, model: nn.Module, batches: list[ModelInputs], tolerance: float
+) -> Verification:
+    try:
+        return verify_onnx(path, model, batches, tolerance=tolerance)
+    except CorruptFileError as error:
+        raise ExportError(
+            "ONNX Runtime cannot load the exported graph: "
+            f"{_first_line(error.__cause__ or error)}. `verify=False` keeps the file for another "
+            "engine."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _verified(report: ExportReport, verification: Verification) -> ExportReport:

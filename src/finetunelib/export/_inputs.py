@@ -68,19 +68,25 @@ class Inputs:
             [t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in self.tensors]
         )
 
-    def resized(self, rows: int, generator: torch.Generator) -> Inputs:
-        """Return a batch of `rows` samples: the example's own, with variations of them."""
-        return self.with_tensors([_resized(t, rows, generator) for t in self.tensors])
+    def resized(self, rows: Sequence[int], generator: torch.Generator) -> Inputs:
+        """Return so many samples of each input: the first of them, and variations of all."""
+        return self.with_tensors(
+            [_resized(t, n, generator) for t, n in zip(self.tensors, rows, strict=True)]
+        )
 
-    def first_rows(self, rows: int) -> Inputs:
+    def first_rows(self, rows: Sequence[int]) -> Inputs:
         """Return the first samples, from the beginning again where there are too few."""
         return self.with_tensors(
-            [t[torch.arange(rows, device=t.device) % len(t)] for t in self.tensors]
+            [_first_rows(t, n) for t, n in zip(self.tensors, rows, strict=True)]
         )
 
 
+def _first_rows(tensor: Tensor, rows: int) -> Tensor:
+    return tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
+
+
 def _resized(tensor: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    repeated = tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
+    repeated = _first_rows(tensor, rows)
     if tensor.is_floating_point():
         spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
         noise = torch.randn(repeated.shape, generator=generator) * (spread or 1.0)

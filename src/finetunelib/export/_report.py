@@ -49,9 +49,10 @@ class ExportReport:
 
     def __str__(self) -> str:
         verification = self.verification or "Not verified, as asked."
+        size, unit = (self.size / 1e6, "MB") if self.size >= 1e6 else (self.size / 1e3, "kB")
         return "\n".join(
             [
-                f"{self.path} ({self.size / 1e6:.1f} MB, opset {self.opset_version})",
+                f"{self.path} ({size:.1f} {unit}, opset {self.opset_version})",
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
                 str(verification),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib.errors import ExportError
 from finetunelib.export._inputs import Inputs
 
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 #: What the exporter stores about the exporting machine: paths, and lines of the user's source.
 _LEAKS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -68,12 +69,16 @@ def _dynamic_shapes(inputs: Inputs) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose warnings are about its own insides."""
+    """Silence the exporter, whose warnings are about its own insides.
+
+    What it has to say about a failure is in the error that it raises; the graphs that it prints
+    beside it, by `print` and by handlers that write to `sys.stderr`, are not for the user.
+    """
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
     try:
         for logger, _ in levels:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -82,11 +87,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first sentence of what lies at the bottom of the exporter's chain of errors."""
+    """Return the first statement of what lies at the bottom of the exporter's chain of errors."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    # A line that ends in a colon only announces the reason.
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {reason or 'no reason given'}"
 
 
 def _strip(model: Any) -> None:

@@ -17,7 +17,9 @@ from finetunelib._typing import StrPath
 from finetunelib.errors import (
     CorruptFileError,
     ExportMismatchError,
+    FinetuneLibError,
     InvalidArgumentError,
+    InvalidInputError,
     InvalidTypeError,
 )
 from finetunelib.export._inputs import Inputs, ModelInputs
@@ -104,17 +106,21 @@ def verify_onnx(
     Args:
         path: The ONNX file.
         model: The model.
-        inputs: Batches to compare on: each a tensor, several in a tuple, or a dict.
+        inputs: Batches to compare on: each a tensor, several in a tuple in the order of the
+            file's inputs, or a dict, by the names of the file's inputs or in their order.
         tolerance: The largest error allowed, as a share of the outputs' spread; above 0.
 
     Returns:
         The numbers, with the status `"verified"` or `"inconclusive"`.
 
     Raises:
-        ExportMismatchError: A value is not finite, or differs by more than the tolerance.
+        ExportMismatchError: A value is not finite, or differs by more than the tolerance, or the
+            file takes or returns other tensors than the model.
         FileMissingError: There is no such file.
         CorruptFileError: The file is no valid ONNX model.
         InvalidArgumentError: `tolerance` is not above 0, or there is no batch.
+        InvalidInputError: The model cannot take a batch.
+        InvalidTypeError: A batch or the model's output holds something else than tensors.
 
     Example:
         See `Verification`.
@@ -126,10 +132,15 @@ def verify_onnx(
     file = check_readable(path, purpose="ONNX file")
     session = _open(str(file))
     batches = [Inputs.of(batch, f"inputs[{number}]") for number, batch in enumerate(inputs)]
-    expected = [_run_model(model, batch) for batch in batches]
+    expected = [_run_model(model, batch, f"inputs[{n}]") for n, batch in enumerate(batches)]
     actual = [_run_session(session, batch) for batch in batches]
 
     names = [output.name for output in session.get_outputs()]
+    if len(names) != len(expected[0]):
+        raise ExportMismatchError(
+            f"The file has {len(names)} outputs ({', '.join(names)}), but the model returns "
+            f"{len(expected[0])}."
+        )
     comparisons = tuple(
         _compare(name, [b[i] for b in expected], [b[i] for b in actual], tolerance)
         for i, name in enumerate(names)
@@ -157,9 +168,8 @@ def _compare(name: str, expected: list[Array], actual: list[Array], tolerance: f
         for where, values in (("model", theirs), ("file", ours)):
             if not np.isfinite(values).all():
                 raise ExportMismatchError(
-                    f"The output `{name}` of the {where} holds values that are not finite, for a "
-                    f"batch of {len(values)}. A file is verified on finite outputs only; check the "
-                    "weights and the example."
+                    f"The output `{name}` of the {where} holds values that are not finite. "
+                    "A file is verified on finite outputs only; check the weights and the example."
                 )
     spread = float(max(np.ptp(_samples(expected), axis=0).max(initial=0.0), 0.0))
     largest = max(
@@ -180,7 +190,9 @@ def _compare(name: str, expected: list[Array], actual: list[Array], tolerance: f
 
 def _samples(batches: list[Array]) -> Array:
     """Return all samples of an output, where the batches agree in the shape of a sample."""
-    if len({batch.shape[1:] for batch in batches}) == 1 and batches[0].ndim:
+    if not batches[0].ndim:
+        return np.stack(batches)  # One number a batch, such as a mean.
+    if len({batch.shape[1:] for batch in batches}) == 1:
         return np.concatenate(batches)
     return max(batches, key=len)
 
@@ -204,21 +216,40 @@ def _open(path: str) -> Any:
         raise CorruptFileError(f"`{path}` is no valid ONNX model: {reason}") from error
 
 
-def _run_model(model: nn.Module, batch: Inputs) -> list[Array]:
-    with evaluating(model), random_state_preserved():
-        return [
-            tensor.detach().cpu().to(torch.float64).numpy()
-            for tensor in flat_outputs(batch.call(model))
-        ]
+def model_outputs(model: nn.Module, inputs: Inputs, name: str) -> list[Tensor]:
+    """Return what a model computes in eval mode; it is left as it was.
+
+    Raises:
+        InvalidInputError: The model cannot take these inputs, which the user knows as `name`.
+        InvalidTypeError: The output holds something else than tensors.
+    """
+    try:
+        with evaluating(model), random_state_preserved():
+            return flat_outputs(inputs.call(model))
+    except FinetuneLibError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidInputError(f"The model cannot take `{name}` ({shapes}): {reason}") from error
+
+
+def _run_model(model: nn.Module, batch: Inputs, name: str) -> list[Array]:
+    outputs = model_outputs(model, batch, name)
+    return [tensor.detach().cpu().to(torch.float64).numpy() for tensor in outputs]
 
 
 def _run_session(session: Any, batch: Inputs) -> list[Array]:
     names = [value.name for value in session.get_inputs()]
-    feed = {
-        name: tensor.detach().cpu().numpy()
-        for name, tensor in zip(names, batch.tensors, strict=True)
-    }
+    if len(names) != len(batch.tensors):
+        raise ExportMismatchError(
+            f"The file takes {len(names)} inputs ({', '.join(names)}), but the batch that the "
+            f"model takes holds {len(batch.tensors)}."
+        )
+    by_name = batch.kwargs.keys() == set(names)
+    tensors = batch.kwargs if by_name else dict(zip(names, batch.tensors, strict=True))
     try:
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         outputs = session.run(None, feed)
     # ONNX Runtime's own exceptions share no base class but Exception.
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from finetunelib.errors import CallbackError, InvalidTypeError
 from finetunelib.training._context import TrainContext
@@ -50,24 +50,33 @@ class Callback:
 
 
 class Callbacks:
-    """The callbacks of a training, called in their order."""
+    """The callbacks of a training, called in their order.
+
+    What begins is ended: the hooks that end something are called for every callback, also when
+    one of them fails, and the first failure comes out.
+    """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.on_fit_start = _caller(callbacks, "on_fit_start")
         self.on_epoch_start = _caller(callbacks, "on_epoch_start")
         self.on_step_end = _caller(callbacks, "on_step_end")
         self.on_validation_start = _caller(callbacks, "on_validation_start")
-        self.on_validation_end = _caller(callbacks, "on_validation_end")
+        self.on_validation_end = _caller(callbacks, "on_validation_end", ends=True)
         self.on_epoch_end = _caller(callbacks, "on_epoch_end")
-        self.on_fit_end = _caller(callbacks, "on_fit_end")
+        self.on_fit_end = _caller(callbacks, "on_fit_end", ends=True)
 
 
-def check_callbacks(callbacks: Sequence[object]) -> list[Callback]:
+def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
     """Return the callbacks as a list.
 
     Raises:
-        InvalidTypeError: One is a class instead of an object, or no callback.
+        InvalidTypeError: One is a class instead of an object, or no callback; or there is no
+            list.
     """
+    if not isinstance(callbacks, Iterable):
+        raise InvalidTypeError(
+            f"`callbacks` must be a list of callbacks, but is {callbacks!r}. Pass [callback]."
+        )
     checked: list[Callback] = []
     for position, callback in enumerate(callbacks):
         if isinstance(callback, type):
@@ -84,7 +93,9 @@ def check_callbacks(callbacks: Sequence[object]) -> list[Callback]:
     return checked
 
 
-def _caller(callbacks: Sequence[Callback], hook: str) -> Callable[[TrainContext], None]:
+def _caller(
+    callbacks: Sequence[Callback], hook: str, *, ends: bool = False
+) -> Callable[[TrainContext], None]:
     """Return a function that calls one hook of those callbacks that extend it."""
     extended = [
         callback
@@ -93,14 +104,21 @@ def _caller(callbacks: Sequence[Callback], hook: str) -> Callable[[TrainContext]
     ]
 
     def call(context: TrainContext) -> None:
+        failure: CallbackError | None = None
         for callback in extended:
             try:
                 getattr(callback, hook)(context)
             # Whatever a user's hook raises is reported with the name of its callback.
             except Exception as error:
-                raise CallbackError(
+                named = CallbackError(
                     f"The callback {type(callback).__name__} failed in `{hook}`: "
                     f"{type(error).__name__}: {error}"
-                ) from error
+                )
+                named.__cause__ = error
+                if not ends:
+                    raise named from error
+                failure = failure or named
+        if failure is not None:
+            raise failure
 
     return call

@@ -66,6 +66,7 @@ class Evaluation:
 
     def evaluate(self, batches: Iterable[Batch], measurement: Measurement) -> dict[str, float]:
         """Return the loss and metrics over batches."""
+        measurement.reset()
         with evaluating(self.model), self.precision.autocast():
             for batch in batches:
                 output = self.task.step(self.runner, to_device(batch, self.device))

@@ -20,24 +20,36 @@ class WindowMean:
 
     def __init__(self) -> None:
         self._first: Tensor | float | None = None
-        self._total: Tensor | float = 1.0
+        self._unit: Tensor | float = 1.0
+        self._total: Tensor | float | None = None
 
     def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:
         """Return a micro-batch's part of the window's loss, not yet divided."""
         if self._first is None:
             self._first = weight
             return loss
-        relative = weight / self._first
+        if self._total is None:
+            # The first micro-batch's loss went in as it is, so that its weight is the unit; where
+            # it weighs nothing (all its targets are ignored), its gradients are zeros.
+            self._unit = _or_one(self._first)
+            self._total = self._first / self._unit
+        relative = weight / self._unit
         self._total = self._total + relative
         return loss * relative
 
     def finish(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the summed gradients by the summed weight."""
-        if isinstance(self._total, float) and self._total == 1.0:
+        if self._total is None:
             return  # A window of one.
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(self._total)
+
+
+def _or_one(weight: Tensor | float) -> Tensor | float:
+    if isinstance(weight, Tensor):
+        return torch.where(weight > 0, weight, 1)
+    return weight or 1.0
 
 
 class NoClipping:

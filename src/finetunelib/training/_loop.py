@@ -11,6 +11,7 @@ with session:                                   # random states and modes, put b
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from finetunelib._preserve import derive_seed, random_state_preserved, reseed
 from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
+from finetunelib.errors import CallbackError
 from finetunelib.training._callback import Callbacks
 from finetunelib.training._checks import check_batch, first_of
 from finetunelib.training._context import TrainContext
@@ -58,42 +60,58 @@ class Loop:
         context = self.context
         with session(context.model):
             self._check_validation_data()
+            batches: Iterator[Batch] | None = self._checked(self._begin_epoch())
             try:
-                self.callbacks.on_fit_start(context)
-                check: Callable[[Iterator[Batch]], Iterator[Batch]] = self._checked
+                with random_state_preserved():
+                    self.callbacks.on_fit_start(context)
                 while self._goes_on():
-                    self._run_epoch(check)
-                    check = iter
+                    self._run_epoch(self._begin_epoch() if batches is None else batches)
+                    batches = None
             finally:
-                self.callbacks.on_fit_end(context)
                 context.optimizer.zero_grad()
+                self._end(self.callbacks.on_fit_end)
+
+    def _end(self, hook: Callable[[TrainContext], None]) -> None:
+        """Call a hook that ends something, without hiding the error that is on its way."""
+        on_its_way = sys.exception()
+        try:
+            hook(self.context)
+        except CallbackError:
+            if on_its_way is None:
+                raise
+
+    def _begin_epoch(self) -> Iterator[Batch]:
+        epoch = self.context.state.epoch
+        reseed(derive_seed(self.seed, epoch))
+        return self.train.epoch(epoch)
 
     def _goes_on(self) -> bool:
         state = self.context.state
         within = state.epoch < self.last_epoch and state.step < self.last_step
         return within and self.context.stop_reason is None
 
-    def _run_epoch(self, check: Callable[[Iterator[Batch]], Iterator[Batch]]) -> None:
+    def _run_epoch(self, batches: Iterator[Batch]) -> None:
         context, state = self.context, self.context.state
         started = time.perf_counter()
-        reseed(derive_seed(self.seed, state.epoch))
         self.callbacks.on_epoch_start(context)
         self.progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
         try:
-            samples = self._train_epoch(check(self.train.epoch(state.epoch)))
+            samples = self._train_epoch(batches)
             trained = time.perf_counter()
             row = self.measured.compute() | self._validate()
         except BaseException:
             self.progress.abort()
             raise
         state.epoch += 1
-        row["lr"] = float(context.optimizer.param_groups[0]["lr"])
+        row["lr"] = self.step.schedule.lr
         row["seconds"] = time.perf_counter() - started
         row["samples_per_second"] = samples / (trained - started)
         context.history.append({"epoch": state.epoch, "step": state.step} | row)
         self.step.schedule.after_epoch(row)
-        self.progress.finish(self._line(row))
-        self.callbacks.on_epoch_end(context)
+        try:
+            self.callbacks.on_epoch_end(context)
+        finally:
+            self.progress.finish(self._line(row))
 
     def _train_epoch(self, batches: Iterator[Batch]) -> int:
         """Take the steps of one epoch, and return how many samples they saw."""
@@ -123,7 +141,7 @@ class Loop:
             self.callbacks.on_validation_start(self.context)
             return self.evaluation.evaluate(self.val.in_order(), self.validated)
         finally:
-            self.callbacks.on_validation_end(self.context)
+            self._end(self.callbacks.on_validation_end)
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return the batches, after the first one was checked."""

@@ -18,6 +18,14 @@ Interval: TypeAlias = Literal["step", "epoch"]
 class NoSchedule:
     """Keeps the learning rate as it is."""
 
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step (of the first parameter group)."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
     def after_step(self) -> None: ...
 
     def after_epoch(self, row: Mapping[str, float]) -> None: ...
@@ -26,18 +34,27 @@ class NoSchedule:
 class StepSchedule(NoSchedule):
     """Moves the learning rate after every update."""
 
-    def __init__(self, scheduler: LRScheduler) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+        super().__init__(optimizer)
         self._scheduler = scheduler
+        self._lr = super().lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step, from before the schedule moved it."""
+        return self._lr
 
     def after_step(self) -> None:
         """Move on by one step."""
+        self._lr = super().lr
         self._scheduler.step()
 
 
 class EpochSchedule(NoSchedule):
     """Moves the learning rate after every epoch."""
 
-    def __init__(self, scheduler: LRScheduler) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+        super().__init__(optimizer)
         self._scheduler = scheduler
 
     def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - what others look at
@@ -48,7 +65,8 @@ class EpochSchedule(NoSchedule):
 class PlateauSchedule(NoSchedule):
     """Lowers the learning rate when the validation loss (else the training loss) stagnates."""
 
-    def __init__(self, scheduler: ReduceLROnPlateau) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: ReduceLROnPlateau) -> None:
+        super().__init__(optimizer)
         self._scheduler = scheduler
 
     def after_epoch(self, row: Mapping[str, float]) -> None:
@@ -98,7 +116,7 @@ def build_schedule(
         InvalidArgumentError: A schedule that needs an epoch's loss is to be stepped per update.
     """
     if scheduler is None:
-        return NoSchedule()
+        return NoSchedule(optimizer)
     made = scheduler if isinstance(scheduler, LRScheduler) else scheduler(optimizer)
     if isinstance(made, ReduceLROnPlateau):
         if interval == "step":
@@ -106,10 +124,11 @@ def build_schedule(
                 "ReduceLROnPlateau looks at the loss of an epoch, but `lr_scheduler_interval` is "
                 '"step". Pass "epoch".'
             )
-        return PlateauSchedule(made)
+        return PlateauSchedule(optimizer, made)
     if not isinstance(made, LRScheduler):
         raise InvalidTypeError(
             "`lr_scheduler` must return a scheduler of torch, but returned "
             f"{made!r} ({type(made).__name__})."
         )
-    return StepSchedule(made) if interval == "step" else EpochSchedule(made)
+    kind = StepSchedule if interval == "step" else EpochSchedule
+    return kind(optimizer, made)

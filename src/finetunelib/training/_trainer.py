@@ -161,7 +161,7 @@ class Trainer:
         self._lr = lr
         self._make_schedule = lr_scheduler
         self._interval: Interval = lr_scheduler_interval
-        self._schedule = NoSchedule()
+        self._schedule: NoSchedule | None = None
         self._precision = choose_precision(precision, self.device)
         self._window_size = gradient_accumulation_steps
         self._batch_size = batch_size
@@ -223,7 +223,7 @@ class Trainer:
                     f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
                 )
 
-        optimizer = self._prepare()
+        optimizer, schedule = self._prepare()
         measured = Measurement(self._metrics, "train_")
         validated = Measurement(self._metrics if val_batches else {}, "val_")
         context = TrainContext(
@@ -238,7 +238,7 @@ class Trainer:
             ),
         )
         Loop(
-            step=self._step(optimizer),
+            step=self._step(optimizer, schedule),
             evaluation=self._evaluation,
             train=train_batches,
             val=val_batches,
@@ -331,23 +331,23 @@ class Trainer:
         if isinstance(self._task, SupervisedTask) and isinstance(self._task.loss_fn, nn.Module):
             self._task.loss_fn.to(self.device)
 
-    def _prepare(self) -> torch.optim.Optimizer:
+    def _prepare(self) -> tuple[torch.optim.Optimizer, NoSchedule]:
         """Move what has to move, and build the optimizer and its schedule once."""
         self._move()
-        if self.optimizer is None:
+        if self.optimizer is None or self._schedule is None:
             optimizer = build_optimizer(self.model, self._make_optimizer, self._lr)
             self._schedule = build_schedule(self._make_schedule, self._interval, optimizer)
             self.optimizer = optimizer
-        return self.optimizer
+        return self.optimizer, self._schedule
 
-    def _step(self, optimizer: torch.optim.Optimizer) -> Step:
+    def _step(self, optimizer: torch.optim.Optimizer, schedule: NoSchedule) -> Step:
         return Step(
             model=self._evaluation.runner,
             task=self._task,
             optimizer=optimizer,
             precision=self._precision,
             clip=self._clip,
-            schedule=self._schedule,
+            schedule=schedule,
             state=self.state,
             parameters=[p for group in optimizer.param_groups for p in group["params"]],
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -41,8 +40,8 @@ def check_viewable(path: StrPath) -> Path:
     if suffix == ".onnx":
         _check_onnx(file)
     elif suffix == ".safetensors":
-        _check_safetensors(file, size)
-    elif suffix in _ZIPPED and not zipfile.is_zipfile(file):
+        _check_safetensors(file)
+    elif (suffix in _ZIPPED or _starts_as_zip(file)) and not zipfile.is_zipfile(file):
         raise CorruptFileError(
             f"`{file}` is no whole {suffix} file (the archive in it cannot be read). "
             "Write or copy it again."
@@ -62,14 +61,19 @@ def _check_onnx(file: Path) -> None:
         raise CorruptFileError(f"`{file}` holds no graph. Export it again.")
 
 
-def _check_safetensors(file: Path, size: int) -> None:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        # The length is the file's own claim, so it is compared before that much is read.
-        header = stream.read(length) if length <= size - 8 else b""
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        whole = isinstance(json.loads(header), dict)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise CorruptFileError(f"`{file}` is no whole safetensors file. Write or copy it again.")
+        # This reads the header only, and compares what it claims with the file's size.
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise CorruptFileError(
+            f"`{file}` is no whole safetensors file: {error}. Write or copy it again."
+        ) from error
+
+
+def _starts_as_zip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import shutil
+import socket
 import socketserver
 import threading
 import urllib.parse
@@ -51,13 +52,9 @@ class NetronServer:
         shown = f"[{host}]" if ":" in host else host
         self.url: str = f"http://{shown}:{self._server.server_address[1]}"
         self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            # How long a close has to wait.
-            kwargs={"poll_interval": 0.05},
-            name=f"netron {self.url}",
-            daemon=True,
-        )
+        # A method of this object, so that the thread keeps it and its temporary file alive: many
+        # a caller drops the handle and goes on to look at the page.
+        self._thread = threading.Thread(target=self._serve, name=f"netron {self.url}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -83,6 +80,10 @@ class NetronServer:
         except KeyboardInterrupt:
             self.close()
 
+    def _serve(self) -> None:
+        # The interval is how long a close has to wait.
+        self._server.serve_forever(poll_interval=0.05)
+
     def __enter__(self) -> Self:
         return self
 
@@ -103,6 +104,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, address: tuple[str, int], file: Path, page: bytes) -> None:
         self.file = file
         self.page = page
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
     def accepts(self, host: str | None) -> bool:
@@ -114,8 +116,14 @@ class _Server(socketserver.ThreadingTCPServer):
         bound = str(self.server_address[0])
         if bound not in _LOOPBACK:
             return True
-        name = urllib.parse.urlsplit(f"//{host or ''}").hostname
+        try:
+            name = urllib.parse.urlsplit(f"//{host or ''}").hostname
+        except ValueError:
+            return False  # No name at all, such as an open bracket.
         return name in _LOOPBACK
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing, as in `_Handler.log_message`: a browser may go away in mid-sentence."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
