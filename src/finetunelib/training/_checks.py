@@ -46,8 +46,13 @@ def check_at_least(least: int, **values: int) -> None:
 
     Raises:
         InvalidArgumentError: One is.
+        InvalidTypeError: One is no whole number.
     """
     for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidTypeError(
+                f"`{name}` must be a whole number, but is {value!r} ({type(value).__name__})."
+            )
         if value < least:
             raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
 
@@ -116,33 +121,32 @@ def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
         InvalidInputError: The model cannot take the inputs.
     """
     inputs = inputs_of(batch)
-    hint = _check_dtype(model, inputs, name)
     try:
         with evaluating(model), random_state_preserved():
             return call(model, inputs)
-    except FinetuneLibError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidInputError(
-            f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}.{hint}"
-        ) from error
+    except InvalidTypeError:
+        raise  # The model ran, and returned what is no tensor.
+    # The ways in which models say that an input is not theirs.
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InvalidInputError(_explain(model, inputs, name, error)) from error
 
 
-def _check_dtype(model: nn.Module, inputs: Any, name: str) -> str:
-    """Return a sentence about the first layer, and raise when it cannot take the dtype."""
+def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
+    """Return what is wrong with inputs on which a model failed."""
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    text = f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}."
     found = first_layer(model)
     if found is None or not isinstance(inputs, Tensor):
-        return ""
+        return text
     layer_name, layer = found
-    hint = f" The first layer, `{layer_name or type(model).__name__}`, is {layer}."
+    hint = f"The first layer, `{layer_name or type(model).__name__}`, is {layer}."
     takes_indices = isinstance(layer, nn.Embedding)
     if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
-        raise InvalidInputError(
-            f"The inputs of `{name}` must be floating point, but their dtype is "
-            f"{inputs.dtype}.{hint} Convert them, for bytes with `inputs.float() / 255`."
+        return (
+            f"The inputs of `{name}` must be floating point, but their dtype is {inputs.dtype}. "
+            f"{hint} Convert them, for bytes with `inputs.float() / 255`."
         )
-    return hint
+    return f"{text} {hint}"
 
 
 def _check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: str) -> None:

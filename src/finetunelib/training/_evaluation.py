@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetunelib._preserve import evaluating
 from finetunelib._typing import Batch
 from finetunelib.errors import EmptyDataError
+from finetunelib.training._checks import first_of
 from finetunelib.training._device import to_device
 from finetunelib.training._metrics import Mean, Metric
 from finetunelib.training._precision import Precision
@@ -64,11 +65,18 @@ class Evaluation:
     precision: Precision
     device: torch.device
 
-    def evaluate(self, batches: Iterable[Batch], measurement: Measurement) -> dict[str, float]:
-        """Return the loss and metrics over batches."""
+    def evaluate(
+        self, batches: Iterator[Batch], measurement: Measurement, name: str
+    ) -> dict[str, float]:
+        """Return the loss and metrics over batches.
+
+        Raises:
+            EmptyDataError: There is no batch; the message calls the data by `name`.
+        """
         measurement.reset()
+        first = first_of(batches, name)
         with evaluating(self.model), self.precision.autocast():
-            for batch in batches:
+            for batch in chain([first], batches):
                 output = self.task.step(self.runner, to_device(batch, self.device))
                 measurement.update(checked(output, self.task))
         return measurement.compute()

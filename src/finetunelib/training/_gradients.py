@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from finetunelib.errors import InvalidArgumentError
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 
 class WindowMean:
@@ -78,9 +78,14 @@ def choose_clipping(max_norm: float | None) -> NoClipping:
 
     Raises:
         InvalidArgumentError: The norm is not above 0.
+        InvalidTypeError: It is no number.
     """
     if max_norm is None:
         return NoClipping()
+    if not isinstance(max_norm, int | float):
+        raise InvalidTypeError(
+            f"`max_grad_norm` must be a number, but is {max_norm!r} ({type(max_norm).__name__})."
+        )
     if not max_norm > 0.0:
         raise InvalidArgumentError(f"`max_grad_norm` must be above 0, but is {max_norm}.")
     return NormClipping(max_norm)

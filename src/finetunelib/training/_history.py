@@ -115,10 +115,7 @@ class History:
         """
         file = check_readable(path, purpose="history")
         try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
-                [{str(name): _number(name, value) for name, value in row.items()} for row in rows]
-            )
+            return cls(_rows(json.loads(file.read_text(encoding="utf-8"))))
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(
                 f"`{file}` is not a history: {error}. Expected what `History.to_json` writes."
@@ -153,6 +150,12 @@ def _readable(name: str, value: float | None) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _rows(content: object) -> list[dict[str, float]]:
+    if not isinstance(content, list):
+        raise TypeError(f"it holds a {type(content).__name__} and not a list of rows")
+    return [{str(name): _number(name, value) for name, value in row.items()} for row in content]
 
 
 def _number(name: str, value: object) -> float:

@@ -60,7 +60,7 @@ class Loop:
         context = self.context
         with session(context.model):
             self._check_validation_data()
-            batches: Iterator[Batch] | None = self._checked(self._begin_epoch())
+            batches: Iterator[Batch] | None = self._begin_epoch(check=True)
             try:
                 with random_state_preserved():
                     self.callbacks.on_fit_start(context)
@@ -80,10 +80,15 @@ class Loop:
             if on_its_way is None:
                 raise
 
-    def _begin_epoch(self) -> Iterator[Batch]:
+    def _begin_epoch(self, *, check: bool = False) -> Iterator[Batch]:
+        """Return an epoch's batches, of which there is at least one."""
         epoch = self.context.state.epoch
         reseed(derive_seed(self.seed, epoch))
-        return self.train.epoch(epoch)
+        batches = self.train.epoch(epoch)
+        first = first_of(batches, "train")
+        if check:
+            self._check(first, self.train, "train")
+        return chain([first], batches)
 
     def _goes_on(self) -> bool:
         state = self.context.state
@@ -136,18 +141,11 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
-        self.validated.reset()
         try:
             self.callbacks.on_validation_start(self.context)
-            return self.evaluation.evaluate(self.val.in_order(), self.validated)
+            return self.evaluation.evaluate(self.val.in_order(), self.validated, "val")
         finally:
             self._end(self.callbacks.on_validation_end)
-
-    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Return the batches, after the first one was checked."""
-        first = first_of(batches, "train")
-        self._check(first, self.train, "train")
-        return chain([first], batches)
 
     def _check_validation_data(self) -> None:
         """Find mistakes in the validation data now instead of after an epoch of training."""

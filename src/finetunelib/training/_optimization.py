@@ -17,10 +17,12 @@ def check_optimizer(
     """Raise when the pair makes no sense, before anything is built of it.
 
     Raises:
-        InvalidTypeError: `optimizer` is neither an optimizer nor makes one.
+        InvalidTypeError: `optimizer` is neither an optimizer nor makes one, or `lr` no number.
         InvalidArgumentError: `lr` is negative, or given beside a ready optimizer; or that
             optimizer holds parameters of another model.
     """
+    if lr is not None and not isinstance(lr, int | float):
+        raise InvalidTypeError(f"`lr` must be a number, but is {lr!r} ({type(lr).__name__}).")
     if lr is not None and not lr >= 0.0:
         raise InvalidArgumentError(f"`lr` must be at least 0, but is {lr}.")
     if isinstance(optimizer, torch.optim.Optimizer):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
+from finetunelib.training._metrics import counted
 from finetunelib.training._task import StepOutput, Task
 
 #: Losses that compare outputs and targets value by value.
@@ -74,9 +75,7 @@ def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
             return len(targets)  # Class probabilities ignore nothing.
         if loss_fn.weight is not None:
             return loss_fn.weight[targets[targets != ignored]].sum()
-        if targets.is_cpu and ignored < 0 <= int(targets.min()):
-            return targets.numel()  # This look costs a quarter of counting.
-        return (targets != ignored).sum()
+        return counted(targets, ignored)
 
     return class_weight
 

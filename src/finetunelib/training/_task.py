@@ -94,13 +94,14 @@ def checked(output: object, task: Task) -> StepOutput:
     Raises:
         InvalidTypeError: It is something else.
     """
-    if isinstance(output, StepOutput) and output.loss.dim() == 0:
+    if not isinstance(output, StepOutput):
+        found = type(output).__name__
+    elif not isinstance(output.loss, Tensor):
+        found = f"a loss of type {type(output.loss).__name__}"
+    elif output.loss.dim() == 0:
         return output
-    found = (
-        f"a loss of shape {tuple(output.loss.shape)}; reduce it to its mean"
-        if isinstance(output, StepOutput)
-        else f"{type(output).__name__}"
-    )
+    else:
+        found = f"a loss of shape {tuple(output.loss.shape)}; reduce it to its mean"
     raise InvalidTypeError(
         f"`{type(task).__name__}.step` must return a StepOutput with a scalar loss, but returned "
         f"{found}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -224,7 +225,8 @@ class Trainer:
                 )
 
         optimizer, schedule = self._prepare()
-        measured = Measurement(self._metrics, "train_")
+        # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
+        measured = Measurement(copy.deepcopy(self._metrics), "train_")
         validated = Measurement(self._metrics if val_batches else {}, "val_")
         context = TrainContext(
             self.model,
@@ -282,7 +284,8 @@ class Trainer:
             if batches.replayable:
                 first = to_device(first_of(batches.in_order(), "data"), self.device)
                 check_batch(self.model, self._task, first, batches.all_targets(), "data")
-            return self._evaluation.evaluate(batches.in_order(), Measurement(self._metrics))
+            measurement = Measurement(self._metrics)
+            return self._evaluation.evaluate(batches.in_order(), measurement, "data")
 
     def predict(self, data: Data) -> Tensor:
         """Compute the model's outputs for data, in eval mode and without gradients.
