@@ -71,7 +71,7 @@ class Inputs:
     def resized(self, rows: Sequence[int], generator: torch.Generator) -> Inputs:
         """Return so many samples of each input: the first of them, and variations of all."""
         return self.with_tensors(
-            [_resized(t, n, generator) for t, n in zip(self.tensors, rows, strict=True)]
+            [_resized(t.detach(), n, generator) for t, n in zip(self.tensors, rows, strict=True)]
         )
 
     def first_rows(self, rows: Sequence[int]) -> Inputs:

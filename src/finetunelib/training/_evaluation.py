@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetunelib._preserve import evaluating
 from finetunelib._typing import Batch
-from finetunelib.errors import EmptyDataError
+from finetunelib.errors import DataError
 from finetunelib.training._checks import first_of
 from finetunelib.training._device import to_device
 from finetunelib.training._metrics import Mean, Metric
@@ -81,7 +81,7 @@ class Evaluation:
                 measurement.update(checked(output, self.task))
         return measurement.compute()
 
-    def predict(self, batches: Iterable[Batch], samples: int | None) -> Tensor:
+    def predict(self, batches: Iterator[Batch], samples: int | None) -> Tensor:
         """Return the outputs over all batches on the CPU, in the order of the data.
 
         Args:
@@ -90,22 +90,27 @@ class Evaluation:
                 written in place, and memory holds it once.
 
         Raises:
-            EmptyDataError: There is no batch.
+            DataError: There are more or fewer outputs than samples.
         """
         parts = self._outputs(batches)
-        first = next(parts, None)
-        if first is None:
-            raise EmptyDataError("`data` yielded no batch, so there is nothing to predict.")
-        if samples is None or first.dim() == 0:
-            return torch.cat([first, *parts])
-        result = first.new_empty((samples, *first.shape[1:]))
+        if samples is None:
+            return torch.cat(list(parts))
+        result: Tensor | None = None
         filled = 0
-        for part in chain([first], parts):
-            result[filled : filled + len(part)] = part
+        for part in parts:
+            if result is None:
+                result = part.new_empty((samples, *part.shape[1:]))
             filled += len(part)
+            if filled <= samples:
+                result[filled - len(part) : filled] = part
+        if result is None or filled != samples:
+            raise DataError(
+                f"The model returned {filled} rows for {samples} samples. `predict` needs one row "
+                "a sample; apply the model yourself, or pass a `task` whose `predict` makes it so."
+            )
         return result
 
-    def _outputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+    def _outputs(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         with evaluating(self.model), self.precision.autocast():
             for batch in batches:
                 # Each leaves the device at once, so that the device holds one batch's outputs.

@@ -68,7 +68,7 @@ class Loop:
                     self._run_epoch(self._begin_epoch() if batches is None else batches)
                     batches = None
             finally:
-                context.optimizer.zero_grad()
+                context.model.zero_grad()
                 self._end(self.callbacks.on_fit_end)
 
     def _end(self, hook: Callable[[TrainContext], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -281,11 +282,12 @@ class Trainer:
         batches = self._batches(data, "data")
         self._move()
         with random_state_preserved():
-            if batches.replayable:
-                first = to_device(first_of(batches.in_order(), "data"), self.device)
-                check_batch(self.model, self._task, first, batches.all_targets(), "data")
+            in_order = batches.in_order()
+            first = first_of(in_order, "data")
+            on_device = to_device(first, self.device)
+            check_batch(self.model, self._task, on_device, batches.all_targets(), "data")
             measurement = Measurement(self._metrics)
-            return self._evaluation.evaluate(batches.in_order(), measurement, "data")
+            return self._evaluation.evaluate(chain([first], in_order), measurement, "data")
 
     def predict(self, data: Data) -> Tensor:
         """Compute the model's outputs for data, in eval mode and without gradients.
@@ -302,6 +304,7 @@ class Trainer:
             InvalidTypeError: The data is of no known form.
             EmptyDataError: There is no sample.
             InvalidInputError: The model cannot take the inputs.
+            DataError: The model returns more or fewer rows than it was given.
 
         Example:
             >>> import torch
@@ -312,10 +315,11 @@ class Trainer:
         batches = self._batches(data, "data", inputs_only=True)
         self._move()
         with random_state_preserved():
-            if batches.replayable and isinstance(self._task, SupervisedTask):
-                first = to_device(first_of(batches.in_order(), "data"), self.device)
-                dry_run(self.model, first, "data")
-            return self._evaluation.predict(batches.in_order(), batches.samples)
+            in_order = batches.in_order()
+            first = first_of(in_order, "data")
+            if isinstance(self._task, SupervisedTask):
+                dry_run(self.model, to_device(first, self.device), "data")
+            return self._evaluation.predict(chain([first], in_order), batches.samples)
 
     def _batches(self, data: Data, name: str, *, inputs_only: bool = False) -> Batches:
         return as_batches(
