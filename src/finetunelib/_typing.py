@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -40,9 +39,3 @@ class OptimizerFactory(Protocol):
     """A class or function that makes an optimizer of parameter groups."""
 
     def __call__(self, params: list[dict[str, Any]], /, *, lr: float) -> torch.optim.Optimizer: ...
-
-
-#: What a user may train on, evaluate on or predict for. A tensor alone is inputs alone.
-Data: TypeAlias = (
-    TensorLike | tuple[TensorLike, TensorLike] | Dataset[Any] | SizedDataset[Any] | Iterable[Batch]
-)

@@ -71,10 +71,13 @@ class EMA(Callback):
             self._averages = {name: tensor.clone() for name, tensor in weights.items()}
             return
         for name, tensor in weights.items():
+            average = self._averages[name]
             if tensor.is_floating_point():
-                self._averages[name].lerp_(tensor, 1.0 - self.decay)
+                moved = average.lerp(tensor, 1.0 - self.decay)
+                # What did not move keeps its bits, also the infinities of a mask.
+                average.copy_(torch.where(average == tensor, average, moved))
             else:
-                self._averages[name].copy_(tensor)
+                average.copy_(tensor)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

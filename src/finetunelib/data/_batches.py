@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from finetunelib._typing import Batch
+from finetunelib._typing import Batch, SizedDataset, TensorLike
 
 
 class Batches(Protocol):
@@ -39,3 +40,14 @@ class Batches(Protocol):
     def all_targets(self) -> Tensor | None:
         """Return the targets of every sample where they lie in memory, else None."""
         ...
+
+
+#: What a user may train on, evaluate on or predict for. A tensor alone is inputs alone.
+Data: TypeAlias = (
+    TensorLike
+    | tuple[TensorLike, TensorLike]
+    | Dataset[Any]
+    | SizedDataset[Any]
+    | Iterable[Batch]
+    | Batches
+)

@@ -135,15 +135,18 @@ def _read(dataset: SizedDataset[Any], index: int) -> tuple[Tensor, ...]:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    if is_tensor_like(part) or isinstance(part, int | float):
-        return torch.as_tensor(part).detach()
     if hasattr(part, "getbands") and hasattr(part, "convert"):  # An image of PIL.
         from torchvision.transforms.functional import pil_to_tensor
 
         image: Tensor = pil_to_tensor(part)
         return image
-    if hasattr(part, "__array__"):  # A number of numpy.
-        return torch.as_tensor(part.__array__())
+    try:
+        if is_tensor_like(part) or isinstance(part, int | float):
+            return torch.as_tensor(part).detach()
+        if hasattr(part, "__array__"):  # A number of numpy.
+            return torch.as_tensor(part.__array__())
+    except TypeError as error:  # torch has no such dtype.
+        raise InvalidTypeError(f"Sample {index} cannot become a tensor: {error}") from error
     raise InvalidTypeError(
         f"Sample {index} holds a {type(part).__name__}; only tensors, arrays, numbers and images "
         "can lie in memory as tensors. Convert it in the dataset's transform."

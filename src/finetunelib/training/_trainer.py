@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
-from finetunelib._typing import Data, LossFunction, OptimizerFactory
-from finetunelib.data._batches import Batches
+from finetunelib._typing import LossFunction, OptimizerFactory
+from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callback import Callback, Callbacks, check_callbacks
