@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetunelib.callbacks._improvement import Improvement, Mode
 from finetunelib.errors import InvalidArgumentError
@@ -57,6 +59,7 @@ class EarlyStopping(Callback):
         self._restore_best = restore_best
         self._best_weights: dict[str, Tensor] = {}
         self._waited = 0
+        self._model: nn.Module | None = None
         self.best_epoch: int = 0
 
     @property
@@ -68,6 +71,10 @@ class EarlyStopping(Callback):
         """Check that the measurement will be made, and begin to wait anew."""
         self._improvement.check_measured(context.measures)
         self._waited = 0
+        if self._model is not context.model:
+            self._improvement.best = math.nan
+            self._best_weights = {}
+            self._model = context.model
 
     def on_epoch_end(self, context: TrainContext) -> None:
         """Compare the epoch with the best one."""
@@ -76,8 +83,11 @@ class EarlyStopping(Callback):
             self._waited = 0
             self.best_epoch = context.state.epoch
             if self._restore_best:
-                state = context.model.state_dict()
-                self._best_weights = {name: value.clone() for name, value in state.items()}
+                self._best_weights = {
+                    name: value.clone()
+                    for name, value in context.model.state_dict().items()
+                    if isinstance(value, Tensor)
+                }
             return
         self._waited += 1
         if self._waited >= self._patience:

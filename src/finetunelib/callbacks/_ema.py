@@ -57,6 +57,7 @@ class EMA(Callback):
             raise InvalidArgumentError(f"`decay` must be in [0, 1), but is {decay}.")
         self.decay: float = decay
         self._averages: dict[str, Tensor] = {}
+        self._model: nn.Module | None = None
         self._lent = contextlib.ExitStack()
 
     @torch.no_grad()
@@ -103,6 +104,9 @@ class EMA(Callback):
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Begin with the weights at hand, or go on with the average of an earlier `fit`."""
+        if self._model is not context.model:
+            self._averages = {}
+        self._model = context.model
         if not self._averages:
             self.update(context.model)
 
@@ -120,7 +124,8 @@ class EMA(Callback):
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = model.state_dict().items()
+    return {name: value.detach() for name, value in state if isinstance(value, Tensor)}
 
 
 @torch.no_grad()

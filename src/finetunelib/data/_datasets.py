@@ -82,8 +82,10 @@ class ReadyBatches:
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = batches
-        # An iterator is its own iterator; reading it a second time yields nothing.
-        self.replayable = iter(batches) is not batches if _is_iterator(batches) else True
+        # What returns the same iterator twice yields nothing the second time. A DataLoader is not
+        # asked, since an iterator of it starts its workers.
+        known = isinstance(batches, DataLoader | list)
+        self.replayable = known or iter(batches) is not iter(batches)
 
     @property
     def steps(self) -> int | None:
@@ -133,7 +135,3 @@ def collate(samples: list[Any]) -> Batch:
 
 def _row(value: Any) -> Any:
     return torch.tensor(value) if isinstance(value, list) else value
-
-
-def _is_iterator(value: object) -> bool:
-    return hasattr(value, "__next__")

@@ -48,13 +48,23 @@ def check_at_least(least: int, **values: int) -> None:
         InvalidArgumentError: One is.
         InvalidTypeError: One is no whole number.
     """
+    check_whole(**values)
+    for name, value in values.items():
+        if value < least:
+            raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
+
+
+def check_whole(**values: object) -> None:
+    """Raise when one of some arguments, passed by name, is no whole number.
+
+    Raises:
+        InvalidTypeError: One is not.
+    """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidTypeError(
                 f"`{name}` must be a whole number, but is {value!r} ({type(value).__name__})."
             )
-        if value < least:
-            raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
 
 
 def check_limits(epochs: int | None, max_steps: int | None) -> None:
@@ -140,7 +150,9 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
         return text
     layer_name, layer = found
     hint = f"The first layer, `{layer_name or type(model).__name__}`, is {layer}."
-    takes_indices = isinstance(layer, nn.Embedding)
+    takes_indices = any(
+        isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules()
+    )
     if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
         return (
             f"The inputs of `{name}` must be floating point, but their dtype is {inputs.dtype}. "

@@ -13,7 +13,7 @@ from finetunelib._preserve import evaluating
 from finetunelib._typing import Batch
 from finetunelib.errors import DataError
 from finetunelib.training._checks import first_of
-from finetunelib.training._device import to_device
+from finetunelib.training._device import length_of, to_device
 from finetunelib.training._metrics import Mean, Metric
 from finetunelib.training._precision import Precision
 from finetunelib.training._task import StepOutput, Task, checked
@@ -90,28 +90,29 @@ class Evaluation:
                 written in place, and memory holds it once.
 
         Raises:
-            DataError: There are more or fewer outputs than samples.
+            DataError: A batch has more or fewer outputs than samples.
         """
         parts = self._outputs(batches)
         if samples is None:
             return torch.cat(list(parts))
-        result: Tensor | None = None
+        first = next(parts)
+        result = first.new_empty((samples, *first.shape[1:]))
         filled = 0
-        for part in parts:
-            if result is None:
-                result = part.new_empty((samples, *part.shape[1:]))
+        for part in chain([first], parts):
+            result[filled : filled + len(part)] = part
             filled += len(part)
-            if filled <= samples:
-                result[filled - len(part) : filled] = part
-        if result is None or filled != samples:
-            raise DataError(
-                f"The model returned {filled} rows for {samples} samples. `predict` needs one row "
-                "a sample; apply the model yourself, or pass a `task` whose `predict` makes it so."
-            )
         return result
 
     def _outputs(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         with evaluating(self.model), self.precision.autocast():
             for batch in batches:
                 # Each leaves the device at once, so that the device holds one batch's outputs.
-                yield self.task.predict(self.runner, to_device(batch, self.device)).cpu()
+                outputs = self.task.predict(self.runner, to_device(batch, self.device)).cpu()
+                rows = outputs.shape[0] if outputs.dim() else 0
+                if rows != length_of(batch):
+                    raise DataError(
+                        f"The model returned {rows} rows for {length_of(batch)} samples. `predict` "
+                        "needs one row a sample; apply the model yourself, or pass a `task` whose "
+                        "`predict` makes it so."
+                    )
+                yield outputs

@@ -41,9 +41,10 @@ class WindowMean:
         """Divide the summed gradients by the summed weight."""
         if self._total is None:
             return  # A window of one.
+        total = _or_one(self._total)
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(self._total)
+                parameter.grad.div_(total)
 
 
 def _or_one(weight: Tensor | float) -> Tensor | float:

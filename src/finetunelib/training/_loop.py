@@ -10,8 +10,8 @@ with session:                                   # random states and modes, put b
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from finetunelib.training._checks import check_batch, first_of
 from finetunelib.training._context import TrainContext
 from finetunelib.training._device import length_of, to_device
 from finetunelib.training._evaluation import Evaluation, Measurement
-from finetunelib.training._session import session
+from finetunelib.training._session import gradients_dropped, session
 from finetunelib.training._step import Step
 
 
@@ -60,25 +60,25 @@ class Loop:
         context = self.context
         with session(context.model):
             self._check_validation_data()
+            started = time.perf_counter()
             batches: Iterator[Batch] | None = self._begin_epoch(check=True)
-            try:
+            with self._ended_by(self.callbacks.on_fit_end), gradients_dropped(context.model):
                 with random_state_preserved():
                     self.callbacks.on_fit_start(context)
                 while self._goes_on():
-                    self._run_epoch(self._begin_epoch() if batches is None else batches)
-                    batches = None
-            finally:
-                context.model.zero_grad()
-                self._end(self.callbacks.on_fit_end)
+                    self._run_epoch(batches, started)
+                    batches, started = None, time.perf_counter()
 
-    def _end(self, hook: Callable[[TrainContext], None]) -> None:
-        """Call a hook that ends something, without hiding the error that is on its way."""
-        on_its_way = sys.exception()
+    @contextlib.contextmanager
+    def _ended_by(self, hook: Callable[[TrainContext], None]) -> Iterator[None]:
+        """Call a hook at the end of a block, without hiding an error that ends it."""
         try:
-            hook(self.context)
-        except CallbackError:
-            if on_its_way is None:
-                raise
+            yield
+        except BaseException:
+            with contextlib.suppress(CallbackError):
+                hook(self.context)
+            raise
+        hook(self.context)
 
     def _begin_epoch(self, *, check: bool = False) -> Iterator[Batch]:
         """Return an epoch's batches, of which there is at least one."""
@@ -95,10 +95,10 @@ class Loop:
         within = state.epoch < self.last_epoch and state.step < self.last_step
         return within and self.context.stop_reason is None
 
-    def _run_epoch(self, batches: Iterator[Batch]) -> None:
+    def _run_epoch(self, batches: Iterator[Batch] | None, started: float) -> None:
         context, state = self.context, self.context.state
-        started = time.perf_counter()
         self.callbacks.on_epoch_start(context)
+        batches = self._begin_epoch() if batches is None else batches
         self.progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
         try:
             samples = self._train_epoch(batches)
@@ -141,11 +141,9 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
-        try:
+        with self._ended_by(self.callbacks.on_validation_end):
             self.callbacks.on_validation_start(self.context)
             return self.evaluation.evaluate(self.val.in_order(), self.validated, "val")
-        finally:
-            self._end(self.callbacks.on_validation_end)
 
     def _check_validation_data(self) -> None:
         """Find mistakes in the validation data now instead of after an epoch of training."""

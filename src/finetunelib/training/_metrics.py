@@ -70,6 +70,10 @@ class Accuracy:
         if self.top_k == 1:
             hits = outputs.argmax(1) == targets
         else:
+            if outputs.shape[1] < self.top_k:
+                raise InvalidArgumentError(
+                    f"`top_k` is {self.top_k}, but the model has {outputs.shape[1]} classes."
+                )
             largest = outputs.topk(self.top_k, dim=1).indices
             hits = (largest == targets.unsqueeze(1)).any(1)
         # The sum stays on the device: reading it here would wait for the device at every step.

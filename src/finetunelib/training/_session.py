@@ -21,3 +21,12 @@ def session(model: nn.Module) -> Iterator[None]:
         if not model.training:
             model.train()
         yield
+
+
+@contextlib.contextmanager
+def gradients_dropped(model: nn.Module) -> Iterator[None]:
+    """Drop the gradients of the last step at the end: they serve nobody, and take memory."""
+    try:
+        yield
+    finally:
+        model.zero_grad()

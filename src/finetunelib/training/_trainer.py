@@ -24,6 +24,7 @@ from finetunelib.training._checks import (
     check_batch,
     check_limits,
     check_model,
+    check_whole,
     dry_run,
     first_of,
 )
@@ -145,6 +146,7 @@ class Trainer:
             1, batch_size=batch_size, gradient_accumulation_steps=gradient_accumulation_steps
         )
         check_at_least(0, num_workers=num_workers)
+        check_whole(seed=seed)
         check_optimizer(model, optimizer, lr)
         check_scheduler(lr_scheduler, lr_scheduler_interval, optimizer)
         self._task = choose_task(task, loss_fn)

@@ -1,0 +1,205 @@
+"""A headless Chromium, driven through its DevTools protocol over a pipe, without any package.
+
+`--dump-dom` and `--screenshot` are no way: they do not wait for the worker that lays the graph out.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+    # Whatever the browser itself or a page wants to know of the world, it finds nobody.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+#: Chromium reads from file descriptor 3 and writes to 4; Popen passes others.
+_ON_3_AND_4 = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
+    "os.execvp(sys.argv[3], sys.argv[3:])"
+)
+
+#: Resolves when Netron's spinner is gone and the nodes are shown.
+_SHOWN = """new Promise((resolve) => {
+    const look = () => {
+        const nodes = [...document.querySelectorAll("#nodes .node")];
+        const shown = nodes.length && nodes.every((node) => getComputedStyle(node).opacity === "1");
+        if (shown && !document.body.classList.contains("spinner"))
+            resolve({
+                nodes: nodes.map((node) => [...node.querySelectorAll(".node-item text")]
+                    .map((text) => text.textContent).join(" ")).filter(Boolean),
+                edges: [...document.querySelectorAll("#edge-labels text")]
+                    .map((text) => text.textContent),
+                title: document.title,
+            });
+        else
+            setTimeout(look, 20);
+    };
+    look();
+})"""
+
+_LOADED = """new Promise((resolve) => document.readyState === "complete"
+    ? resolve(true) : addEventListener("load", () => resolve(true)))"""
+
+
+def find_chromium() -> str | None:
+    """Return the path of an installed Chromium or Chrome, or None."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Page:
+    """What a page showed and asked for."""
+
+    requests: list[str]
+    nodes: list[str] = field(default_factory=list)
+    edges: list[str] = field(default_factory=list)
+    title: str = ""
+    picture: bytes = b""
+
+
+class Chromium:
+    """A running browser; one connection, used from one thread."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], write: int, read: int, size: tuple[int, int]
+    ) -> None:
+        self._process = process
+        self._size = size
+        self._writer = os.fdopen(write, "wb", buffering=0)
+        self._reader = os.fdopen(read, "rb")
+        self._number = 0
+        self._events: list[dict[str, Any]] = []
+
+    def graph(self, url: str) -> Page:
+        """Open Netron's page, wait until its graph is drawn, and take a picture of it."""
+        with self._tab(url) as session:
+            shown = self._evaluate(session, _SHOWN)
+            picture = self._call("Page.captureScreenshot", session, format="png")["data"]
+            return Page(self._requests(), **shown, picture=base64.b64decode(picture))
+
+    def plain(self, url: str) -> Page:
+        """Open any page and wait until it has loaded, failed requests included."""
+        with self._tab(url) as session:
+            self._evaluate(session, _LOADED)
+            return Page(self._requests())
+
+    def close(self) -> None:
+        """End the browser."""
+        with contextlib.suppress(OSError, EOFError):
+            self._call("Browser.close")
+        self._writer.close()
+        self._reader.close()
+
+    @contextlib.contextmanager
+    def _tab(self, url: str) -> Iterator[str]:
+        self._events.clear()
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._call("Network.enable", session)
+        self._call("Page.enable", session)
+        # The window's own size would count the bar of its title.
+        width, height = self._size
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", session, **screen)
+        self._call("Emulation.setScrollbarsHidden", session, hidden=True)
+        self._call("Page.navigate", session, url=url)
+        yield session
+        self._call("Target.closeTarget", targetId=target)
+
+    def _evaluate(self, session: str, expression: str) -> Any:
+        answer = self._call(
+            "Runtime.evaluate",
+            session,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        return answer["result"]["value"]
+
+    def _requests(self) -> list[str]:
+        sent = [e for e in self._events if e["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        self._writer.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                result: dict[str, Any] = answer["result"]
+                return result
+            if "method" in answer:
+                self._events.append(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        parts = []
+        while (byte := self._reader.read(1)) != b"\0":
+            if not byte:
+                raise EOFError(f"Chromium ended (status {self._process.poll()})")
+            parts.append(byte)
+        message: dict[str, Any] = json.loads(b"".join(parts))
+        return message
+
+
+@contextlib.contextmanager
+def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Chromium]:
+    """Run a browser with a profile of its own; killed after a minute, so that nothing hangs.
+
+    Args:
+        path: The browser.
+        width: The width of its pages in pixels.
+        height: Their height.
+    """
+    child_read, write = os.pipe()
+    read, child_write = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder, "stderr.txt")
+        command = [path, *_FLAGS, f"--user-data-dir={folder}"]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _ON_3_AND_4, str(child_read), str(child_write), *command],
+                pass_fds=(child_read, child_write),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        os.close(child_read)
+        os.close(child_write)
+        watchdog = threading.Timer(60.0, process.kill)
+        watchdog.start()
+        browser = Chromium(process, write, read, (width, height))
+        try:
+            yield browser
+        finally:
+            browser.close()
+            process.wait()
+            watchdog.cancel()
+            watchdog.join()

@@ -1,0 +1,477 @@
+"""Callbacks: when they are called, what they see, what they may ask for, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from finetunelib.errors import CallbackError, InvalidTypeError
+from finetunelib.training import Callback, TrainContext
+from training.tiny import (
+    modes_of,
+    network,
+    plain_network,
+    points,
+    quiet_trainer,
+    random_states,
+    same_bits,
+    same_weights,
+    weights_of,
+)
+
+HOOKS = (
+    "on_fit_start",
+    "on_epoch_start",
+    "on_step_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_epoch_end",
+    "on_fit_end",
+)
+EPOCH_OF_TWO_STEPS = ["on_epoch_start", "on_step_end", "on_step_end"]
+VALIDATION = ["on_validation_start", "on_validation_end"]
+
+
+class Recorder(Callback):
+    """Writes every call into a list that several recorders may share."""
+
+    def __init__(self, calls: list[str] | None = None, name: str = "") -> None:
+        self.calls = [] if calls is None else calls
+        self.name = name
+
+    def record(self, hook: str, context: TrainContext) -> None:
+        self.calls.append(f"{self.name}{hook}")
+
+    def on_fit_start(self, context: TrainContext) -> None:
+        self.record("on_fit_start", context)
+
+    def on_epoch_start(self, context: TrainContext) -> None:
+        self.record("on_epoch_start", context)
+
+    def on_step_end(self, context: TrainContext) -> None:
+        self.record("on_step_end", context)
+
+    def on_validation_start(self, context: TrainContext) -> None:
+        self.record("on_validation_start", context)
+
+    def on_validation_end(self, context: TrainContext) -> None:
+        self.record("on_validation_end", context)
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        self.record("on_epoch_end", context)
+
+    def on_fit_end(self, context: TrainContext) -> None:
+        self.record("on_fit_end", context)
+
+
+class Failing(Recorder):
+    """Raises in one hook."""
+
+    def __init__(self, hook: str, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.hook = hook
+        self.error = error or KeyError("the reason")
+
+    def record(self, hook: str, context: TrainContext) -> None:
+        if hook == self.hook:
+            raise self.error
+
+
+class Stop(Recorder):
+    """Asks to stop in one hook, at its n-th call."""
+
+    def __init__(self, hook: str, call: int = 1, reason: str = "enough") -> None:
+        super().__init__()
+        self.hook, self.left, self.reason = hook, call, reason
+
+    def record(self, hook: str, context: TrainContext) -> None:
+        if hook == self.hook:
+            self.left -= 1
+            if self.left == 0:
+                context.request_stop(self.reason)
+
+
+# When they are called
+
+
+def test_hooks_are_called_in_the_order_of_a_training() -> None:
+    """Two epochs of two steps with validation, exactly."""
+    recorder = Recorder()
+    quiet_trainer(plain_network(), callbacks=[recorder]).fit(points(8), points(8), epochs=2)
+    epoch = [*EPOCH_OF_TWO_STEPS, *VALIDATION, "on_epoch_end"]
+    assert recorder.calls == ["on_fit_start", *epoch, *epoch, "on_fit_end"]
+
+
+def test_hooks_of_validation_are_not_called_without_validation() -> None:
+    """Where nothing is validated, nobody hears of it."""
+    recorder = Recorder()
+    quiet_trainer(plain_network(), callbacks=[recorder]).fit(points(8), epochs=1)
+    assert recorder.calls == ["on_fit_start", *EPOCH_OF_TWO_STEPS, "on_epoch_end", "on_fit_end"]
+
+
+def test_evaluate_and_predict_call_no_hook() -> None:
+    """Callbacks belong to a training."""
+    recorder = Recorder()
+    trainer = quiet_trainer(plain_network(), callbacks=[recorder])
+    trainer.evaluate(points(8))
+    trainer.predict(points(8))
+    assert recorder.calls == []
+
+
+def test_order_of_the_list_is_the_order_of_the_calls() -> None:
+    """Each hook goes through the list from its first to its last."""
+    calls: list[str] = []
+    recorders = [Recorder(calls, "a:"), Recorder(calls, "b:")]
+    quiet_trainer(plain_network(), callbacks=recorders).fit(points(4), points(4), epochs=1)
+    assert calls == [f"{name}{hook}" for hook in HOOKS for name in ("a:", "b:")]
+
+
+def test_second_fit_calls_the_hooks_again() -> None:
+    """Each `fit` has a start and an end."""
+    recorder = Recorder()
+    trainer = quiet_trainer(plain_network(), callbacks=[recorder])
+    trainer.fit(points(4), epochs=1)
+    trainer.fit(points(4), epochs=1)
+    once = ["on_fit_start", "on_epoch_start", "on_step_end", "on_epoch_end", "on_fit_end"]
+    assert recorder.calls == once * 2
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_callback_may_extend_a_single_hook(hook: str) -> None:
+    """Every other hook of the base class does nothing."""
+    calls: list[str] = []
+
+    def note(self: Callback, context: TrainContext) -> None:
+        calls.append(hook)
+
+    single = type("Single", (Callback,), {hook: note})
+    quiet_trainer(plain_network(), callbacks=[single()]).fit(points(4), points(4), epochs=1)
+    assert calls == [hook]
+
+
+def test_start_of_a_fit_comes_after_the_data_was_checked() -> None:
+    """No callback hears of a training that cannot begin, so that none opens a file for it."""
+    recorder = Recorder()
+    inputs, targets = points(8)
+    with pytest.raises(ValueError, match="`train`"):
+        quiet_trainer(plain_network(), callbacks=[recorder]).fit((inputs, targets + 3), epochs=1)
+    assert recorder.calls == []
+
+
+def test_start_of_an_epoch_comes_before_its_data_is_read() -> None:
+    """A sampler that is told the epoch there, as torch's own for several processes, obeys it."""
+    seen: list[int] = []
+
+    class ByEpoch(Sampler[int]):
+        """Notes the epoch that it was told when it is read."""
+
+        epoch = 0
+
+        def __iter__(self) -> Iterator[int]:
+            seen.append(self.epoch)
+            return iter(range(8))
+
+        def __len__(self) -> int:
+            return 8
+
+    class Tell(Callback):
+        """Tells the sampler which epoch begins."""
+
+        def on_epoch_start(self, context: TrainContext) -> None:
+            sampler.epoch = context.state.epoch
+
+    sampler = ByEpoch()
+    loader = DataLoader(TensorDataset(*points(8)), batch_size=4, sampler=sampler)
+    quiet_trainer(plain_network(), callbacks=[Tell()]).fit(loader, epochs=3)
+    assert seen == [0, 1, 2]
+
+
+def test_callbacks_change_nothing_of_the_weights() -> None:
+    """A training that is looked at is the one that is not."""
+    watched, alone = network(), network()
+    quiet_trainer(watched, callbacks=[Recorder()]).fit(points(), points(8), epochs=2)
+    quiet_trainer(alone).fit(points(), points(8), epochs=2)
+    assert same_weights(watched, alone)
+
+
+# What they see
+
+
+class Look(Recorder):
+    """Keeps what a context showed in every hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[Any]] = {hook: [] for hook in HOOKS}
+
+    def record(self, hook: str, context: TrainContext) -> None:
+        state = context.state
+        self.seen[hook].append((state.epoch, state.step, len(context.history)))
+
+
+def test_counters_are_those_of_the_moment() -> None:
+    """Epochs count when they have ended, steps when they are done, rows when they are written."""
+    look = Look()
+    quiet_trainer(plain_network(), callbacks=[look]).fit(points(8), points(8), epochs=2)
+    assert look.seen == {
+        "on_fit_start": [(0, 0, 0)],
+        "on_epoch_start": [(0, 0, 0), (1, 2, 1)],
+        "on_step_end": [(0, 1, 0), (0, 2, 0), (1, 3, 1), (1, 4, 1)],
+        "on_validation_start": [(0, 2, 0), (1, 4, 1)],
+        "on_validation_end": [(0, 2, 0), (1, 4, 1)],
+        "on_epoch_end": [(1, 2, 1), (2, 4, 2)],
+        "on_fit_end": [(2, 4, 2)],
+    }
+
+
+def test_context_shows_the_objects_of_the_trainer() -> None:
+    """Model, optimizer, state and history are those that the user has."""
+    contexts: list[TrainContext] = []
+
+    class Keep(Callback):
+        """Keeps the context."""
+
+        def on_fit_start(self, context: TrainContext) -> None:
+            contexts.append(context)
+
+    model = plain_network()
+    trainer = quiet_trainer(model, callbacks=[Keep()])
+    trainer.fit(points(4), epochs=1)
+    (context,) = contexts
+    assert context.model is model
+    assert context.optimizer is trainer.optimizer
+    assert context.state is trainer.state
+    assert context.history is trainer.history
+
+
+@pytest.mark.parametrize("val", [None, points(4)], ids=["no validation", "validation"])
+def test_measures_are_the_columns_of_the_rows_to_come(val: Any) -> None:
+    """They are known from the start, whatever is measured."""
+    measures: list[str] = []
+
+    class Keep(Callback):
+        """Keeps the names."""
+
+        def on_fit_start(self, context: TrainContext) -> None:
+            measures.extend(context.measures)
+
+    trainer = quiet_trainer(
+        plain_network(), callbacks=[Keep()], metrics={"m": lambda outputs, targets: 0.0}
+    )
+    history = trainer.fit(points(4), val, epochs=1)
+    assert ("epoch", "step", *measures) == history.names
+
+
+# Stopping
+
+
+def test_request_within_an_epoch_ends_it_after_the_step() -> None:
+    """The epoch's row is still written and validated, and no other step is made."""
+    recorder = Recorder()
+    trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_step_end", 3), recorder])
+    history = trainer.fit(points(), points(8), epochs=5)
+    assert history["step"] == [3]
+    assert len(history["val_loss"]) == 1
+    assert recorder.calls[-4:] == [*VALIDATION, "on_epoch_end", "on_fit_end"]
+    assert trainer.state.epoch == 1
+
+
+def test_request_at_an_epochs_end_is_the_end_of_the_training() -> None:
+    """No further epoch is begun."""
+    recorder = Recorder()
+    trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_epoch_end", 2), recorder])
+    assert trainer.fit(points(8), epochs=5)["step"] == [2, 4]
+    assert recorder.calls[-2:] == ["on_epoch_end", "on_fit_end"]
+
+
+def test_request_before_the_first_epoch_trains_nothing() -> None:
+    """A callback that has nothing to train for is heard."""
+    model = plain_network()
+    before = weights_of(model)
+    history = quiet_trainer(model, callbacks=[Stop("on_fit_start")]).fit(points(8), epochs=5)
+    assert len(history) == 0
+    assert same_bits(weights_of(model), before)
+
+
+def test_request_is_of_one_fit_alone() -> None:
+    """A second `fit` trains on."""
+    trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_step_end", 1)])
+    trainer.fit(points(8), epochs=2)
+    assert trainer.fit(points(8), epochs=2)["step"] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_end"])
+def test_reason_of_a_stop_is_said(capsys: pytest.CaptureFixture[str], hook: str) -> None:
+    """The report on stderr holds the words of the callback, wherever it asked."""
+    quiet_trainer(
+        plain_network(), progress=True, callbacks=[Stop(hook, reason="it has converged")]
+    ).fit(points(8), epochs=5)
+    assert "it has converged" in capsys.readouterr().err
+
+
+def test_first_reason_of_several_is_kept() -> None:
+    """Who asks first decides what is said."""
+    contexts: list[TrainContext] = []
+
+    class Keep(Callback):
+        """Keeps the context."""
+
+        def on_fit_end(self, context: TrainContext) -> None:
+            contexts.append(context)
+
+    stops = [Stop("on_step_end", reason="one"), Stop("on_step_end", reason="two")]
+    quiet_trainer(plain_network(), callbacks=[*stops, Keep()]).fit(points(8), epochs=1)
+    assert contexts[0].stop_reason == "one"
+
+
+# Errors
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_error_in_a_hook_names_the_callback_and_the_hook(hook: str) -> None:
+    """The message holds who failed, where and why, and the cause is chained."""
+    failing = Failing(hook)
+    with pytest.raises(CallbackError) as caught:
+        quiet_trainer(plain_network(), callbacks=[failing]).fit(points(8), points(8), epochs=1)
+    assert "Failing" in str(caught.value)
+    assert f"`{hook}`" in str(caught.value)
+    assert "the reason" in str(caught.value)
+    assert caught.value.__cause__ is failing.error
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_error_in_a_hook_leaves_modes_random_states_and_gradients_as_they_were(hook: str) -> None:
+    """What a training takes up is put back on the error's path too."""
+    model = network()
+    model.get_submodule("backbone.2").eval()
+    modes, states = modes_of(model), random_states()
+    with pytest.raises(CallbackError):
+        quiet_trainer(model, callbacks=[Failing(hook)]).fit(points(8), points(8), epochs=1)
+    assert modes_of(model) == modes
+    assert random_states() == states
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_error_in_a_hook_does_not_keep_other_callbacks_from_the_end(hook: str) -> None:
+    """`on_fit_end` of every other callback is called, before and after it in the list."""
+    first, last = Recorder(), Recorder()
+    with pytest.raises(CallbackError, match=f"`{hook}`"):
+        quiet_trainer(plain_network(), callbacks=[first, Failing(hook), last]).fit(
+            points(8), points(8), epochs=1
+        )
+    assert first.calls[-1] == "on_fit_end"
+    assert last.calls[-1] == "on_fit_end"
+
+
+def test_error_of_validation_does_not_keep_callbacks_from_its_end() -> None:
+    """What was begun for a validation that fails is ended, for every callback."""
+    first, last = Recorder(), Recorder()
+    with pytest.raises(CallbackError, match="`on_validation_end`"):
+        quiet_trainer(plain_network(), callbacks=[first, Failing("on_validation_end"), last]).fit(
+            points(8), points(8), epochs=1
+        )
+    assert first.calls.count("on_validation_end") == 1
+    assert last.calls.count("on_validation_end") == 1
+
+
+def test_first_error_is_the_one_that_comes_out() -> None:
+    """A callback that fails at the end, too, does not hide why the training ended."""
+    with pytest.raises(CallbackError, match="`on_step_end`"):
+        quiet_trainer(
+            plain_network(), callbacks=[Failing("on_step_end"), Failing("on_fit_end")]
+        ).fit(points(8), epochs=1)
+
+
+def test_error_in_the_data_ends_the_training_for_every_callback() -> None:
+    """An error that is no callback's comes out as it is, after `on_fit_end`."""
+
+    class Broken:
+        """Yields one batch, then fails."""
+
+        def __iter__(self) -> Any:
+            yield points(4)
+            raise KeyError("disk")
+
+    recorder = Recorder()
+    with pytest.raises(KeyError, match="disk"):
+        quiet_trainer(plain_network(), callbacks=[recorder]).fit(Broken(), epochs=1)
+    assert recorder.calls == ["on_fit_start", "on_epoch_start", "on_step_end", "on_fit_end"]
+
+
+def test_interruption_by_the_user_comes_out_as_it_is() -> None:
+    """Ctrl-C in a callback is no failure of the callback."""
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        quiet_trainer(
+            plain_network(), callbacks=[Failing("on_step_end", KeyboardInterrupt()), recorder]
+        ).fit(points(8), epochs=1)
+    assert recorder.calls[-1] == "on_fit_end"
+
+
+def test_training_goes_on_after_an_error() -> None:
+    """The steps that were made are counted, and a second `fit` trains on."""
+    trainer = quiet_trainer(plain_network(), callbacks=[Failing("on_epoch_end")])
+    with pytest.raises(CallbackError):
+        trainer.fit(points(8), epochs=3)
+    assert (trainer.state.epoch, trainer.state.step) == (1, 2)
+    assert trainer.history["step"] == [2]
+
+
+def test_error_at_the_end_comes_out_of_a_training_that_follows_another_error() -> None:
+    """Who trains anew while an error of their own is handled still hears of a failed callback."""
+    trainer = quiet_trainer(plain_network(), callbacks=[Failing("on_fit_end")])
+    try:
+        int("a number that never was")
+    except ValueError:
+        with pytest.raises(CallbackError, match="`on_fit_end`"):
+            trainer.fit(points(8), epochs=1)
+
+
+# What is refused
+
+
+def test_class_of_a_callback_is_an_error_that_names_it() -> None:
+    """A class instead of an object is told by its place and name."""
+    with pytest.raises(InvalidTypeError) as caught:
+        quiet_trainer(plain_network(), callbacks=[Recorder(), Recorder])
+    assert "callbacks[1]" in str(caught.value)
+    assert "Recorder" in str(caught.value)
+
+
+@pytest.mark.parametrize("callback", [print, "stop", None, nn.Identity()], ids=["f", "s", "N", "m"])
+def test_object_that_is_no_callback_is_an_error_that_names_its_type(callback: Any) -> None:
+    """Whatever does not derive from Callback is told by its place and type."""
+    with pytest.raises(InvalidTypeError) as caught:
+        quiet_trainer(plain_network(), callbacks=[callback])
+    assert "callbacks[0]" in str(caught.value)
+    assert type(callback).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("callbacks", [Recorder(), None, 3], ids=["one", "None", "number"])
+def test_callbacks_that_are_no_list_are_an_error_that_names_the_argument(callbacks: Any) -> None:
+    """A single callback without a list around it is refused in the library's own words."""
+    with pytest.raises(InvalidTypeError, match="`callbacks`"):
+        quiet_trainer(plain_network(), callbacks=callbacks)
+
+
+def test_gradients_of_the_update_can_be_seen_after_the_step() -> None:
+    """`on_step_end` comes before the gradients are forgotten, so that a logger can read them."""
+    norms: list[float] = []
+
+    class Norms(Callback):
+        """Reads the norm of the head's gradient."""
+
+        def on_step_end(self, context: TrainContext) -> None:
+            gradient = context.model.get_parameter("head.weight").grad
+            assert gradient is not None
+            norms.append(float(torch.linalg.vector_norm(gradient)))
+
+    quiet_trainer(plain_network(), callbacks=[Norms()]).fit(points(8), epochs=1)
+    assert len(norms) == 2
+    assert min(norms) > 0.0

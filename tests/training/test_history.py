@@ -1,0 +1,227 @@
+"""The table of what a training measured, and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetunelib.errors import (
+    CorruptFileError,
+    FileMissingError,
+    InvalidArgumentError,
+    PathNotWritableError,
+)
+from finetunelib.training import History
+from training.tiny import plain_network, points, quiet_trainer
+
+
+def two_epochs() -> History:
+    """Return a history whose second epoch measured one value more."""
+    return History(
+        [
+            {"epoch": 1, "step": 10, "train_loss": 0.5, "lr": 0.00012345},
+            {"epoch": 2, "step": 20, "train_loss": 0.25, "lr": 0.1, "val_loss": 1.5},
+        ]
+    )
+
+
+# Reading
+
+
+def test_column_is_a_list_of_floats() -> None:
+    """A name gives one value an epoch."""
+    assert two_epochs()["train_loss"] == [0.5, 0.25]
+
+
+def test_value_that_was_not_measured_is_nan() -> None:
+    """A column that begins later is filled up."""
+    first, second = two_epochs()["val_loss"]
+    assert math.isnan(first)
+    assert second == 1.5
+
+
+def test_unknown_column_is_an_error_that_lists_the_columns() -> None:
+    """A typing error is told beside the names that there are."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        two_epochs()["val_los"]
+    assert "'val_los'" in str(caught.value)
+    assert "epoch, step, train_loss, lr, val_loss" in str(caught.value)
+
+
+def test_column_of_an_empty_history_is_an_error_that_names_it() -> None:
+    """Before the first epoch there is no column."""
+    with pytest.raises(InvalidArgumentError, match="'train_loss'"):
+        History()["train_loss"]
+
+
+def test_names_are_in_the_order_of_their_first_measurement() -> None:
+    """Columns that come later stand at the end."""
+    assert two_epochs().names == ("epoch", "step", "train_loss", "lr", "val_loss")
+
+
+def test_history_has_the_protocols_of_a_sequence_of_rows() -> None:
+    """It has a length, can be iterated, and knows its columns."""
+    history = two_epochs()
+    assert len(history) == 2
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert "val_loss" in history
+    assert "val_accuracy" not in history
+
+
+def test_histories_of_the_same_rows_are_equal() -> None:
+    """Equality is that of the rows, and with nothing else."""
+    assert two_epochs() == two_epochs()
+    assert two_epochs() != History()
+    assert two_epochs() != two_epochs().rows
+
+
+def test_history_keeps_its_own_rows() -> None:
+    """Rows that are given are copied, so that changing them later changes nothing."""
+    row = {"epoch": 1.0}
+    history = History([row])
+    history.append(row)
+    row["epoch"] = 7.0
+    assert history["epoch"] == [1.0, 1.0]
+
+
+def test_history_cannot_be_a_key() -> None:
+    """It grows, so it has no hash."""
+    with pytest.raises(TypeError):
+        hash(History())
+
+
+# Printing
+
+
+def test_print_is_a_table() -> None:
+    """Columns are aligned, numbers are readable, and what is missing is a dash."""
+    assert str(two_epochs()).splitlines() == [
+        "epoch  step  train_loss        lr  val_loss",
+        "    1    10      0.5000  0.000123         -",
+        "    2    20      0.2500       0.1    1.5000",
+    ]
+
+
+def test_print_of_a_training_is_readable() -> None:
+    """Seconds have two decimals, and samples per second none."""
+    history = History([{"seconds": 1.2345, "samples_per_second": 12345.6}])
+    assert str(history).splitlines()[1].split() == ["1.23", "12,346"]
+
+
+def test_print_of_no_epochs_says_so() -> None:
+    """An empty history prints a line and not nothing."""
+    assert str(History()) == "History of no epochs"
+
+
+def test_repr_is_short() -> None:
+    """A notebook's cell that ends in a history shows one line."""
+    assert repr(two_epochs()) == "History(2 epochs: epoch, step, train_loss, lr, val_loss)"
+
+
+# JSON
+
+
+def test_json_round_trip_gives_an_equal_history(tmp_path: Path) -> None:
+    """What was written is read back, to the last bit of every number."""
+    history = History([{"epoch": 1, "train_loss": 0.1 + 0.2}, {"epoch": 2, "train_loss": 1e-300}])
+    path = history.to_json(tmp_path / "history.json")
+    assert path == tmp_path / "history.json"
+    assert History.from_json(path) == history
+
+
+def test_json_is_a_list_of_rows(tmp_path: Path) -> None:
+    """Other programs read it without this library."""
+    path = two_epochs().to_json(tmp_path / "history.json")
+    assert json.loads(path.read_text()) == two_epochs().rows
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=repr)
+def test_json_has_null_for_what_is_not_finite(tmp_path: Path, value: float) -> None:
+    """JSON has no word for it; it comes back as nan."""
+    path = History([{"epoch": 1, "train_loss": value}]).to_json(tmp_path / "history.json")
+    assert json.loads(path.read_text())[0]["train_loss"] is None
+    assert math.isnan(History.from_json(path)["train_loss"][0])
+
+
+def test_json_of_a_training_is_read_back(tmp_path: Path) -> None:
+    """The history that `fit` returns is one of plain numbers."""
+    history = quiet_trainer(plain_network()).fit(points(), points(8), epochs=2)
+    assert History.from_json(history.to_json(tmp_path / "history.json")) == history
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "3",
+        "null",
+        "{}",
+        '""',
+        '{"epoch": 1}',
+        "[1, 2]",
+        '[{"epoch": "one"}]',
+        '[{"epoch": [1]}]',
+        "[[]]",
+    ],
+)
+def test_json_of_something_else_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
+    """A damaged file, or one of another kind, is refused."""
+    path = tmp_path / "history.json"
+    path.write_text(text)
+    with pytest.raises(CorruptFileError, match=r"history\.json"):
+        History.from_json(path)
+
+
+def test_json_that_is_no_text_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are refused like any other damage."""
+    path = tmp_path / "history.json"
+    path.write_bytes(b"\xff\xfe[]")
+    with pytest.raises(CorruptFileError, match=r"history\.json"):
+        History.from_json(path)
+
+
+def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """There is nothing to read."""
+    with pytest.raises(FileMissingError, match=r"nowhere\.json"):
+        History.from_json(tmp_path / "nowhere.json")
+
+
+# CSV
+
+
+def test_csv_has_a_header_and_a_line_an_epoch(tmp_path: Path) -> None:
+    """The numbers are complete, and what is missing is empty."""
+    path = two_epochs().to_csv(tmp_path / "history.csv")
+    assert path.read_text() == (
+        "epoch,step,train_loss,lr,val_loss\n1,10,0.5,0.00012345,\n2,20,0.25,0.1,1.5\n"
+    )
+
+
+def test_csv_of_a_training_holds_every_bit(tmp_path: Path) -> None:
+    """Numbers that are read from it are those of the history."""
+    history = quiet_trainer(plain_network()).fit(points(), epochs=2)
+    with history.to_csv(tmp_path / "history.csv").open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == history.rows
+
+
+def test_csv_replaces_a_former_file(tmp_path: Path) -> None:
+    """The second file stands in the place of the first."""
+    path = tmp_path / "history.csv"
+    two_epochs().to_csv(path)
+    History([{"epoch": 1}]).to_csv(path)
+    assert path.read_text() == "epoch\n1\n"
+
+
+@pytest.mark.parametrize("write", [History.to_json, History.to_csv], ids=["json", "csv"])
+def test_path_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path, write: Any) -> None:
+    """A folder is no file."""
+    with pytest.raises(PathNotWritableError) as caught:
+        write(two_epochs(), tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,286 @@
+"""Learning-rate schedules are torch's own, stepped at the right moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.training import Callback, TrainContext
+from training.tiny import (
+    Untouched,
+    batches_of,
+    plain_network,
+    points,
+    quiet_trainer,
+    same_weights,
+)
+
+STEPS = 6  # of an epoch: 22 samples in batches of 4
+Make = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+def warm_up_and_cosine(optimizer: torch.optim.Optimizer) -> SequentialLR:
+    """Return three steps of linear warm-up, then a cosine to zero."""
+    return SequentialLR(
+        optimizer,
+        [LinearLR(optimizer, 0.1, total_iters=3), CosineAnnealingLR(optimizer, 3 * STEPS - 3)],
+        milestones=[3],
+    )
+
+
+SCHEDULES: dict[str, Make] = {
+    "exponential": lambda optimizer: ExponentialLR(optimizer, 0.7),
+    "every second": lambda optimizer: StepLR(optimizer, 2, 0.5),
+    "warm-up and cosine": warm_up_and_cosine,
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, 0.5, total_steps=3 * STEPS + 1),
+}
+
+
+def train_by_hand(model: nn.Module, make: Make, interval: str, epochs: int) -> list[list[float]]:
+    """Train as a tutorial does; return the rates of every step, an epoch in a list."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = make(optimizer)
+    rates = []
+    for epoch in range(epochs):
+        rates.append(list[float]())
+        for inputs, targets in batches_of(points(), epoch):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if interval == "step":
+                scheduler.step()
+        if interval == "epoch":
+            scheduler.step()
+    return rates
+
+
+class Rates(Callback):
+    """Notes the learning rate at the start of every epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_epoch_start(self, context: TrainContext) -> None:
+        self.seen.append(context.optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedule_is_the_hand_written_loop_bit_for_bit(schedule: str, interval: Any) -> None:
+    """Stepped per step or per epoch, without a warning, it ends at the same weights."""
+    make = SCHEDULES[schedule]
+    model, expected, constant = plain_network(), plain_network(), plain_network()
+    train_by_hand(expected, make, interval, 3)
+    quiet_trainer(model, lr=0.1, lr_scheduler=make, lr_scheduler_interval=interval).fit(
+        points(), epochs=3
+    )
+    quiet_trainer(constant, lr=0.1).fit(points(), epochs=3)
+    assert same_weights(model, expected)
+    assert not same_weights(model, constant)
+
+
+def test_schedule_moves_by_epochs_unless_asked_otherwise() -> None:
+    """The default interval is the epoch."""
+    rates = Rates()
+    quiet_trainer(
+        plain_network(), lr=0.1, lr_scheduler=SCHEDULES["exponential"], callbacks=[rates]
+    ).fit(points(), epochs=3)
+    assert rates.seen == pytest.approx([0.1, 0.07, 0.049], rel=1e-12)  # products of doubles
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_recorded_lr_is_that_of_the_last_step(schedule: str, interval: Any) -> None:
+    """The column `lr` holds the rate that an epoch's last update was made with."""
+    make = SCHEDULES[schedule]
+    rates = train_by_hand(plain_network(), make, interval, 3)
+    history = quiet_trainer(
+        plain_network(), lr=0.1, lr_scheduler=make, lr_scheduler_interval=interval
+    ).fit(points(), epochs=3)
+    assert history["lr"] == [epoch[-1] for epoch in rates]
+
+
+def test_recorded_lr_is_constant_without_a_schedule() -> None:
+    """The column is there without a schedule too."""
+    assert quiet_trainer(plain_network(), lr=0.1).fit(points(), epochs=2)["lr"] == [0.1, 0.1]
+
+
+def test_schedule_per_step_moves_once_a_window() -> None:
+    """With accumulation the schedule follows updates, and not micro-batches."""
+    rates = Rates()
+    quiet_trainer(
+        plain_network(),
+        lr=1.0,
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: 0.5**step),
+        lr_scheduler_interval="step",
+        gradient_accumulation_steps=2,
+        callbacks=[rates],
+    ).fit(points(), epochs=2)
+    assert rates.seen == [1.0, 0.125]
+
+
+def test_schedule_goes_on_in_a_second_fit() -> None:
+    """The schedule is built once, and a second `fit` starts where the first one ended."""
+    rates = Rates()
+    trainer = quiet_trainer(
+        plain_network(),
+        lr=1.0,
+        lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.5**epoch),
+        callbacks=[rates],
+    )
+    trainer.fit(points(), epochs=2)
+    trainer.fit(points(), epochs=2)
+    assert rates.seen == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_schedule_moves_every_group() -> None:
+    """Groups with rates of their own are scheduled together."""
+    model = plain_network()
+    groups: list[dict[str, Any]] = [
+        {"params": model.head.parameters(), "lr": 0.2},
+        {"params": model.backbone.parameters()},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    quiet_trainer(
+        model, optimizer=optimizer, lr_scheduler=lambda given: ExponentialLR(given, 0.5)
+    ).fit(points(), epochs=1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
+
+
+def test_ready_schedule_of_the_ready_optimizer_is_used() -> None:
+    """A schedule that was built with the optimizer that is passed beside it is taken."""
+    model = plain_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ExponentialLR(optimizer, 0.5)
+    quiet_trainer(model, optimizer=optimizer, lr_scheduler=scheduler).fit(points(), epochs=2)
+    assert optimizer.param_groups[0]["lr"] == 0.025
+
+
+# ReduceLROnPlateau
+
+
+def plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+    """Return a schedule that halves the rate unless the loss falls by 0.1 in an epoch."""
+    return ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.1, threshold_mode="abs")
+
+
+def expected_rates(losses: list[float]) -> list[float]:
+    """Return the rates of the epochs that have these losses, by torch's own schedule."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    scheduler = plateau(optimizer)
+    rates = []
+    for loss in losses:
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(loss)
+    return rates
+
+
+def test_plateau_sees_the_validation_loss() -> None:
+    """Where there is validation data, its loss decides."""
+    rates = Rates()
+    inputs, targets = points()
+    opposite = (inputs, (targets + 1) % 3)  # Its loss rises where that of training falls.
+    history = quiet_trainer(plain_network(), lr=0.1, lr_scheduler=plateau, callbacks=[rates]).fit(
+        (inputs, targets), opposite, epochs=6
+    )
+    assert rates.seen == expected_rates(history["val_loss"])
+    assert rates.seen != expected_rates(history["train_loss"])
+
+
+def test_plateau_sees_the_training_loss_without_validation() -> None:
+    """Where there is none, the training loss decides."""
+    rates = Rates()
+    history = quiet_trainer(plain_network(), lr=0.1, lr_scheduler=plateau, callbacks=[rates]).fit(
+        points(), epochs=8
+    )
+    assert rates.seen == expected_rates(history["train_loss"])
+    assert len(set(rates.seen)) > 1
+
+
+# What is refused
+
+
+def refused(error: type[Exception], *values: str, **options: Any) -> None:
+    """Assert that a Trainer with these options cannot train, and leaves the model as it was."""
+    model = plain_network()
+    untouched = Untouched(model)
+    with pytest.raises(error) as caught:
+        quiet_trainer(model, **options).fit(points(), epochs=1)
+    for value in values:
+        assert value in str(caught.value)
+    untouched.check()
+
+
+def test_schedule_of_another_optimizer_is_an_error_that_names_it() -> None:
+    """It would move a learning rate that nobody uses."""
+    other = torch.optim.SGD(plain_network().parameters(), lr=0.1)
+    refused(InvalidArgumentError, "ExponentialLR", lr_scheduler=ExponentialLR(other, 0.5))
+
+
+def test_schedule_of_another_optimizer_beside_a_ready_one_is_an_error() -> None:
+    """Two optimizers of the same model are two optimizers."""
+    model = plain_network()
+    one, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    with pytest.raises(InvalidArgumentError, match="`lr_scheduler`"):
+        quiet_trainer(model, optimizer=one, lr_scheduler=ExponentialLR(other, 0.5))
+
+
+@pytest.mark.parametrize("scheduler", [0.1, "cosine", {}], ids=repr)
+def test_schedule_that_cannot_be_called_is_an_error_that_shows_it(scheduler: Any) -> None:
+    """A number or a name is no schedule."""
+    refused(InvalidTypeError, "`lr_scheduler`", repr(scheduler), lr_scheduler=scheduler)
+
+
+@pytest.mark.parametrize("made", [None, 0.1], ids=repr)
+def test_schedule_factory_that_returns_no_schedule_is_an_error_that_shows_it(made: Any) -> None:
+    """A forgotten `return` is found before the first step."""
+    refused(InvalidTypeError, "`lr_scheduler`", repr(made), lr_scheduler=lambda optimizer: made)
+
+
+def test_schedule_class_that_needs_more_arguments_fails_before_the_first_step() -> None:
+    """A bare class is called with the optimizer alone, and what it lacks comes out."""
+    model = plain_network()
+    untouched = Untouched(model)
+    with pytest.raises(TypeError, match="gamma"):
+        quiet_trainer(model, lr_scheduler=ExponentialLR).fit(points(), epochs=1)
+    untouched.check()
+
+
+def test_plateau_per_step_is_an_error_that_names_the_interval() -> None:
+    """There is no loss of an epoch to look at after a step."""
+    refused(
+        InvalidArgumentError,
+        "`lr_scheduler_interval`",
+        "ReduceLROnPlateau",
+        lr_scheduler=plateau,
+        lr_scheduler_interval="step",
+    )
+
+
+@pytest.mark.parametrize("interval", ["batch", "steps", 1, None], ids=repr)
+def test_unknown_interval_is_an_error_that_shows_it(interval: Any) -> None:
+    """An interval that is almost right is refused."""
+    refused(
+        InvalidArgumentError,
+        "`lr_scheduler_interval`",
+        repr(interval),
+        lr_scheduler_interval=interval,
+    )
