@@ -27,8 +27,8 @@ lint: $(VENV)/.dev ## Check the style
 
 types: $(VENV)/.dev ## Check the types
 	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes finetunelib --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes finetunelib --ignoreexternal
 
 layers: $(VENV)/.dev ## Check that imports run one way
 	$(BIN)/lint-imports --no-logo
