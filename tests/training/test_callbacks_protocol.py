@@ -388,6 +388,14 @@ def test_first_error_is_the_one_that_comes_out() -> None:
         ).fit(points(8), epochs=1)
 
 
+def test_first_of_several_failures_at_the_end_is_the_one_that_comes_out() -> None:
+    """Of two callbacks that fail in the same hook, the first of the list is named."""
+    first, second = Failing("on_fit_end"), Failing("on_fit_end")
+    with pytest.raises(CallbackError) as caught:
+        quiet_trainer(plain_network(), callbacks=[first, second]).fit(points(8), epochs=1)
+    assert caught.value.__cause__ is first.error
+
+
 def test_error_in_the_data_ends_the_training_for_every_callback() -> None:
     """An error that is no callback's comes out as it is, after `on_fit_end`."""
 

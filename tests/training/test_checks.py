@@ -199,6 +199,14 @@ def test_wrong_inputs_by_name_are_an_error_that_shows_every_shape() -> None:
     )
 
 
+@pytest.mark.parametrize("model", [network(), nn.Linear(6, 3)], ids=["MLP", "Linear"])
+def test_inputs_that_are_no_tensor_are_an_error_that_describes_them(model: nn.Module) -> None:
+    """A batch whose inputs are a list of rows is told as such."""
+    refused_fit(
+        InvalidInputError, [([1.0, 2.0], TARGETS[:2])], None, "list of length 2", model=model
+    )
+
+
 def test_inputs_that_a_model_asserts_against_are_an_error_that_names_the_data() -> None:
     """Torchvision's transformers assert the size of an image."""
 

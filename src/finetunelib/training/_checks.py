@@ -137,7 +137,14 @@ def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
     except InvalidTypeError:
         raise  # The model ran, and returned what is no tensor.
     # The ways in which models say that an input is not theirs.
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         raise InvalidInputError(_explain(model, inputs, name, error)) from error
 
 
