@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm
 
 from finetunelib import build_mlp, freeze_and_replace_head
-from finetunelib.finetuning._freezing import is_frozen
+from finetunelib.finetuning._freezing import held_in_eval_mode
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
 
 INPUTS = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
@@ -334,7 +334,7 @@ def test_copy_of_a_frozen_module_that_becomes_a_head_is_released(
     assert moved(before, original) == set()
 
 
-# is_frozen
+# held_in_eval_mode
 
 
 def test_is_frozen_tells_what_is_held() -> None:
@@ -342,21 +342,21 @@ def test_is_frozen_tells_what_is_held() -> None:
     model = freeze_and_replace_head(
         net(), head=nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 3))
     ).train()
-    free = {name for name, part in model.named_modules() if not is_frozen(part)}
+    free = {name for name, part in model.named_modules() if not held_in_eval_mode(part)}
     assert free == {"head", "head.0", "head.1"}
 
 
 def test_is_frozen_is_false_for_a_model_of_torch() -> None:
     """Eval mode and parameters without gradients are not the library's freezing."""
-    assert not is_frozen(nn.Linear(2, 2).requires_grad_(False).eval())
+    assert not held_in_eval_mode(nn.Linear(2, 2).requires_grad_(False).eval())
 
 
 @COPIES
 def test_is_frozen_survives_a_copy(copied: Callable[[nn.Module], nn.Module]) -> None:
     """A copy knows that it is frozen."""
     model = copied(frozen_net())
-    assert is_frozen(model.get_submodule("block"))
-    assert not is_frozen(model.get_submodule("head"))
+    assert held_in_eval_mode(model.get_submodule("block"))
+    assert not held_in_eval_mode(model.get_submodule("head"))
 
 
 def test_state_dict_of_a_frozen_model_has_no_further_names() -> None:

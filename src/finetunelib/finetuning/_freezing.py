@@ -40,7 +40,7 @@ def freeze_all_but(model: nn.Module, kept: nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def is_frozen(module: nn.Module) -> bool:
+def held_in_eval_mode(module: nn.Module) -> bool:
     """Return whether a module is held in eval mode by this library."""
     return hasattr(module, _HANDLE)
 
@@ -61,7 +61,7 @@ def _check_can_freeze(name: str, module: nn.Module, kept: set[nn.Parameter]) -> 
 
 
 def _hold_in_eval_mode(module: nn.Module) -> None:
-    if not is_frozen(module):
+    if not held_in_eval_mode(module):
         # First in order: another hook may change buffers in train mode (spectral_norm's does).
         handle = module.register_forward_pre_hook(keep_in_eval_mode, prepend=True)
         object.__setattr__(module, _HANDLE, handle)
@@ -69,7 +69,7 @@ def _hold_in_eval_mode(module: nn.Module) -> None:
 
 
 def _release(module: nn.Module) -> None:
-    if is_frozen(module):
+    if held_in_eval_mode(module):
         getattr(module, _HANDLE).remove()
         delattr(module, _HANDLE)
         module.training = True
