@@ -49,10 +49,9 @@ def length_of(batch: Any) -> int:
     """Return the number of samples in a batch: the rows of its first tensor, or 0."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 0
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (tuple, list)):
-        for part in batch:
-            if length := length_of(part):
-                return length
+    if not isinstance(batch, (tuple, list)):
+        batch = batch.values() if isinstance(batch, Mapping) else ()
+    for part in batch:
+        if length := length_of(part):
+            return length
     return 0

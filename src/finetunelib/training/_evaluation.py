@@ -35,9 +35,13 @@ class Measurement:
 
     def update(self, output: StepOutput) -> None:
         """Take in what the task made of one batch."""
-        self._loss.add(output.loss.detach(), output.weight)
-        for metric in self._metrics.values():
-            metric.update(output.outputs, output.targets)
+        self._loss.add(output.loss, output.weight)
+        if self._metrics:
+            outputs = output.outputs
+            # A metric that keeps what it sees must not keep the graph of every batch alive.
+            outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
+            for metric in self._metrics.values():
+                metric.update(outputs, output.targets)
 
     @property
     def names(self) -> tuple[str, ...]:

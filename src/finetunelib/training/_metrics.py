@@ -123,40 +123,53 @@ class MeanOf:
 
 
 class Mean:
-    """A weighted mean of scalar tensors that stay on their device until it is read."""
+    """A weighted mean of scalar tensors, in double precision.
+
+    A value on the CPU is added at once. One on an accelerator stays there until the mean is
+    read, since to look at it is to wait for the device.
+    """
 
     #: How many values are kept before they are summed, so that memory is bounded.
     _CHUNK = 1024
 
     def __init__(self) -> None:
-        self._values: list[Tensor] = []
-        self._weights: list[Tensor | float] = []
         self._sum = 0.0
         self._weight = 0.0
+        self._values: list[Tensor] = []
+        self._weights: list[Tensor | float] = []
 
     def add(self, value: Tensor, weight: Tensor | float) -> None:
-        """Take in one value; as a rule it is only kept, since a step should cost little."""
-        self._values.append(value)
+        """Take in one value."""
+        if value.is_cpu:
+            self._add(value.item(), float(weight))
+            return
+        self._values.append(value.detach())
         self._weights.append(weight)
         if len(self._values) == self._CHUNK:
             self._fold()
 
     def compute(self) -> float:
-        """Return the mean in double precision, or nan when nothing was taken in."""
-        if self._values:
-            self._fold()
-        weight = float(self._weight)
-        return float(self._sum) / weight if weight else float("nan")
+        """Return the mean, or nan when nothing was taken in."""
+        self._fold()
+        return self._sum / self._weight if self._weight else float("nan")
+
+    def _add(self, value: float, weight: float) -> None:
+        # A batch without weight has no mean: its nan is no part of the whole.
+        if weight:
+            self._sum += value * weight
+            self._weight += weight
 
     def _fold(self) -> None:
-        values = torch.stack(self._values).to("cpu", torch.float64)
+        """Fetch the values that were kept, in one transfer."""
+        if not self._values:
+            return
+        values = torch.stack(self._values).tolist()
         if all(isinstance(weight, Tensor) for weight in self._weights):
-            weights = torch.stack(self._weights).to("cpu", torch.float64)  # type: ignore[arg-type]
+            weights = torch.stack(self._weights).tolist()  # type: ignore[arg-type]
         else:
-            weights = torch.tensor([float(w) for w in self._weights], dtype=torch.float64)
-        # A batch without weight has no mean: its nan is no part of the whole.
-        self._sum = self._sum + float((values * weights)[weights != 0].sum())
-        self._weight = self._weight + float(weights.sum())
+            weights = [float(weight) for weight in self._weights]
+        for value, weight in zip(values, weights, strict=True):
+            self._add(value, weight)
         self._values.clear()
         self._weights.clear()
 

@@ -43,9 +43,7 @@ class SupervisedTask(Task):
         """
         inputs, targets = split(batch)
         outputs = call(model, inputs)
-        return StepOutput(
-            self.loss(outputs, targets), outputs.detach(), targets, self._weight(targets)
-        )
+        return StepOutput(self.loss(outputs, targets), outputs, targets, self._weight(targets))
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model on a batch, with or without targets."""

@@ -12,13 +12,15 @@ from finetunelib._typing import Batch
 from finetunelib.errors import InvalidTypeError
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, since that makes its construction, once a micro-batch, four times as dear.
+@dataclass(slots=True, eq=False)
 class StepOutput:
     """What a task made of one batch.
 
     Attributes:
         loss: The mean loss of the batch: a scalar with a gradient.
-        outputs: What the metrics get as outputs; as a rule `(batch, ...)`, detached.
+        outputs: What the metrics get as outputs, a tensor of them detached; as a rule
+            `(batch, ...)`.
         targets: What the metrics get as targets.
         weight: What `loss` is a mean over: the number of samples or tokens, or the sum of the
             class weights. Losses and gradients of several batches are averaged by it.
