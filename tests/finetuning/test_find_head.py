@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm
+from torchvision.models import resnet50
 
 from finetunelib import build_mlp, freeze_and_replace_head
-from finetunelib.errors import AmbiguousHeadError, HeadError, HeadNotFoundError
+from finetunelib.errors import AmbiguousHeadError, HeadError, HeadNotFoundError, InvalidTypeError
 from finetunelib.finetuning import Head, find_head
+
+
+def old_weight_norm(layer: nn.Linear) -> nn.Linear:
+    """Normalize a weight in the way that torch gave up, and many models still have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.utils.weight_norm(layer)
 
 
 class TwoHeads(nn.Module):
@@ -43,6 +54,18 @@ class Residual(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         features: Tensor = self.body(inputs)
         outputs: Tensor = features + self.last(features)
+        return outputs
+
+
+class PreNorm(nn.Module):
+    """A block that adds to what it takes, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = inputs + self.last(inputs)
         return outputs
 
 
@@ -197,6 +220,89 @@ class Attention(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.classifier(self.layer(self.embed(inputs))[:, 0])
         return outputs
+
+
+class Recording(nn.Module):
+    """A model that writes down where its inputs lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        DEVICES.append(inputs.device.type)
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+#: What `Recording` wrote down: its own list is put back after a dry run.
+DEVICES: list[str] = []
+
+
+class Looking(nn.Module):
+    """A model that looks at the values of its inputs, which meta tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scale = 2.0 if inputs.sum().item() > 0 else 1.0
+        outputs: Tensor = self.last(self.body(inputs)) * scale
+        return outputs
+
+
+class Adding(nn.Module):
+    """A model of two inputs, for which no guess is made, with layers under chosen names."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        outputs = left + right
+        for layer in self.children():
+            outputs = layer(outputs)
+        return outputs
+
+
+class Declaring(Adding):
+    """A model that says what its classifier is, as timm's do."""
+
+    def __init__(self, declared: Callable[[Declaring], object], **layers: nn.Module) -> None:
+        super().__init__(**layers)
+        self.declared = declared
+
+    def get_classifier(self) -> object:
+        return self.declared(self)
+
+
+class Caching(nn.Module):
+    """A model that keeps what it computed, in the ways that models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.last_outputs: Tensor | None = None
+        self.by_device: dict[str, Tensor] = {}
+        self.history: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)
+        self.last_outputs = outputs
+        self.by_device[str(inputs.device)] = outputs
+        self.history.append(outputs)
+        self.register_forward_hook(lambda *_: None)
+        return outputs
+
+
+def compiled(model: nn.Module, backend: Any = "eager") -> nn.Module:
+    """Return the compiled form of a model, which wraps it."""
+    wrapper: Any = torch.compile(model, backend=backend)
+    assert isinstance(wrapper, nn.Module)
+    return wrapper
 
 
 def convolutional() -> nn.Sequential:
@@ -383,20 +489,245 @@ def test_head_of_a_model_in_double_precision_is_found() -> None:
 
 @pytest.mark.parametrize(
     "reparametrized",
-    [spectral_norm, parametrizations.spectral_norm, parametrizations.weight_norm],
-    ids=["old spectral_norm", "spectral_norm", "weight_norm"],
+    [old_weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm],
+    ids=["old weight_norm", "old spectral_norm", "weight_norm", "spectral_norm"],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_layer_before_a_reparametrized_head_is_not_taken_for_it(
+def test_head_whose_weight_is_computed_is_found(
     reparametrized: Callable[[nn.Linear], nn.Module], bias: bool
 ) -> None:
-    """A head whose weight is computed is found or not, but no other layer is in its place."""
+    """What a weight is computed from leads to its layer, and to no other before it."""
     model = nn.Sequential(nn.Linear(4, 3), reparametrized(nn.Linear(3, 3, bias=bias)))
-    try:
-        found = find_head(model).name
-    except HeadNotFoundError:
-        found = None
-    assert found in ("1", None)
+    head = find_head(model)
+    assert head.name == "1"
+    assert "Parametrized" not in str(head)
+
+
+@pytest.mark.parametrize(
+    "reparametrized",
+    [old_weight_norm, spectral_norm, parametrizations.weight_norm],
+    ids=["old weight_norm", "old spectral_norm", "weight_norm"],
+)
+def test_single_layer_whose_weight_is_computed_is_its_own_head(
+    reparametrized: Callable[[nn.Linear], nn.Module],
+) -> None:
+    """Its parameters have no layer's name in front of theirs."""
+    assert find_head(reparametrized(nn.Linear(4, 3))).name == ""
+
+
+# Without data
+
+
+def test_dry_run_has_no_data() -> None:
+    """The model sees meta tensors alone, on which nothing is computed."""
+    DEVICES.clear()
+    assert find_head(Recording()).name == "layer"
+    assert DEVICES == ["meta"]
+
+
+def test_dry_run_on_the_users_example_has_no_data() -> None:
+    """The example gives its shape and dtype; its values are not needed."""
+    DEVICES.clear()
+    find_head(Recording(), torch.ones(2, 4))
+    assert DEVICES == ["meta"]
+
+
+def test_head_of_a_model_without_memory_is_found() -> None:
+    """A model of 360 GB on the meta device has a head all the same."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(300_000, 300_000), nn.Linear(300_000, 3))
+    assert find_head(model).name == "1"
+
+
+def test_model_that_looks_at_values_is_run_on_real_ones() -> None:
+    """Where a run without data fails one with data shows the head, and the result says so."""
+    head = find_head(Looking())
+    assert head.name == "last"
+    assert "real" in head.found_by
+    assert find_head(Looking(), torch.ones(2, 4)).name == "last"
+
+
+def test_recurrent_model_is_run_on_real_values() -> None:
+    """Without data torch unrolls a recurrent layer step by step, which takes longer."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.LSTM(4, 6, batch_first=True)
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.last(self.body(inputs)[0][:, -1])
+            return outputs
+
+    head = find_head(Recurrent(), torch.ones(2, 5, 4))
+    assert head.name == "last"
+    assert "real" in head.found_by
+
+
+@pytest.mark.slow
+def test_head_of_a_resnet_is_found_in_half_a_second() -> None:
+    """A ResNet-50 costs little, counted in the process's own time."""
+    with torch.device("meta"):
+        model = resnet50()
+    find_head(model)  # The first run imports what torch needs for meta tensors.
+    start = time.process_time()
+    assert find_head(model).name == "fc"
+    assert time.process_time() - start < 0.5
+
+
+# Examples of several inputs
+
+
+def test_example_may_be_a_tuple() -> None:
+    """Its tensors are passed by position."""
+    model = Adding(body=nn.Linear(4, 6), last=nn.Linear(6, 3))
+    assert find_head(model, (torch.ones(2, 4), torch.ones(2, 4))).found_by == "following the data"
+
+
+def test_example_may_be_a_mapping() -> None:
+    """Its tensors are passed by name."""
+    model = Adding(body=nn.Linear(4, 6), last=nn.Linear(6, 3))
+    example = {"right": torch.ones(2, 4), "left": torch.ones(2, 4)}
+    assert find_head(model, example).name == "last"
+
+
+def test_example_of_another_kind_is_an_error_that_names_it() -> None:
+    """An array is no tensor."""
+    with pytest.raises(InvalidTypeError, match="ndarray"):
+        find_head(nn.Linear(4, 3), np.ones((2, 4)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_texts_are_guessed_for_a_model_of_tokens() -> None:
+    """A model that begins with an embedding takes whole numbers."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8 * 4, 3))
+    assert find_head(model).name == "2"
+
+
+# Wrapped models
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        compiled,
+        nn.DataParallel,
+        lambda model: compiled(nn.DataParallel(model)),
+    ],
+    ids=["compile", "DataParallel", "both"],
+)
+def test_head_of_a_wrapped_model_has_the_users_name(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    """The prefix of the wrapper is not part of it."""
+    model = build_mlp(4, [5], 3)
+    head = find_head(wrap(model))
+    assert head.name == "head"
+    assert head.module is model.head
+
+
+def test_head_in_a_compiled_part_has_the_users_name() -> None:
+    """A wrapper in the middle of a model does not show either."""
+    part = compiled(build_mlp(4, [5], 3))
+    assert find_head(nn.Sequential(nn.Flatten(), part)).name == "1.head"
+
+
+def test_dry_run_compiles_nothing() -> None:
+    """The model's compiler is not called."""
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        calls.append(1)
+        return graph.forward
+
+    find_head(compiled(build_mlp(4, [5], 3), backend))
+    assert calls == []
+
+
+# Without a run
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fc", "classifier", "head", "heads", "score", "logits", "classification_head", "last_linear"],
+)
+def test_head_of_a_model_that_does_not_run_is_found_by_its_name(name: str) -> None:
+    """The usual names are known, and the result says that they decided."""
+    model = Adding(**{"body": nn.Linear(4, 6), name: nn.Linear(6, 3), "other": nn.Linear(3, 4)})
+    head = find_head(model)
+    assert head.name == name
+    assert "name" in head.found_by
+
+
+def test_last_layer_under_the_usual_name_is_the_head() -> None:
+    """A block of layers under the name ends in the head, as VGG's does."""
+    block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.Dropout())
+    assert find_head(Adding(body=nn.Linear(4, 6), classifier=block)).name == "classifier.2"
+
+
+def test_last_layer_of_a_model_that_does_not_run_is_its_head() -> None:
+    """Without a name to go by the order of definition decides."""
+    head = find_head(Adding(body=nn.Linear(4, 6), output=nn.Linear(6, 3)))
+    assert head.name == "output"
+    assert "last" in head.found_by
+
+
+def test_layer_of_the_same_width_is_a_veto_without_a_run() -> None:
+    """Where names and order could be wrong the user decides between the names."""
+    model = Adding(body=nn.Linear(4, 3), classifier=nn.Linear(3, 3))
+    with pytest.raises(AmbiguousHeadError) as caught:
+        find_head(model)
+    assert "`body`" in str(caught.value)
+    assert "`classifier`" in str(caught.value)
+    assert "example_input=" in str(caught.value)
+
+
+def test_classifier_that_the_model_declares_is_the_head() -> None:
+    """The model's own word counts more than a name or another layer of the same width."""
+    model = Declaring(
+        lambda own: own.get_submodule("output"), output=nn.Linear(4, 3), fc=nn.Linear(3, 3)
+    )
+    head = find_head(model)
+    assert head.name == "output"
+    assert "get_classifier" in head.found_by
+
+
+@pytest.mark.parametrize("kind", [tuple, nn.ModuleList])
+def test_classifiers_that_the_model_declares_are_listed(
+    kind: Callable[[list[nn.Module]], object],
+) -> None:
+    """Two heads are two heads, also without a run."""
+    model = Declaring(
+        lambda own: kind([own.get_submodule("one"), own.get_submodule("two")]),
+        one=nn.Linear(4, 3),
+        two=nn.Linear(3, 3),
+    )
+    with pytest.raises(AmbiguousHeadError, match=r"`one`.*`two`"):
+        find_head(model)
+
+
+def test_model_that_declares_no_classifier_has_no_head() -> None:
+    """A model built without classes says so; its layers are offered."""
+    model = Declaring(lambda own: nn.Identity(), body=nn.Linear(4, 3))
+    with pytest.raises(HeadNotFoundError, match=r"Identity.*`body`"):
+        find_head(model)
+
+
+def test_classifier_that_cannot_be_asked_for_is_an_error_of_the_library() -> None:
+    """A model's own failure is passed on."""
+
+    def failing(_: Declaring) -> object:
+        raise KeyError("mine")
+
+    with pytest.raises(HeadNotFoundError, match="mine"):
+        find_head(Declaring(failing, body=nn.Linear(4, 3)))
+
+
+def test_example_that_does_not_fit_is_no_reason_to_go_by_names() -> None:
+    """The user has said what the model takes, and should hear that it does not."""
+    model = Adding(body=nn.Linear(4, 6), classifier=nn.Linear(6, 3))
+    with pytest.raises(HeadNotFoundError, match="example_input"):
+        find_head(model, (torch.ones(2, 5), torch.ones(2, 5)))
 
 
 def test_example_of_the_user_is_taken() -> None:
@@ -444,10 +775,49 @@ def test_layer_that_is_used_more_than_once_is_no_head(
     assert f"{uses} times" in str(caught.value)
 
 
-def test_head_that_is_tied_to_an_embedding_is_not_found() -> None:
-    """The shared weight is named."""
-    with pytest.raises(HeadError, match=r"`embedding\.weight`"):
+def test_head_that_is_tied_to_an_embedding_is_refused() -> None:
+    """Both places of the weight are named, and what to pass."""
+    with pytest.raises(AmbiguousHeadError, match=r"`embedding\.weight`.*`last\.weight`.*at='last'"):
         find_head(TiedEmbedding(), torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "reparametrized", [lambda layer: layer, old_weight_norm], ids=["plain", "weight_norm"]
+)
+def test_head_that_is_tied_to_another_layer_is_told_by_its_bias(
+    reparametrized: Callable[[nn.Linear], nn.Linear],
+) -> None:
+    """The layer to name is the one that makes the outputs, and not the one defined first."""
+    body, last = reparametrized(nn.Linear(4, 4)), reparametrized(nn.Linear(4, 4))
+    shared = "weight_v" if hasattr(body, "weight_v") else "weight"
+    setattr(last, shared, getattr(body, shared))
+    with pytest.raises(AmbiguousHeadError, match=rf"`0` \(`0\.{shared}`\).*pass `at='1'`\."):
+        find_head(nn.Sequential(body, last))
+
+
+def test_tied_layers_without_biases_are_both_offered() -> None:
+    """Nothing tells which of them makes the outputs."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    with pytest.raises(AmbiguousHeadError, match=r"`at='0'` or `at='1'`"):
+        find_head(model)
+
+
+def test_many_layers_are_not_all_listed() -> None:
+    """A deep residual model without a head is refused in a sentence that can be read."""
+    model = nn.Sequential(nn.Linear(4, 4), *[PreNorm() for _ in range(8)])
+    with pytest.raises(AmbiguousHeadError, match=r"come from 9 layers.*and 3 more.*`head=`"):
+        find_head(model)
+
+
+def test_scripted_model_is_refused_with_the_names_of_its_layers() -> None:
+    """A compiled program has no parts to replace; the user passes the model itself."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # That scripting goes out of use.
+        scripted = torch.jit.script(model)
+    with pytest.raises(HeadNotFoundError, match=r"torch\.jit.*`0`, `2`"):
+        find_head(scripted)
 
 
 @pytest.mark.parametrize("form", ["product", "functional", "einsum", "cosine"])
@@ -563,6 +933,40 @@ def test_buffer_that_every_forward_moves_is_not_changed() -> None:
     model = Counting()
     find_head(model)
     assert model.calls.item() == 0
+
+
+def test_what_the_model_keeps_of_a_run_is_not_changed() -> None:
+    """Attributes, caches and hooks that a forward sets are as they were."""
+    model = Caching()
+    model(torch.ones(2, 4))
+    kept, hooks = model.last_outputs, len(model._forward_hooks)
+    find_head(model)
+    assert model.last_outputs is kept
+    assert list(model.by_device) == ["cpu"]
+    assert len(model.history) == 1
+    assert len(model._forward_hooks) == hooks
+
+
+@pytest.mark.parametrize("old", [old_weight_norm, spectral_norm], ids=["weight", "spectral"])
+def test_weight_that_a_forward_computes_is_not_changed(
+    old: Callable[[nn.Linear], nn.Linear],
+) -> None:
+    """Old normalizations set the layer's weight in each forward, from whatever is there."""
+    model = nn.Sequential(old(nn.Linear(4, 6)), nn.Linear(6, 3))
+    weight = model[0].weight
+    find_head(model)
+    assert model[0].weight is weight
+
+
+def test_warnings_of_the_model_are_not_given_twice() -> None:
+    """What the model warns of concerns its real runs."""
+
+    class Warned(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+            warnings.warn("mine", UserWarning, stacklevel=2)
+            return super().forward(input)
+
+    assert find_head(Warned(4, 3)).name == ""
 
 
 def test_random_states_of_numpy_and_python_are_not_changed() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from finetunelib import build_mlp, freeze_and_replace_head
 from finetunelib.errors import (
@@ -21,6 +25,7 @@ from finetunelib.errors import (
     InvalidInputError,
     InvalidTypeError,
 )
+from finetunelib.finetuning import replace_head
 
 
 class Classifier(nn.Module):
@@ -421,6 +426,255 @@ def test_wrong_head_of_a_model_that_is_its_own_head_is_an_error() -> None:
         freeze_and_replace_head(nn.Linear(4, 3), head=nn.Linear(5, 7))
 
 
+# Without freezing
+
+
+def test_replacing_alone_freezes_nothing() -> None:
+    """Every parameter is as trainable as it was, and the modes are as they were."""
+    model = normalised()
+    model.get_parameter("0.bias").requires_grad_(False)
+    assert replace_head(model, num_classes=7) is model
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+    assert trainable(model) == {"0.weight", "1.weight", "1.bias", "3.weight", "3.bias"}
+    assert all(module.training for module in model.modules())
+
+
+def test_replacing_alone_makes_the_same_head() -> None:
+    """Both functions draw the new layer in the same way."""
+    models = []
+    for function in (replace_head, freeze_and_replace_head):
+        torch.manual_seed(3)
+        models.append(function(build_mlp(4, [5], 3, seed=0), num_classes=7))
+    one, other = (model.get_parameter("head.weight") for model in models)
+    assert torch.equal(one, other)
+
+
+def test_replacing_alone_in_a_frozen_model_leaves_it_frozen() -> None:
+    """The new head is trainable, and the rest is not."""
+    model = freeze_and_replace_head(normalised(), num_classes=7)
+    replace_head(model, num_classes=2)
+    assert trainable(model) == {"3.weight", "3.bias"}
+    statistics = model.get_buffer("1.running_mean").clone()
+    model.train()(torch.rand(8, 4))
+    assert torch.equal(model.get_buffer("1.running_mean"), statistics)
+
+
+# Wrapped models
+
+
+@pytest.mark.parametrize("wrapper", ["compile", "DataParallel"])
+@pytest.mark.parametrize("at", [None, "head", "prefixed"])
+def test_head_of_a_wrapped_model_is_replaced(wrapper: str, at: str | None) -> None:
+    """The wrapper comes back, around the model with its new head; names may have its prefix."""
+    model = build_mlp(4, [5], 3)
+    wrapped: Any = (
+        nn.DataParallel(model)
+        if wrapper == "DataParallel"
+        else torch.compile(model, backend="eager")
+    )
+    prefix = "module" if wrapper == "DataParallel" else "_orig_mod"
+    name = f"{prefix}.head" if at == "prefixed" else at
+    assert freeze_and_replace_head(wrapped, num_classes=7, at=name) is wrapped
+    assert model.head.out_features == 7
+    assert wrapped(torch.ones(2, 4)).shape == (2, 7)
+    assert trainable(wrapped) == {f"{prefix}.head.weight", f"{prefix}.head.bias"}
+
+
+def test_head_in_a_compiled_part_is_replaced() -> None:
+    """A wrapper in the middle is no part of the name."""
+    part: Any = torch.compile(build_mlp(4, [5], 3), backend="eager")
+    model = nn.Sequential(nn.Flatten(), part)
+    freeze_and_replace_head(model, num_classes=7)
+    replace_head(model, num_classes=6, at="1.head")
+    assert model(torch.ones(2, 4)).shape == (2, 6)
+
+
+def test_wrapped_layer_that_is_its_own_head_is_an_error_that_names_both() -> None:
+    """The wrapper cannot take up another layer."""
+    with pytest.raises(HeadError, match=r"Linear.*DataParallel"):
+        replace_head(nn.DataParallel(nn.Linear(4, 3)), num_classes=7)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv1d(6, 5, 1)], ids=["Linear", "Conv1d"])
+def test_reparametrized_head_is_replaced_by_a_plain_layer(layer: nn.Module) -> None:
+    """A weight_norm belongs to the weight that goes."""
+    first = type(layer)(4, 6, *([1] if isinstance(layer, nn.Conv1d) else []))
+    model = nn.Sequential(first, parametrizations.weight_norm(layer))
+    example = torch.ones(2, 4, 3) if isinstance(layer, nn.Conv1d) else torch.ones(2, 4)
+    replace_head(model, num_classes=7, example_input=example)
+    assert type(model[1]) in (nn.Linear, nn.Conv1d)
+    assert model(example).shape[1] == 7
+
+
+# What repeats the number of classes
+
+
+class Counting(nn.Module):
+    """A model that repeats its number of classes, and uses it in its forward."""
+
+    def __init__(self, auxiliary: int = 3) -> None:
+        super().__init__()
+        self.num_classes = 3
+        self.num_labels = 5  # Another number that means something else.
+        self.config = SimpleNamespace(num_labels=3, num_classes=9)
+        self.aux_logits = True
+        self.body = nn.Linear(4, 6)
+        self.AuxHead = nn.Linear(6, auxiliary)
+        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(6, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.body(inputs)
+        outputs: Tensor = self.classifier(features).view(len(inputs), self.num_classes)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"num_classes": 7}, {"head": lambda width: nn.Linear(width, 7)}],
+    ids=["num_classes", "function"],
+)
+@pytest.mark.filterwarnings("ignore:The auxiliary")
+def test_attributes_that_repeat_the_number_of_classes_are_updated(request_: dict[str, Any]) -> None:
+    """Those of the old number hold the new one, and those of another stay."""
+    model = Counting()
+    replace_head(model, **request_)
+    assert (model.num_classes, model.config.num_labels) == (7, 7)
+    assert (model.num_labels, model.config.num_classes) == (5, 9)
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+def test_width_of_a_head_without_layers_is_seen_in_the_outputs() -> None:
+    """A head of the user's own with a bare weight counts its classes by what it makes."""
+
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(7, 5))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.linear(
+                functional.normalize(inputs), functional.normalize(self.weight)
+            )
+
+    model = build_mlp(4, [5], 3)
+    model.num_classes = 3  # type: ignore[assignment]
+    replace_head(model, head=Cosine())
+    assert model.num_classes == 7
+
+
+def test_auxiliary_heads_are_removed_with_a_warning_that_names_them() -> None:
+    """In training they would make outputs of the old classes."""
+    model = Counting()
+    with pytest.warns(UserWarning, match=r"`AuxHead`"):
+        replace_head(model, num_classes=7)
+    assert model.AuxHead is None
+    assert model.aux_logits is False
+
+
+def test_part_of_another_width_is_no_auxiliary_head() -> None:
+    """What makes another number of features has another purpose, and stays without a warning."""
+    model = Counting(auxiliary=2)
+    replace_head(model, num_classes=7)
+    assert isinstance(model.AuxHead, nn.Linear)
+    assert model.aux_logits is True
+
+
+@pytest.mark.filterwarnings("ignore:The auxiliary")
+def test_all_is_put_back_when_the_new_head_does_not_fit() -> None:
+    """Attributes and auxiliary heads are as before, and so is the head."""
+    model = Counting()
+    parts = dict(model.named_modules())
+    with pytest.raises(HeadError):
+        replace_head(model, head=nn.Linear(9, 7))
+    assert dict(model.named_modules()) == parts
+    assert list(model.state_dict()) == list(Counting().state_dict())
+    assert (model.num_classes, model.config.num_labels, model.aux_logits) == (3, 3, True)
+
+
+def test_all_is_put_back_where_a_warning_is_an_error() -> None:
+    """A user who lets no warning pass has the model as it was."""
+    model = Counting()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="AuxHead"):
+            replace_head(model, num_classes=7)
+    assert model.aux_logits is True
+    assert isinstance(model.AuxHead, nn.Linear)
+    assert model(torch.ones(2, 4)).shape == (2, 3)
+
+
+def test_number_of_classes_that_the_model_keeps_elsewhere_is_an_error() -> None:
+    """Outputs that do not have the new width are told, with both shapes."""
+
+    class Cutting(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+            outputs: Tensor = self[1](self[0](input))
+            return outputs[:, :3]
+
+    model = Cutting(nn.Linear(4, 6), nn.Linear(6, 3))
+    with pytest.raises(HeadError, match=r"\(2, 3\)"):
+        replace_head(model, num_classes=7)
+    assert model(torch.ones(2, 4)).shape == (2, 3)
+
+
+# Without data
+
+
+def test_new_head_of_a_meta_model_is_on_meta() -> None:
+    """A model that has no memory yet is changed all the same."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(300_000, 300_000), nn.Linear(300_000, 3))
+    freeze_and_replace_head(model, num_classes=7)
+    assert model.get_parameter("1.weight").is_meta
+    assert trainable(model) == {"1.weight", "1.bias"}
+
+
+def test_rest_of_the_model_computes_nothing() -> None:
+    """The backbone sees meta tensors alone, also while a head of the user's own is tried."""
+    devices: list[str] = []
+
+    class Body(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+            devices.append(input.device.type)
+            return super().forward(input)
+
+    replace_head(nn.Sequential(Body(4, 5), nn.Linear(5, 3)), head=nn.Linear(5, 7))
+    assert set(devices) == {"meta"}
+
+
+def test_model_that_looks_at_values_is_tried_on_real_ones() -> None:
+    """A head of the user's own that looks at values is no reason to refuse it."""
+
+    class Looking(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+            return super().forward(input) * (2.0 if input.sum().item() > 0 else 1.0)
+
+    model = replace_head(build_mlp(4, [5], 3), head=Looking(5, 7))
+    assert model(torch.ones(2, 4)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [(torch.ones(2, 4), torch.ones(2, 4)), {"right": torch.ones(2, 4), "left": torch.ones(2, 4)}],
+    ids=["tuple", "mapping"],
+)
+def test_example_may_hold_several_inputs(example: Any) -> None:
+    """They go by position or by name to the model."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 6)
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            outputs: Tensor = self.last(self.body(left + right))
+            return outputs
+
+    model = freeze_and_replace_head(Two(), num_classes=7, example_input=example)
+    assert model(torch.ones(2, 4), torch.ones(2, 4)).shape == (2, 7)
+
+
 # Twice
 
 
@@ -645,3 +899,4 @@ def test_refused_model_is_left_as_it_was(
 def test_function_shows_its_public_path() -> None:
     """Users import it from the package itself."""
     assert freeze_and_replace_head.__module__ == "finetunelib"
+    assert replace_head.__module__ == "finetunelib.finetuning"

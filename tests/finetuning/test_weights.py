@@ -351,8 +351,14 @@ def test_report_of_a_complete_file(tmp_path: Path) -> None:
     """Every name of the model is loaded, and nothing is left over."""
     model = mlp(2)
     path = save_weights(mlp(1), tmp_path / "a.safetensors")
-    assert load_weights(model, path) == LoadReport(
-        path=path, loaded=tuple(model.state_dict()), missing=(), unexpected=(), wrong_shape={}
+    report = load_weights(model, path)
+    assert report == LoadReport(
+        path=path,
+        loaded=tuple(model.state_dict()),
+        missing=(),
+        unexpected=(),
+        wrong_shape={},
+        digests=report.digests,
     )
 
 
@@ -542,11 +548,14 @@ def test_file_that_holds_code_is_refused_and_runs_nothing(
 
 
 def test_file_of_a_whole_model_is_refused(tmp_path: Path) -> None:
-    """A pickled module names classes, and loading it would run their code."""
+    """A pickled module names classes, whose code would run: the first is told, and the safe way."""
     torch.save(mlp(1), tmp_path / "a.pth")
     with pytest.raises(CorruptFileError) as caught:
         load_weights(mlp(2), tmp_path / "a.pth")
     assert str(tmp_path / "a.pth") in str(caught.value)
+    assert "`finetunelib.models.MLP`" in str(caught.value)
+    assert "state_dict()" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ def digest(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's dtype, shape and bits, in hexadecimal."""
     values = tensor.detach().cpu().contiguous()
     state = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
-    state.update(values.reshape(-1).view(torch.uint8).numpy())
+    state.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
 def remember_loaded(model: nn.Module, digests: Mapping[str, str]) -> None:
     """Note on a model which bits were loaded into its tensors, beside what was noted before."""
-    object.__setattr__(model, _LOADED, loaded_digests(model) | digests)
+    object.__setattr__(model, _LOADED, {**loaded_digests(model), **digests})
 
 
 def loaded_digests(model: nn.Module) -> dict[str, str]:

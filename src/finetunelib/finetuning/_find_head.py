@@ -2,80 +2,60 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from finetunelib._preserve import modes_preserved, random_state_preserved
 from finetunelib.errors import AmbiguousHeadError, HeadNotFoundError, InvalidInputError
-from finetunelib.models._example_input import run_on_example
+from finetunelib.finetuning._dry_run import DryRun, dry_run
+from finetunelib.finetuning._head import HEAD_LAYERS, Head, describe_head
+from finetunelib.finetuning._head_graph import HeadGraph
+from finetunelib.finetuning._head_names import head_by_names
+from finetunelib.finetuning._own_names import last_layers, listed, own_modules, own_name, unwrapped
+from finetunelib.models._example_input import ExampleInput, OutputKindError
 
-HeadLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: A weight, or what a weight is computed from: `weight_g`, `parametrizations.weight.original0`.
+_WEIGHT = re.compile(r"(?:(?P<layer>.*)\.)?(?:parametrizations\.weight\..*|weight(?:_\w+)?)")
 
-#: Nodes that multiply by a weight: a head that is no module shows up as one of these.
-_PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "ConvolutionBackward", "LinearBackward")
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The layer of a model that makes its outputs.
-
-    Attributes:
-        name: The dotted name of the layer in the model; empty where the model itself is it.
-        module: The layer.
-        in_features: The width of what it takes.
-        out_features: The width of what it makes: the number of classes, for a classifier.
-        found_by: How it was found, in a few words.
-
-    Example:
-        >>> from finetunelib import build_mlp
-        >>> from finetunelib.finetuning import find_head
-        >>> print(find_head(build_mlp(784, [500], 10)))
-        The head is `head`, a Linear from 500 to 10 features, found by following the data.
-    """
-
-    name: str
-    module: nn.Module
-    in_features: int
-    out_features: int
-    found_by: str
-
-    def __str__(self) -> str:
-        kind = type(self.module).__name__
-        where = f"`{self.name}`, " if self.name else "the model itself, "
-        return (
-            f"The head is {where}a {kind} from {self.in_features} to {self.out_features} "
-            f"features, found by {self.found_by}."
-        )
+#: How many layers a message lists: a model without a head has as many as blocks.
+_LISTED = 6
 
 
-def find_head(model: nn.Module, example_input: Tensor | None = None) -> Head:
+def find_head(model: nn.Module, example_input: ExampleInput | None = None) -> Head:
     """Find the layer that makes a model's outputs.
 
     A dry run is followed backwards from the outputs, through the autograd graph, to the first
     Linear or convolution on every path. If that is one layer, if it is used once, and if its
-    width is that of the outputs, it is the head. The model is not changed: neither its modes nor
-    its gradients, buffers or the random state.
+    width is that of the outputs, it is the head. The run is on meta tensors, which have shapes
+    and no data, so that it computes nothing and a model on the meta device has a head too. A
+    model that needs data is run on real tensors. One that does not run, and that no
+    `example_input` is given for, is asked for its `get_classifier()`; then its names decide, where
+    no other layer is as wide. `Head.found_by` tells which it was.
+
+    The model is not changed: neither its modes, gradients, buffers, hooks and other attributes
+    nor the random state. Hooks of the user's run. What `torch.compile` or `DataParallel` wraps is
+    found under its name in the user's own module.
 
     Args:
         model: Any module whose output is a tensor, or has one in `.logits`.
-        example_input: A batch that the model takes, on the model's device. `None` guesses from
-            the first layer: `(2, in_features)` for a Linear; two images of 224, 32, 28, 64 or 299
-            pixels, whichever works first, for a convolution.
+        example_input: A batch that the model takes: a tensor, a tuple of tensors by position, or
+            a mapping of tensors by name, such as `{"input_ids": ids}`. `None` guesses from the
+            first layer: `(2, in_features)` for a Linear; two images of the size that the model
+            names, or of 224, 32, 28, 64 or 299 pixels, whichever works first, for a convolution;
+            whole numbers of shape (2, 8) for an Embedding.
 
     Returns:
         The head.
 
     Raises:
-        AmbiguousHeadError: Several layers make the outputs, or one makes them more than once.
-        HeadNotFoundError: No layer does, or the dry run failed.
+        AmbiguousHeadError: Several layers make the outputs, or one makes them more than once, or
+            it shares its weight with another.
+        HeadNotFoundError: No layer does, or the model does not run on `example_input`.
+        InvalidTypeError: `example_input` is of another kind.
 
     Example:
         >>> from torch import nn
@@ -90,30 +70,61 @@ def find_head(model: nn.Module, example_input: Tensor | None = None) -> Head:
         >>> find_head(model).name
         '3'
     """
-    graph = _dry_run(model, example_input)
-    layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, HEAD_LAYERS)
-    }
-    hits = graph.first_layers(layers)
+    head, _ = locate_head(model, example_input)
+    return head
+
+
+def locate_head(model: nn.Module, example_input: ExampleInput | None) -> tuple[Head, DryRun | None]:
+    """Find a model's head, and return the dry run that showed it, if the model runs.
+
+    Raises:
+        AmbiguousHeadError: As for `find_head`.
+        HeadNotFoundError: As for `find_head`.
+    """
+    own = unwrapped(model)
+    _check_has_layers_to_find(own)
+    try:
+        run = dry_run(own, example_input)
+    except InvalidInputError as error:
+        if example_input is not None or isinstance(error.__cause__, OutputKindError):
+            raise HeadNotFoundError(f"{error} Or name the head with `at=`.") from error
+        try:
+            return head_by_names(own, str(error)), None
+        except (HeadNotFoundError, AmbiguousHeadError) as refusal:
+            raise refusal from error
+    return _head_by_data(own, run), run
+
+
+def _head_by_data(model: nn.Module, run: DryRun) -> Head:
+    """Return the one layer that the outputs of a run come from."""
+    graph = HeadGraph(run)
+    weights = _weights_of_layers(model)
+    first = graph.first_products(weights)
+    if first.raw is not None:
+        raise HeadNotFoundError(
+            f"The outputs are made with the parameter `{own_name(first.raw)}`, which is not the "
+            "weight of a Linear or convolution. Put a module in its place to have it replaced, "
+            f"or name another layer. {_advice(model)}"
+        )
+    hits = list(dict.fromkeys(_layers_of(names, weights) for names in first.parameters))
     if not hits:
         raise HeadNotFoundError(
             "The outputs come from no Linear or convolution, so no head was found. "
             f"{_advice(model)}"
         )
     if len(hits) > 1:
-        listed = ", ".join(f"`{name}`" for name in hits)
+        first_hits = [layers[0] for layers in hits[:_LISTED]]
+        more = f" and {len(hits) - _LISTED} more" if len(hits) > _LISTED else ""
         raise AmbiguousHeadError(
-            f"The outputs come from {len(hits)} layers: {listed}. "
-            "Name the one to replace with `at=`."
+            f"The outputs come from {len(hits)} layers: {listed(first_hits)}{more}. Name the one "
+            "to replace with `at=`; where the model has no head, pass one with `head=`, and its "
+            "place with `at=`."
         )
-    name = hits[0]
-    uses = graph.uses(name)
-    if uses > 1:
-        raise AmbiguousHeadError(
-            f"The layer that makes the outputs, `{name}`, is used {uses} times in a forward pass, "
-            f"so it is more than a head. {_advice(model)}"
-        )
-    head = describe_head(name, layers[name], "following the data")
+    name = hits[0][0]
+    own = {key for key, weight in weights.items() if name in weight.layers}
+    _check_used_once(hits[0], own, weights, graph.uses(own), model)
+    how = "following the data" if run.on_meta else "following the data, on real tensors"
+    head = describe_head(name, own_modules(model)[name], how)
     if head.out_features not in (graph.shape[1], graph.shape[-1]):
         raise HeadNotFoundError(
             f"The last layer, `{name}`, makes {head.out_features} features, but the outputs have "
@@ -122,181 +133,102 @@ def find_head(model: nn.Module, example_input: Tensor | None = None) -> Head:
     return head
 
 
-def describe_head(name: str, module: nn.Module, found_by: str) -> Head:
-    """Return a module as a `Head`.
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """The layers that a parameter is the weight of, and all names that it has."""
 
-    Raises:
-        HeadNotFoundError: The module holds no Linear or convolution to take the width from.
+    layers: list[str]
+    names: list[str]
+
+
+def _weights_of_layers(model: nn.Module) -> dict[str, _Weight]:
+    """Return the parameters that are weights of layers, or go into them, by their first names."""
+    names = {module: name for name, module in own_modules(model).items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    found: dict[str, _Weight] = {}
+    for same in aliases.values():
+        layers: dict[str, None] = {}
+        for name in same:
+            layer = modules.get(_owner_of(name)) if _WEIGHT.fullmatch(name) else None
+            if isinstance(layer, HEAD_LAYERS):
+                layers[names[layer]] = None
+        if layers:
+            found[same[0]] = _Weight(list(layers), list(dict.fromkeys(map(own_name, same))))
+    return found
+
+
+def _owner_of(parameter: str) -> str:
+    """Return the name of the module that a parameter belongs to, through its parametrizations."""
+    match = _WEIGHT.fullmatch(parameter)
+    return (match["layer"] or "") if match else parameter.rpartition(".")[0]
+
+
+def _layers_of(names: list[str], weights: Mapping[str, _Weight]) -> tuple[str, ...]:
+    """Return the layer that an operation may belong to; of several that share a weight, all.
+
+    A bias tells which of these it is.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, HEAD_LAYERS)]
-    if not layers:
-        raise HeadNotFoundError(
-            f"`{name}` ({type(module).__name__}) holds no Linear or convolution, so the width of "
-            "its input is unknown. Pass the new head as a module: `head=nn.Linear(...)`."
+    layers = [layer for name in names if name in weights for layer in weights[name].layers]
+    with_bias = [layer for layer in layers if f"{layer}.bias" in map(own_name, names)]
+    return tuple(dict.fromkeys(with_bias or layers))
+
+
+def _check_used_once(
+    layers: tuple[str, ...],
+    own: set[str],
+    weights: Mapping[str, _Weight],
+    uses: int,
+    model: nn.Module,
+) -> None:
+    """Raise when a head's weight has another place or another use in the model."""
+    modules = own_modules(model)
+    for key in own:
+        # A module of two names has one in the list; the other is no other place.
+        aliases = [alias for alias in weights[key].names if _owner_of(alias) in modules]
+        if len({_owner_of(alias) for alias in aliases}) < 2:
+            continue
+        places = " and ".join(f"`{_owner_of(alias)}` (`{alias}`)" for alias in aliases)
+        choices = " or ".join(f"`at={layer!r}`" for layer in layers)
+        raise AmbiguousHeadError(
+            f"The outputs are made with a weight that {places} share, and that is used {uses} "
+            f"times in a forward pass. To give the outputs a weight of their own pass {choices}."
         )
-    return Head(name, module, _in_features(layers[0]), _out_features(layers[-1]), found_by)
+    if uses > 1:
+        raise AmbiguousHeadError(
+            f"The layer that makes the outputs, `{layers[0]}`, is used {uses} times in a forward "
+            f"pass, so it is more than a head. {_advice(model)}"
+        )
 
 
-def _in_features(layer: HeadLayer) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-
-
-def _out_features(layer: HeadLayer) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-
-
-def _dry_run(model: nn.Module, example_input: Tensor | None) -> _Graph:
-    """Return the autograd graph of a forward pass that touches nothing of the model.
-
-    Raises:
-        HeadNotFoundError: The model does not run.
-    """
+def _check_has_layers_to_find(model: nn.Module) -> None:
+    """Raise when a model's layers are not there to be found, or not yet."""
+    scripted = [
+        (own_name(name), str(getattr(part, "original_name", "")))
+        for name, part in model.named_modules()
+        if isinstance(part, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        kinds = {layer.__name__ for layer in HEAD_LAYERS}
+        last = listed([name for name, kind in scripted if kind in kinds][-5:]) or "none"
+        raise HeadNotFoundError(
+            "The model is scripted (torch.jit), and parts of a compiled program cannot be "
+            "replaced. Pass the model as it was before `torch.jit.script` or `torch.jit.trace`; "
+            f"its last layers are {last}."
+        )
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise HeadNotFoundError(
             "A lazy layer of the model has no weights yet. Run the model once on a batch."
         )
-    # Detached twins share the storage and have gradients of their own: the user's parameters,
-    # frozen ones included, are not touched. Buffers are copied, since a forward may move them.
-    twins = {
-        name: parameter.detach().requires_grad_(parameter.is_floating_point())
-        for name, parameter in model.named_parameters()
-    }
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    source: list[Node | None] = []
-
-    def forward(inputs: Tensor) -> object:
-        if inputs.is_floating_point():
-            # A copy, since a first layer that works in place refuses what needs gradients.
-            inputs = inputs.detach().requires_grad_().clone()
-        source[:] = [inputs.grad_fn]
-        return torch.func.functional_call(model, twins | buffers, (inputs,))
-
-    with (
-        modes_preserved(model),
-        random_state_preserved(),
-        torch.inference_mode(mode=False),
-        torch.enable_grad(),
-    ):
-        model.eval()
-        try:
-            _, outputs = run_on_example(model, example_input, forward)
-        except InvalidInputError as error:
-            raise HeadNotFoundError(f"{error} Or name the head with `at=`.") from error
-    return _Graph(outputs, source[0], twins)
 
 
 def _advice(model: nn.Module) -> str:
     """Return what to do about a head that was not found, with the names to choose from."""
-    layers = [name for name, part in model.named_modules() if isinstance(part, HEAD_LAYERS)]
-    last = ", ".join(f"`{name}`" for name in layers[-5:])
+    last = last_layers(own_modules(model), HEAD_LAYERS)
     return (
         f"Name the layer to replace with `at=`; the last ones are {last}."
         if last
-        else ("The model has no Linear and no convolution; add one as its last layer.")
+        else "The model has no Linear and no convolution; add one as its last layer."
     )
-
-
-class _Graph:
-    """The autograd graph of a model's outputs: operations on the data, with their parameters."""
-
-    def __init__(self, outputs: Tensor, source: Node | None, twins: dict[str, Tensor]) -> None:
-        self.shape = tuple(outputs.shape)
-        self._start = outputs.grad_fn
-        self._names = {id(twin): name for name, twin in twins.items()}
-        self._shapes = {name: twin.shape for name, twin in twins.items()}
-        self._data = self._nodes_of_the_data(source)
-        self._operands = {node: self._parameters_of(node) for node in self._data}
-
-    def first_layers(self, layers: Iterable[str]) -> list[str]:
-        """Return which of these layers come first on the paths back from the outputs.
-
-        Raises:
-            HeadNotFoundError: A parameter that is no layer's makes the outputs.
-        """
-        known = set(layers)
-        found: dict[str, None] = {}
-        queue = deque([self._start] if self._start in self._data else [])
-        seen = set(queue)
-        while queue:
-            node = queue.popleft()
-            names = self._operands[node]
-            hits = [layer for layer in map(_owner, names) if layer in known]
-            found.update(dict.fromkeys(hits))
-            if hits:
-                continue
-            self._refuse_raw_parameters(node, names)
-            following = [n for n, _ in node.next_functions if n in self._data and n not in seen]
-            seen.update(following)
-            queue.extend(following)
-        return list(found)
-
-    def uses(self, layer: str) -> int:
-        """Return how many operations on the data use a layer's weight."""
-        return sum(
-            any(_owner(name) == layer for name in names) for names in self._operands.values()
-        )
-
-    def _refuse_raw_parameters(self, node: Node, names: list[str]) -> None:
-        for name in names:
-            # A norm's scale or a bias has one size; a matrix makes features of features.
-            matrix = sum(size > 1 for size in self._shapes[name]) > 1
-            if node.name().startswith(_PRODUCTS) or (
-                matrix and not node.name().startswith("AddBackward")
-            ):
-                raise HeadNotFoundError(
-                    f"The outputs are made with the parameter `{name}`, which is not the weight of "
-                    "a Linear or convolution. Put a module in its place to have it replaced, or "
-                    "name another layer with `at=`."
-                )
-
-    def _nodes_of_the_data(self, source: Node | None) -> set[Node]:
-        """Return the operations that the inputs flow through, as opposed to those on weights."""
-        above: dict[Node, list[Node]] = {}
-        data = deque([source] if source is not None else [])
-        queue = deque([self._start] if self._start is not None else [])
-        seen = set(queue)
-        while queue:
-            node = queue.popleft()
-            following = [n for n, _ in node.next_functions if n is not None]
-            # Where whole numbers come in, no gradient leads on.
-            if node.name().startswith(("EmbeddingBackward", *_PRODUCTS)) and (
-                len(following) < len(node.next_functions) or "Embedding" in node.name()
-            ):
-                data.append(node)
-            for n in following:
-                above.setdefault(n, []).append(node)
-                if n not in seen:
-                    seen.add(n)
-                    queue.append(n)
-        found = set(data)
-        while data:
-            for node in above.get(data.popleft(), []):
-                if node not in found:
-                    found.add(node)
-                    data.append(node)
-        return found
-
-    def _parameters_of(self, node: Node) -> list[str]:
-        """Return the parameters that an operation takes beside the data, however derived."""
-        names: dict[str, None] = {}
-        queue = deque(n for n, _ in node.next_functions if n is not None and n not in self._data)
-        seen = set(queue)
-        while queue:
-            operand = queue.popleft()
-            variable = getattr(operand, "variable", None)
-            if variable is not None and id(variable) in self._names:
-                names[self._names[id(variable)]] = None
-            for n, _ in operand.next_functions:
-                if n is not None and n not in seen and n not in self._data:
-                    seen.add(n)
-                    queue.append(n)
-        return list(names)
-
-
-def _owner(parameter: str) -> str | None:
-    """Return the layer whose weight a parameter is or goes into; a bias is no weight."""
-    # A reparametrized weight lies one or two levels below its layer.
-    layer, _, name = parameter.partition(".parametrizations.weight.")
-    if not name:
-        layer, _, name = parameter.rpartition(".")
-    return None if name == "bias" else layer

@@ -1,12 +1,20 @@
-"""Freezing: parameters and buffers that stay bit for bit, in any loop and under `train()`."""
+"""What freezing does to a model: parameters and buffers stay bit for bit, under `train()` too.
+
+Which parts are meant is for the callers to say; the public functions are in `_freeze.py`.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from finetunelib.errors import FreezeError
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
+from finetunelib.finetuning._selection import Selection, whole
 
 # The handle is kept on the module for two reasons: it removes the hook again, and it travels in
 # a pickle, where it reserves the hook's number (torch would give it to the next hook otherwise).
@@ -20,44 +28,125 @@ def freeze_all_but(model: nn.Module, kept: nn.Module) -> None:
     their own; the modules of `kept` follow `model.train()` as usual and are trainable.
 
     Raises:
-        FreezeError: A parameter is shared between the two parts, or a BatchNorm of the frozen
-            part has no running statistics. Nothing is changed then.
+        FreezeError: The model cannot be frozen so. Nothing is changed then.
     """
-    kept_modules = set(kept.modules())
-    kept_parameters = set(kept.parameters())
-    frozen = {name: part for name, part in model.named_modules() if part not in kept_modules}
-    for name, module in frozen.items():
-        _check_can_freeze(name, module, kept_parameters)
+    kept_part = whole(kept)
+    change(model, Selection(whole(model).modules - kept_part.modules), kept_part)
 
-    for module in frozen.values():
-        _hold_in_eval_mode(module)
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
-            parameter.grad = None  # An optimizer would go on moving it with momentum or decay.
-    for module in kept_modules:
+
+def change(model: nn.Module, frozen: Selection, freed: Selection) -> None:
+    """Freeze one part of a model and make another trainable; the rest is left as it is.
+
+    Modules that have a frozen one inside are held in eval mode too. One of them is let go again
+    when something in it is freed and nothing in it is frozen any more.
+
+    Args:
+        model: The model.
+        frozen: What is frozen. What is also in `freed` is not.
+        freed: What is made trainable.
+
+    Raises:
+        FreezeError: A tensor would be frozen under one name and trainable under another, or a
+            module cannot be frozen. Nothing is changed then.
+    """
+    modules = frozen.modules - freed.modules
+    freed_names = freed.parameter_names(model)
+    frozen_names = frozen.parameter_names(model) - freed_names
+    _check_shared(model, frozen_names, freed_names)
+    for name, module in model.named_modules():
+        if module in modules:
+            _check_can_freeze(name, module)
+
+    _set_gradients(model, frozen_names, freed_names)
+    let_go = [module for module in freed.modules if held_in_eval_mode(module)]
+    for module in let_go:
         _release(module)
-    for parameter in kept_parameters:
-        parameter.requires_grad_(True)
+    held = modules.union(_around(model, modules))
+    for module in model.modules():
+        if module in held:
+            _hold_in_eval_mode(module)
+        if module in modules:
+            _drop_graphs(module)
+    for module in _around(model, let_go):
+        if module not in held and not _has_frozen_inside(module):
+            _release(module)
 
 
 def held_in_eval_mode(module: nn.Module) -> bool:
     """Return whether a module is held in eval mode by this library."""
-    return hasattr(module, _HANDLE)
+    return keep_in_eval_mode in module._forward_pre_hooks.values()  # noqa: SLF001 - no public way
 
 
-def _check_can_freeze(name: str, module: nn.Module, kept: set[nn.Parameter]) -> None:
-    for parameter_name, parameter in module.named_parameters(recurse=False):
-        if parameter in kept:
+def _set_gradients(model: nn.Module, frozen: set[str], freed: set[str]) -> None:
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            parameter.requires_grad_(False)
+            parameter.grad = None  # An optimizer would go on moving it with momentum or decay.
+        elif name in freed and (parameter.is_floating_point() or parameter.is_complex()):
+            parameter.requires_grad_(True)
+
+
+def _around(model: nn.Module, modules: Collection[nn.Module]) -> list[nn.Module]:
+    """Return the modules on every path from the root to these ones, the deepest first."""
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Module, int] = {}
+    for name, module in by_name.items():
+        path = name.split(".")
+        for depth in range(len(path) if name and module in modules else 0):
+            found[by_name[".".join(path[:depth])]] = depth
+    return sorted(found, key=lambda module: found[module], reverse=True)
+
+
+def _has_frozen_inside(module: nn.Module) -> bool:
+    """Return whether a child is held, or a parameter of the module's own is frozen."""
+    return any(map(held_in_eval_mode, module.children())) or any(
+        not parameter.requires_grad for parameter in module.parameters(recurse=False)
+    )
+
+
+def _check_shared(model: nn.Module, frozen: set[str], freed: set[str]) -> None:
+    """Raise when a tensor with several names would be frozen under some of them only."""
+    names_of: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(parameter, []).append(name)
+    for parameter, names in names_of.items():
+        stays = not parameter.requires_grad
+        becomes = {name: name in frozen or (stays and name not in freed) for name in names}
+        if len(set(becomes.values())) == 2:
+            first = next(name for name in names if becomes[name])
+            other = next(name for name in names if not becomes[name])
             raise FreezeError(
-                f"`{name}.{parameter_name}` is shared with the part that stays trainable, and a "
-                "tensor cannot be frozen by half. Untie them, or name a head that shares nothing."
+                f"`{first}` would be frozen and `{other}` trainable, but they are one tensor, "
+                "which cannot be frozen by half. Name both parts, or untie them before."
             )
+
+
+def _check_can_freeze(name: str, module: nn.Module) -> None:
+    where = f"`{name}`" if name else "The model"
+    for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):  # noqa: SLF001
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise FreezeError(
+                f"{where} is a {type(module).__name__} whose `{tensor_name}` has no values yet. "
+                "Run the model once on a batch before freezing it."
+            )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise FreezeError(
+            f"{where} is a ScriptModule, whose mode cannot be held in eval: its submodules run "
+            "without hooks. Freeze the model that it was made from."
+        )
     if isinstance(module, _BatchNorm) and module.running_mean is None:
         raise FreezeError(
-            f"`{name}` is a {type(module).__name__} without running statistics "
+            f"{where} is a {type(module).__name__} without running statistics "
             "(track_running_stats=False): it normalises by the batch at hand and cannot be "
             "frozen. Give it statistics, or replace it by another normalization."
         )
+
+
+def _drop_graphs(module: nn.Module) -> None:
+    """Cut off the graphs of computed weights (old spectral_norm), which no copy could take."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            vars(module)[name] = value.detach()
 
 
 def _hold_in_eval_mode(module: nn.Module) -> None:

@@ -1,85 +1,46 @@
-"""Weights files: written whole as safetensors, read without running any code in them."""
+"""Weights into a file and into a model; every step that can fail comes before the first write."""
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from finetunelib._files import check_readable, check_writable, whole_file
+from finetunelib._files import check_writable, whole_file
 from finetunelib._typing import StrPath
-from finetunelib.errors import (
-    CorruptFileError,
-    InvalidArgumentError,
-    PathNotWritableError,
-    WeightsMismatchError,
+from finetunelib.errors import InvalidArgumentError, PathNotWritableError, WeightsMismatchError
+from finetunelib.finetuning._digests import digest, remember_loaded
+from finetunelib.finetuning._load_report import LoadReport
+from finetunelib.finetuning._load_suggestions import Comparison, suggest
+from finetunelib.finetuning._model_state import (
+    check_has_values,
+    check_leaves_no_meta,
+    check_takes_values,
+    tensors_of,
+    tied_names,
+    write_values,
 )
-
-#: Keys under which training scripts keep a state dict inside a larger file.
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model")
-
-_PICKLED = (".pth", ".pt", ".bin")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What became of every tensor of a weights file and of the model.
-
-    Attributes:
-        path: The file that was read.
-        loaded: Names of the model's tensors that now hold the file's values.
-        missing: Names of the model that the file does not have.
-        unexpected: Names of the file that the model does not have.
-        wrong_shape: Name to (shape in the file, shape in the model), for names that both have.
-
-    Example:
-        >>> import os, tempfile
-        >>> from finetunelib import build_mlp
-        >>> from finetunelib.finetuning import load_weights, save_weights
-        >>> model = build_mlp(4, [8], 3)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = save_weights(model, os.path.join(folder, "mlp.safetensors"))
-        ...     report = load_weights(model, path)
-        >>> print(report)
-        4 of 4 tensors loaded from mlp.safetensors.
-    """
-
-    path: Path
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-
-    @property
-    def match(self) -> float:
-        """The share of the model's tensors that were loaded, in [0, 1]."""
-        return len(self.loaded) / self._tensors if self._tensors else 1.0
-
-    @property
-    def _tensors(self) -> int:
-        return len(self.loaded) + len(self.missing) + len(self.wrong_shape)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} of {self._tensors} tensors loaded from {self.path.name}."]
-        if self.missing:
-            lines.append(f"Missing in the file: {_listed(self.missing)}.")
-        if self.unexpected:
-            lines.append(f"Unknown to the model: {_listed(self.unexpected)}.")
-        if self.wrong_shape:
-            shapes = [
-                f"{name} (file {list(theirs)}, model {list(ours)})"
-                for name, (theirs, ours) in self.wrong_shape.items()
-            ]
-            lines.append(f"Of another shape: {_listed(shapes)}.")
-        return "\n".join(lines)
+from finetunelib.finetuning._name_matching import (
+    NameMatch,
+    match_names,
+    upgraded_names,
+    without_wrappers,
+)
+from finetunelib.finetuning._own_names import unwrapped
+from finetunelib.finetuning._weights_files import WeightsFile, open_weights
+from finetunelib.finetuning._weights_formats import FileTensor
 
 
 def save_weights(model: nn.Module, path: StrPath) -> Path:
     """Write a model's parameters and buffers to a safetensors file, whole or not at all.
+
+    Tied tensors are written once. A model in torch.compile or data parallelism is saved under
+    its own names.
 
     Args:
         model: The model; where its tensors live does not matter.
@@ -101,55 +62,87 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         ...     save_weights(build_mlp(4, [], 2), os.path.join(folder, "mlp.safetensors")).name
         'mlp.safetensors'
     """
-    from safetensors import SafetensorError  # Here: importing the package stays cheap.
-    from safetensors.torch import save_file
-
     file = check_writable(path)
     if file.suffix != ".safetensors":
         raise InvalidArgumentError(
             f"`path` must end in .safetensors, but is `{file}`. That format cannot hold code; "
             f"write `{file.with_suffix('.safetensors').name}`."
         )
-    state = _tensors_of(model)
+    check_has_values(tensors_of(unwrapped(model)))
+    with whole_file(file) as temporary:
+        write_weights(model, temporary)
+    return file
+
+
+def write_weights(model: nn.Module, file: Path) -> None:
+    """Write a model's parameters and buffers to a file that is not in its place yet.
+
+    Raises:
+        InvalidArgumentError: The model holds state that is no tensor, or that has no values.
+        PathNotWritableError: The file cannot be written.
+    """
+    from safetensors import SafetensorError  # Here: importing the package stays cheap.
+    from safetensors.torch import save_file
+
+    state = tensors_of(unwrapped(model))
+    check_has_values(state)
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
-    for names in _tied_names(state):
+    for names in tied_names(state):
         tensor = state[names[0]].detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         # A tensor that is a part of another is written as one of its own.
         tensors[names[0]] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    with whole_file(file) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except (OSError, SafetensorError) as error:
-            raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
-    return file
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
 
 
-def load_weights(model: nn.Module, file: StrPath, *, minimum_match: float = 1.0) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    file: StrPath | Enum,
+    *,
+    minimum_match: float = 1.0,
+    rename: Mapping[str, str] | None = None,
+) -> LoadReport:
     """Load a weights file into a model, and report every tensor that did not fit.
 
-    Reads safetensors, and `.pth`, `.pt` or `.bin` files with `weights_only=True`, so that nothing
-    in a file can run. A state dict may lie under a key `state_dict`, `model_state_dict` or
-    `model`.
+    Nothing in a file can run: safetensors hold no code, and what torch.save wrote is read with
+    `weights_only=True`. A state dict may lie under a key `state_dict`, `model_state_dict`,
+    `model`, `module` or `net`. Everything is checked before the first value is written.
+
+    Names are compared without what only wrapping adds (`module.` of data parallelism,
+    `_orig_mod.` of torch.compile), and with what newer versions of the model's own modules call
+    a tensor. The report names both. Any other renaming is only suggested.
 
     Args:
-        model: The model. Its tensors keep their device and dtype.
-        file: The path of the weights file.
+        model: The model. Its tensors keep their device and dtype, and stay the same objects;
+            `requires_grad` stays as it is. Tensors on the meta device are replaced by the
+            file's, on the CPU, without a second copy in memory; build an optimizer after that.
+        file: The path of a `.safetensors`, `.pth`, `.pt` or `.bin` file; of the index of sharded
+            safetensors (`.safetensors.index.json`); or of the folder that holds it. Or a member
+            of torchvision's weights enums, whose file is taken from torch.hub's folder and
+            fetched to it when it is not there.
         minimum_match: The share of the model's tensors that the file must provide, in [0, 1].
             1 demands that names and shapes agree entirely, in both directions; less loads what
             fits and says in the report what did not.
+        rename: The file's names to the model's: a whole name, or the beginning of names up to a
+            dot (`{"fc1": "backbone.1"}` renames `fc1.weight` and `fc1.bias`). `{"model.": ""}`
+            takes a beginning off, and `{"": "model."}` puts one before every name.
 
     Returns:
-        What was loaded, and what was missing, unexpected or of another shape.
+        What was loaded, and what was missing, unexpected or of another shape, with suggestions.
 
     Raises:
-        FileMissingError: There is no such file.
+        FileMissingError: There is no such file, a shard is missing, or a download failed.
         CorruptFileError: The file is damaged, of another kind, or holds more than weights.
         WeightsMismatchError: Too little fits; the model is unchanged then.
-        InvalidArgumentError: `minimum_match` is outside [0, 1], or the model holds state that is
-            no tensor, or tensors on the meta device.
+        InvalidArgumentError: `minimum_match` is outside [0, 1]; an entry of `rename` applies to
+            nothing, or two names become one; the model holds state that is no tensor; or tensors
+            on the meta device would get no values.
+        InvalidTypeError: `file` or `rename` is of another kind.
 
     Example:
         >>> import os, tempfile
@@ -157,139 +150,166 @@ def load_weights(model: nn.Module, file: StrPath, *, minimum_match: float = 1.0)
         >>> from finetunelib.finetuning import load_weights, save_weights
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save_weights(build_mlp(4, [8], 3), os.path.join(folder, "mlp.safetensors"))
-        ...     print(load_weights(build_mlp(4, [8], 5), path, minimum_match=0.5))
-        2 of 4 tensors loaded from mlp.safetensors.
-        Of another shape: head.weight (file [3, 8], model [5, 8]), head.bias (file [3], model [5]).
+        ...     report = load_weights(build_mlp(4, [8], 5), path, minimum_match=0.5)
+        >>> print(report.loaded)
+        ('backbone.1.weight', 'backbone.1.bias')
+        >>> print(report.suggestions[0])
+        `head` has 3 classes in the file and 5 in the model: expected after replacing the head.
     """
     if not 0.0 <= minimum_match <= 1.0:
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], but is {minimum_match}.")
-    path = check_readable(file, purpose="weights file")
-    theirs = _read(path)
-    ours = _tensors_of(model)
-    # Tied names stand for one tensor, which the file may hold under any of them.
-    for names in _tied_names(ours):
-        known = next((name for name in names if name in theirs), None)
-        if known is not None:
-            theirs |= {name: theirs[known] for name in names if name not in theirs}
-
-    fitting = {
-        name: tensor
-        for name, tensor in theirs.items()
-        if name in ours and tensor.shape == ours[name].shape
-    }
-    report = LoadReport(
-        path,
-        loaded=tuple(name for name in ours if name in fitting),
-        missing=tuple(name for name in ours if name not in theirs),
-        unexpected=tuple(name for name in theirs if name not in ours),
-        wrong_shape={
-            name: (tuple(theirs[name].shape), tuple(tensor.shape))
-            for name, tensor in ours.items()
-            if name in theirs and name not in fitting
-        },
-    )
-    incomplete = minimum_match == 1.0 and bool(report.unexpected)
-    if report.match < minimum_match or incomplete:
-        raise WeightsMismatchError(
-            f"`{path}` does not fit the model, which is unchanged. {report}\n"
-            "If this is meant, pass the share that has to fit, such as `minimum_match=0.5`."
-        )
-    with torch.no_grad():
-        for name, tensor in fitting.items():
-            ours[name].copy_(tensor)
+    model = unwrapped(model)
+    state = tensors_of(model)
+    check_takes_values(model, state)
+    has_meta = any(tensor.is_meta for tensor in state.values())
+    weights = open_weights(file, mapped=not has_meta)
+    tied = tied_names(state)
+    match = _match(model, state, weights, rename or {}, tied)
+    report, sources = _compare(state, weights, match, rename or {}, tied)
+    if report.match < minimum_match or (minimum_match == 1.0 and report.unexpected):
+        raise WeightsMismatchError(_refusal(report))
+    for name in report.counters:
+        if state[name].is_meta:
+            sources[name] = _zero()
+    check_leaves_no_meta(model, state, sources)
+    firsts = [(group[0], sources[group[0]]) for group in tied if group[0] in sources]
+    written = write_values(model, state, firsts)
+    report = replace(report, digests=_digests(written, tied, set(report.loaded)))
+    remember_loaded(model, report.digests)
     return report
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name.
-
-    Raises:
-        InvalidArgumentError: The model's state holds something else, or has no values yet.
-    """
-    state = dict(model.state_dict())
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise InvalidArgumentError(
-                f"The model's state holds `{name}`, a {type(value).__name__} and no tensor, which "
-                "a weights file cannot hold."
-            )
-        if value.is_meta:
-            raise InvalidArgumentError(
-                f"`{name}` is on the meta device and has no values. Give the model memory first: "
-                '`model.to_empty(device="cpu")`.'
-            )
-    return state
-
-
-def _tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the names of tensors, those of one and the same tensor together."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, tensor in state.items():
-        same = (
-            (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            if tensor.numel()
-            else (name,)
+def _refusal(report: LoadReport) -> str:
+    """Return what to say of a file that does not fit, and how to load what does."""
+    lines = report.lines("would fit")
+    lines[0] = f"`{report.path}` does not fit the model, which is unchanged. {lines[0]}"
+    if report.loaded:
+        share = min(math.floor(report.match * 100.0) / 100.0, 0.99)
+        lines.append(
+            "To load what fits and leave the rest as the model has it, pass "
+            f"`minimum_match={share}`."
         )
-        groups.setdefault(same, []).append(name)
-    return list(groups.values())
+    return "\n".join(lines)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in _PICKLED:
-        return _read_pickled(path)
-    raise CorruptFileError(
-        f"`{path}` is of no known kind. Weights files end in .safetensors, {', '.join(_PICKLED)}."
+def _match(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    weights: WeightsFile,
+    rename: Mapping[str, str],
+    tied: list[list[str]],
+) -> NameMatch:
+    """Match the names of a file, also those that only older versions of the modules had."""
+    match = match_names(state, list(weights.tensors), rename=rename, tied=tied)
+    if not match.unexpected or all(name in match.sources for name in state):
+        return match
+    targets = {without_wrappers(name): name for name in match.unexpected}
+    entries = {
+        short: (weights.tensors[name].shape, weights.tensors[name].dtype)
+        for short, name in targets.items()
+    }
+    upgraded = {
+        ours: targets[theirs]
+        for ours, theirs in upgraded_names(model, entries).items()
+        if ours in state and ours not in match.sources
+    }
+    used = set(upgraded.values())
+    return NameMatch(
+        {**match.sources, **upgraded},
+        tuple(name for name in match.unexpected if name not in used),
+        match.unwrapped,
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _compare(
+    state: Mapping[str, Tensor],
+    weights: WeightsFile,
+    match: NameMatch,
+    rename: Mapping[str, str],
+    tied: list[list[str]],
+) -> tuple[LoadReport, dict[str, FileTensor]]:
+    """Compare shapes and dtypes; return the report before loading, and what is to be loaded."""
+    sources = {
+        name: weights.tensors[match.sources[name]] for name in state if name in match.sources
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    fitting = {name: source for name, source in sources.items() if source.shape == shapes[name]}
+    dtypes = {name: (source.dtype, state[name].dtype) for name, source in fitting.items()}
+    wrong_dtype = {name: pair for name, pair in dtypes.items() if not torch.can_cast(*pair)}
+    loaded = {name: source for name, source in fitting.items() if name not in wrong_dtype}
+    doubled = _different_in_the_file(loaded, match, tied)
+    report = LoadReport(
+        weights.path,
+        loaded=tuple(loaded),
+        missing=tuple(name for name in state if name not in sources),
+        unexpected=(*match.unexpected, *doubled),
+        wrong_shape={
+            name: (source.shape, shapes[name])
+            for name, source in sources.items()
+            if name not in fitting
+        },
+        wrong_dtype=wrong_dtype,
+        cast={name: pair for name, pair in dtypes.items() if name in loaded and _loses(*pair)},
+    )
+    suggestions = [
+        f"`{name}` and `{first}` are one tensor in the model and two different ones in the file; "
+        f"`{first}` is taken. Untie them in the model if it needs both."
+        for name, first in doubled.items()
+    ]
+    comparison = Comparison(
+        shapes,
+        {name: tensor.shape for name, tensor in weights.tensors.items()},
+        rename,
+        match,
+        weights.is_in_order,
+        harmless=report.counters,
+    )
+    return replace(report, suggestions=(*suggestions, *suggest(comparison))), loaded
 
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFileError(
-            f"`{path}` is no whole safetensors file: {error}. Copy or download it again."
-        ) from error
-    return tensors
+
+def _different_in_the_file(
+    loaded: Mapping[str, FileTensor], match: NameMatch, tied: list[list[str]]
+) -> dict[str, str]:
+    """Return names of the file for a tied tensor that differ from the one that is taken."""
+    different: dict[str, str] = {}
+    for group in tied:
+        names = dict.fromkeys(match.sources[name] for name in group if name in loaded)
+        if len(names) < 2:
+            continue
+        by_source = {match.sources[name]: loaded[name] for name in group if name in loaded}
+        first, *others = names
+        values = by_source[first].read()
+        for other in others:
+            if not torch.equal(values, by_source[other].read().to(values.dtype)):
+                different[other] = first
+    return different
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptFileError(
-            f"`{path}` holds more than weights (or is damaged), and loading it could run code: "
-            f"{str(error).strip().partition(chr(10))[0]} Save only `model.state_dict()`, where the "
-            "file comes from."
-        ) from error
-    # A damaged file makes torch's reader fail in any way; what it raises is about the file.
-    except Exception as error:
-        raise CorruptFileError(
-            f"`{path}` cannot be read as a file of torch.save: {error}. Copy or download it again."
-        ) from error
-    for key in _NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise CorruptFileError(
-            f"`{path}` holds {_kind(content)}, but a state dict (name to tensor) is needed. "
-            "Save `model.state_dict()`."
-        )
-    return dict(content)
+def _loses(theirs: torch.dtype, ours: torch.dtype) -> bool:
+    """Return whether values of one dtype may be rounded or cut off in another."""
+    if theirs in {ours, torch.bool}:
+        return False
+    if not (ours.is_floating_point or ours.is_complex):
+        one, other = torch.iinfo(theirs), torch.iinfo(ours)
+        return one.min < other.min or one.max > other.max
+    to = torch.finfo(ours)
+    if not (theirs.is_floating_point or theirs.is_complex):
+        return torch.iinfo(theirs).max > 2 / to.eps
+    of = torch.finfo(theirs)
+    return of.eps < to.eps or of.max > to.max
 
 
-def _kind(content: object) -> str:
-    if isinstance(content, dict):
-        return f"a dict with the keys {_listed([str(key) for key in content])}"
-    return f"an object of type {type(content).__name__}"
+def _zero() -> FileTensor:
+    """Return the value of a counter of batches that an old torch did not write."""
+    return FileTensor((), torch.int64, lambda: torch.zeros((), dtype=torch.int64), is_own=True)
 
 
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
+def _digests(
+    written: Mapping[str, Tensor], tied: list[list[str]], loaded: set[str]
+) -> dict[str, str]:
+    """Return the digest of every loaded tensor as it lies in the model, under all its names."""
+    digests: dict[str, str] = {}
+    for group in tied:
+        if group[0] in written and group[0] in loaded:
+            digests |= dict.fromkeys(group, digest(written[group[0]]))
+    return digests

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import Shape
-from finetunelib.errors import InvalidInputError
+from finetunelib.errors import InvalidInputError, InvalidTypeError
+
+#: A batch that a model takes: a tensor, several by position, or several by name.
+ExampleInput: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 #: Image sizes that classifiers are built for, the commonest first; 299 is Inception's.
 _SIZES = (224, 32, 28, 64, 299)
 
+#: How many tokens a text has that is made up.
+_TOKENS = 8
+
 _FirstLayer: TypeAlias = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class OutputKindError(TypeError):
+    """A model ran, and what it returned is no tensor with a batch."""
 
 
 def first_layer(model: nn.Module) -> tuple[str, _FirstLayer] | None:
@@ -27,54 +38,110 @@ def first_layer(model: nn.Module) -> tuple[str, _FirstLayer] | None:
 
 def likely_shapes(model: nn.Module) -> Iterator[Shape]:
     """Yield input shapes of two samples that the model may take, the likeliest first."""
-    found = first_layer(model)
-    if found is None:
+    layer = _input_layer(model)
+    if layer is None:
         return
-    _, layer = found
+    if isinstance(layer, nn.Embedding):
+        yield (2, _TOKENS)
+        yield (1, _TOKENS)  # Some models take a batch only when they know how to pad it.
+        return
+    card = _card_shape(model)
+    if card:
+        yield (2, *card)
     if isinstance(layer, nn.Linear):
         yield (2, layer.in_features)
-    elif not isinstance(layer, nn.Embedding):
-        dimensions = layer.weight.dim() - 2
-        # Volumes of image size would not fit into memory.
-        for size in _SIZES if dimensions < 3 else (32, 16):
-            yield (2, layer.in_channels, *[size] * dimensions)
-
-
-def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
-    """Yield inputs of two samples on the model's own device and dtype, the likeliest first."""
-    found = first_layer(model)
-    if found is None:
         return
-    weight = found[1].weight
-    generator = torch.Generator().manual_seed(0)
+    dimensions = layer.weight.dim() - 2
+    # Volumes of image size would not fit into memory.
+    sizes = [(size,) * dimensions for size in (_SIZES if dimensions < 3 else (32, 16))]
+    declared = [size for size in _declared_sizes(model) if len(size) == dimensions]
+    for size in dict.fromkeys(declared + sizes):
+        shape = (layer.in_channels, *size)
+        if shape != card:
+            yield (2, *shape)
+
+
+def likely_inputs(model: nn.Module, device: torch.device | None = None) -> Iterator[Tensor]:
+    """Yield inputs of two samples, the likeliest first.
+
+    Args:
+        model: The model, whose first layer says what it takes: numbers in its own dtype, or for an
+            embedding whole numbers.
+        device: Where the inputs are made. `None` is the device of the first layer.
+    """
+    layer = _input_layer(model)
+    if layer is None:
+        return
+    device = layer.weight.device if device is None else device
     for shape in likely_shapes(model):
-        values = torch.rand(tuple(shape), generator=generator)
-        yield values.to(device=weight.device, dtype=weight.dtype)
+        if isinstance(layer, nn.Embedding):
+            tokens = torch.arange(3, 3 + _TOKENS) % layer.num_embeddings
+            tokens[-1] = _end_of_text(model, layer)
+            yield tokens.expand(tuple(shape)).to(device)
+        elif device.type == "meta":
+            yield torch.empty(tuple(shape), device=device, dtype=layer.weight.dtype)
+        else:
+            yield random_tensor(shape).to(device=device, dtype=layer.weight.dtype)
+
+
+def random_tensor(shape: Shape) -> Tensor:
+    """Return the same float32 numbers from [0, 1) each time, without the global generator."""
+    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
+
+
+def arguments(example_input: ExampleInput) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return an example as the positional and the named arguments of a forward pass.
+
+    Raises:
+        InvalidTypeError: It is of another kind, such as an array.
+    """
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    if isinstance(example_input, tuple | list):
+        return tuple(example_input), {}
+    if isinstance(example_input, Tensor):
+        return (example_input,), {}
+    raise InvalidTypeError(
+        "`example_input` must be a tensor, a tuple of tensors, or a mapping of names to tensors, "
+        f"but is a {type(example_input).__name__}."
+    )
 
 
 def run_on_example(
     model: nn.Module,
-    example_input: Tensor | None,
-    forward: Callable[[Tensor], object] | None = None,
-) -> tuple[Tensor, Tensor]:
+    example_input: ExampleInput | None,
+    forward: Callable[..., object] | None = None,
+    *,
+    device: torch.device | None = None,
+) -> tuple[ExampleInput, Tensor]:
     """Run a model on an example, or on the first guess that it takes.
 
     Args:
         model: The model, whose first layer the guesses come from.
-        example_input: A batch that the model takes, or `None` to guess.
-        forward: What to call in place of the model.
+        example_input: A batch that the model takes, or `None` to guess. A tuple is passed by
+            position and a mapping by name.
+        forward: What to call in place of the model, with the same arguments.
+        device: Where guesses are made. `None` is the device of the first layer.
 
     Returns:
         The inputs that the model took, and its outputs: a tensor, or what it has in `.logits`.
 
     Raises:
-        InvalidInputError: The model does not take the example, or any guess.
+        InvalidInputError: The model does not take the example, or any guess. Its cause is an
+            `OutputKindError` where the model ran but returned something else than a batch.
+        InvalidTypeError: The example is of another kind.
     """
-    guesses = likely_inputs(model) if example_input is None else iter([example_input])
+    guesses: Iterator[ExampleInput] = (
+        likely_inputs(model, device) if example_input is None else iter([example_input])
+    )
     failure: Exception | None = None
     for inputs in guesses:
+        positional, named = arguments(inputs)
         try:
-            return inputs, _tensor_of((forward or model)(inputs))
+            return inputs, _tensor_of((forward or model)(*positional, **named))
+        except OutputKindError as error:
+            failure = error  # The model took the inputs, so that no other guess is a better one.
+            break
         # The ways in which models say that an input is not theirs.
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             failure = failure or error
@@ -82,14 +149,52 @@ def run_on_example(
     source = "an input guessed from its first layer" if example_input is None else "`example_input`"
     raise InvalidInputError(
         f"The model does not run on {source}: {reason}. Pass `example_input=`, a batch that the "
-        "model takes."
+        "model takes (a tuple is passed by position, a mapping by name)."
     ) from failure
+
+
+def _input_layer(model: nn.Module) -> _FirstLayer | None:
+    """Return the layer that says what the model takes: the first, or the one it names itself."""
+    named = getattr(model, "get_input_embeddings", None)
+    if callable(named):
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            layer = named()  # A transformers model may define its head before its body.
+            if isinstance(layer, nn.Embedding):
+                return layer
+    found = first_layer(model)
+    return found[1] if found else None
+
+
+def _card_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of one input that a timm model's card names, if it has one."""
+    card = getattr(model, "pretrained_cfg", None)
+    shape = card.get("input_size") if isinstance(card, Mapping) else None
+    return tuple(shape) if isinstance(shape, tuple | list) else None
+
+
+def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield the image sizes that the model says it was built for, in the ways of the libraries."""
+    holders = (model, getattr(model, "config", None), getattr(model, "patch_embed", None))
+    for value in [getattr(holder, name, None) for holder in holders for name in _SIZE_ATTRIBUTES]:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            yield (value, value)
+        elif isinstance(value, tuple | list) and all(isinstance(side, int) for side in value):
+            yield tuple(value)
+
+
+_SIZE_ATTRIBUTES = ("image_size", "img_size")
+
+
+def _end_of_text(model: nn.Module, layer: nn.Embedding) -> int:
+    """Return the token that some models read their answer at, or any token."""
+    token = getattr(getattr(model, "config", None), "eos_token_id", None)
+    return token if isinstance(token, int) and 0 <= token < layer.num_embeddings else 0
 
 
 def _tensor_of(output: object) -> Tensor:
     tensor = getattr(output, "logits", output)
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"it returns {type(output).__name__} and not a tensor")
+        raise OutputKindError(f"it returns {type(output).__name__} and not a tensor")
     if tensor.dim() < 2:
-        raise TypeError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")
+        raise OutputKindError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")
     return tensor

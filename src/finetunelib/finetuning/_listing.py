@@ -1,0 +1,13 @@
+"""Names in a message: enough of them to act on, and how many are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SHOWN = 8
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names after one another, and only the number of those beyond the first eight."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -1,0 +1,62 @@
+"""What is frozen stays bit for bit, on real architectures and in both kinds of loop.
+
+Here the smallest model of each family of torchvision; `tests/conformance/freezing.py` checks all
+of them, by hand, and its stored results are looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from conformance.freezing import RESULTS, check, names
+
+SMALLEST = (
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_32",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: images this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_training_moves_the_head_and_nothing_else(name: str) -> None:
+    """Three steps by hand and three in the Trainer leave the frozen part and its features alone."""
+    outcome = check(name)
+    assert (outcome.loop, outcome.trainer) == ("", "")
+
+
+def test_stored_results_cover_every_model() -> None:
+    """The run over all models of torchvision is complete, and nothing moved in any of them."""
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
+    assert set(names()) <= stored.keys()
+    assert {name for name, found in stored.items() if found["loop"] or found["trainer"]} == set()
