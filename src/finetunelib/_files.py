@@ -1,15 +1,23 @@
-"""Files written whole or not at all, and the checks of a path that come before any work."""
+"""Files and folders written whole or not at all, and the checks that come before any work."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from finetunelib._typing import StrPath
 from finetunelib.errors import FileMissingError, PathNotWritableError
+
+#: What folders are called while they are written, and while they are deleted.
+_UNFINISHED = ".unfinished"
+
+#: What a folder is called while another one takes its place.
+_FORMER = ".former"
 
 
 def check_readable(path: StrPath, *, purpose: str) -> Path:
@@ -92,15 +100,130 @@ def whole_file(path: StrPath) -> Iterator[Path]:
     try:
         yield temporary
         try:
-            _flush(temporary)
+            flush(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(target)
-            with contextlib.suppress(OSError):  # The file is there; not every system does this.
-                _flush(target.parent)
+            _flush_folder(target.parent)
         except OSError as error:
             raise _not_written(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and rename it into place when the block succeeds.
+
+    The block writes files of the given names. Their bytes reach the disk first, then the folder's
+    entries, then its name, so that a crash leaves a whole folder or none under that name. A former
+    folder makes way only at that moment, and `names` are all that is deleted of it; where a crash
+    falls between its leaving and the other's coming, `former_folder` finds it. When the block
+    raises, the temporary folder is removed and the former one stays.
+
+    Raises:
+        PathNotWritableError: The folder cannot be written or renamed (disk full, permissions).
+    """
+    target = Path(path)
+    names = tuple(names)
+    check_writable(target / names[0])
+    foreign = sorted({entry.name for entry in target.glob("*")} - set(names))
+    if foreign:
+        raise PathNotWritableError(
+            f"`{target}` holds {', '.join(foreign[:3])}, which would be lost. Pass another path."
+        )
+    temporary = _beside(target, _UNFINISHED)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for name in names:
+            flush(temporary / name)
+        _flush_folder(temporary)
+        _put_in_place(temporary, target, names)
+    except PathNotWritableError as error:  # Of a file in it, whose own path says nothing to a user.
+        message = str(error).replace(str(temporary), str(target))
+        raise PathNotWritableError(message) from error
+    except OSError as error:
+        raise _not_written(target, error) from error
+    finally:
+        _delete(temporary, names)
+
+
+def former_folder(path: Path) -> Path | None:
+    """Return what was at a path where nothing is, because of a crash between two renames."""
+    formers = [] if path.exists() else _formers(path)
+    return formers[0] if formers else None
+
+
+def remove_folder(folder: Path, *, names: Iterable[str]) -> None:
+    """Delete a folder that `whole_folder` wrote: the files of these names, and nothing else.
+
+    It loses its name first, so that a crash leaves no half of it under that name.
+
+    Raises:
+        PathNotWritableError: It cannot be renamed.
+    """
+    names = tuple(names)
+    if not folder.is_dir():
+        return
+    try:
+        aside = folder.rename(_beside(folder, _UNFINISHED))
+        _delete(aside, names)
+        if any(entry.name not in names for entry in aside.glob("*")):
+            aside.rename(folder)  # What is the user's gets its place back.
+    except OSError as error:
+        raise PathNotWritableError(
+            f"`{folder}` could not be deleted: {error.strerror or error}. Check its permissions."
+        ) from error
+
+
+def sweep_unfinished(parent: Path, *, names: Iterable[str]) -> None:
+    """Clean up what a process that was killed left in a folder while writing or deleting."""
+    names = tuple(names)
+    for former in parent.glob(f".*{_FORMER}"):
+        target = parent / former.name[1:].rpartition("-")[0]
+        if former_folder(target) == former:
+            with contextlib.suppress(OSError):
+                former.rename(target)
+        else:
+            _delete(former, names)
+    for leftover in parent.glob(f".*{_UNFINISHED}"):
+        _delete(leftover, names)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """Return a hidden name beside a folder that nothing else has."""
+    folder = folder.absolute()
+    return folder.with_name(f".{folder.name}-{secrets.token_hex(4)}{ending}")
+
+
+def _formers(target: Path) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{8}}{re.escape(_FORMER)}")
+    found = target.parent.glob(f".*{_FORMER}")
+    return sorted(entry for entry in found if pattern.fullmatch(entry.name))
+
+
+def _put_in_place(temporary: Path, target: Path, names: Iterable[str]) -> None:
+    """Give a folder its name, and delete the one that had it."""
+    former = target.rename(_beside(target, _FORMER)) if target.is_dir() else None
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if former is not None:
+            former.rename(target)
+        raise
+    _flush_folder(target.parent)
+    for entry in _formers(target):
+        _delete(entry, names)
+
+
+def _delete(folder: Path, names: Iterable[str]) -> None:
+    """Delete the files of these names, and the folder where nothing else is in it."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def write_whole(path: StrPath, content: bytes) -> Path:
@@ -124,14 +247,24 @@ def _not_written(target: Path, error: OSError) -> PathNotWritableError:
     )
 
 
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and its renames are durable without it.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def flush(file: Path) -> None:
+    """Let a file's bytes reach the disk."""
+    descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a folder's names reach the disk, where the system does that."""
+    # The files are there already; Windows, for one, cannot open a folder.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _asks(question: Callable[[], bool]) -> bool:

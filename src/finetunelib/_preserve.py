@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,25 +37,47 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_preserved() -> Iterator[None]:
-    """Put the random states of torch (all devices), numpy and python back at the end.
-
-    A device that was not initialised before stays so: reading its state would start it.
-    """
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what users seed
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if _cuda_started() else None
-    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    """Put the random states of torch (all devices), numpy and python back at the end."""
+    states = random_states()
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(cpu_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)
+        set_random_states(states)
+
+
+def random_states() -> dict[str, Any]:
+    """Return the random states of torch (all devices), numpy and python.
+
+    They are tensors, numbers and lists of them, which `torch.load(weights_only=True)` reads. A
+    device that was not initialised has none: reading its state would start it.
+    """
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002 - the global state is what users seed
+    kind, keys, *others = legacy
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        # A tensor of its own: numpy's array would be written as a pickled object.
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *others],
+        "python": [version, torch.tensor(words), gauss],
+    }
+    if _cuda_started():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set the random states that `random_states` returned."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    kind, keys, *others = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def reseed(seed: int) -> None:

@@ -15,6 +15,7 @@
     │   ├── FileMissingError      (FileNotFoundError)  no such file
     │   ├── CorruptFileError      (ValueError)         the file is not what its name says
     │   └── WeightsMismatchError  (ValueError)         the file holds the weights of another model
+    ├── CheckpointError           (ValueError)         a checkpoint cannot be written or used
     ├── CallbackError             (RuntimeError)       a callback of a training raised
     ├── PathNotWritableError      (OSError)            nothing can be written there
     ├── ExportError               (RuntimeError)       the model cannot be exported
@@ -24,13 +25,17 @@
     └── MissingDependencyError    (ImportError)        an optional package is not installed
 
 Each derives from the builtin in brackets too, so that code written for the builtin catches it.
+`TrainingInterrupted` alone stands outside of the tree, so that `except Exception` lets it pass.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AmbiguousHeadError",
     "CallbackError",
+    "CheckpointError",
     "CorruptFileError",
     "DataError",
     "EmptyDataError",
@@ -48,6 +53,7 @@ __all__ = [
     "MissingDependencyError",
     "PathNotWritableError",
     "ServerError",
+    "TrainingInterrupted",
     "UnsupportedFileError",
     "WeightsError",
     "WeightsMismatchError",
@@ -124,6 +130,10 @@ class WeightsMismatchError(WeightsError, ValueError):
     """A weights file does not fit the model: names or shapes differ."""
 
 
+class CheckpointError(FinetuneLibError, ValueError):
+    """A checkpoint is damaged, or does not belong to this training, or could not be exact."""
+
+
 class CallbackError(FinetuneLibError, RuntimeError):
     """A callback of a training raised; the message names it, and the cause is chained."""
 
@@ -150,3 +160,19 @@ class ServerError(FinetuneLibError, OSError):
 
 class MissingDependencyError(FinetuneLibError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
+
+
+class TrainingInterrupted(KeyboardInterrupt, SystemExit):
+    """A training was ended by Ctrl-C or SIGTERM, after the step in progress.
+
+    A script that lets it through ends with the code that a shell expects: 130 or 143.
+
+    Attributes:
+        history: The `finetunelib.training.History` so far.
+        code: The exit code of the process: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, *, history: Any, signal_number: int) -> None:
+        super().__init__(message)
+        self.history: Any = history  # Any: the history lives on a floor above this one.
+        self.code = 128 + signal_number

@@ -3,8 +3,9 @@
 from finetunelib.callbacks._early_stopping import EarlyStopping
 from finetunelib.callbacks._ema import EMA
 from finetunelib.callbacks._loggers import CSVLogger, TensorBoardLogger
+from finetunelib.callbacks._model_checkpoint import ModelCheckpoint
 
-__all__ = ["EMA", "CSVLogger", "EarlyStopping", "TensorBoardLogger"]
+__all__ = ["EMA", "CSVLogger", "EarlyStopping", "ModelCheckpoint", "TensorBoardLogger"]
 
-for _public in (EMA, CSVLogger, EarlyStopping, TensorBoardLogger):
+for _public in (EMA, CSVLogger, EarlyStopping, ModelCheckpoint, TensorBoardLogger):
     _public.__module__ = __name__

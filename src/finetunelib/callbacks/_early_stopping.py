@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +72,14 @@ class EarlyStopping(Callback):
     def on_fit_start(self, context: TrainContext) -> None:
         """Check that the measurement will be made, and begin to wait anew."""
         self._improvement.check_measured(context.measures)
+        model, self._model = self._model, context.model
+        if context.resumed:
+            self._stop_if_due(context)
+            return
         self._waited = 0
-        if self._model is not context.model:
+        if model is not context.model:
             self._improvement.best = math.nan
             self._best_weights = {}
-            self._model = context.model
 
     def on_epoch_end(self, context: TrainContext) -> None:
         """Compare the epoch with the best one."""
@@ -90,10 +95,30 @@ class EarlyStopping(Callback):
                 }
             return
         self._waited += 1
+        self._stop_if_due(context)
+
+    def _stop_if_due(self, context: TrainContext) -> None:
         if self._waited >= self._patience:
             context.request_stop(
-                f"{monitor} has not improved on {self.best:.4g} for {self._waited} epochs"
+                f"{self._improvement.monitor} has not improved on {self.best:.4g} for "
+                f"{self._waited} epochs"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and weights, and how long the training has waited."""
+        return {
+            "improvement": self._improvement.state_dict(),
+            "best_epoch": self.best_epoch,
+            "best_weights": self._best_weights,
+            "waited": self._waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._improvement.load_state_dict(state["improvement"])
+        self.best_epoch = state["best_epoch"]
+        self._best_weights = state["best_weights"]
+        self._waited = state["waited"]
 
     def on_fit_end(self, context: TrainContext) -> None:
         """Give the model its best weights back."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,11 +105,22 @@ class EMA(Callback):
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Begin with the weights at hand, or go on with the average of an earlier `fit`."""
-        if self._model is not context.model:
+        if context.resumed:
+            weights = _tensors(context.model)
+            self._averages = {n: a.to(weights[n].device) for n, a in self._averages.items()}
+        elif self._model is not context.model:
             self._averages = {}
         self._model = context.model
         if not self._averages:
             self.update(context.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages."""
+        return {"averages": self._averages}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._averages = state["averages"]
 
     def on_step_end(self, context: TrainContext) -> None:
         """Take the new weights into the average."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from finetunelib.errors import InvalidArgumentError
@@ -34,6 +34,14 @@ class Improvement:
         self.best: float = math.nan
         self._smaller = monitor.endswith("loss") if mode is None else mode == "min"
         self._min_delta = min_delta
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the best value."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from the best value that `state_dict` returned."""
+        self.best = state["best"]
 
     def check_measured(self, measures: Sequence[str]) -> None:
         """Raise when a training does not measure this.

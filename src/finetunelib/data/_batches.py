@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -25,12 +25,25 @@ class Batches(Protocol):
         ...
 
     @property
+    def batch_size(self) -> int | None:
+        """The samples of a batch, where they are cut here."""
+        ...
+
+    @property
     def replayable(self) -> bool:
         """Whether the data can be read more than once."""
         ...
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `number` in training order."""
+    @property
+    def inexact(self) -> str | None:
+        """Why an epoch cannot be gone on with from its middle exactly, where that is so."""
+        ...
+
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `number` in training order, without the first `skip`.
+
+        What is left is what reading all of them would have given.
+        """
         ...
 
     def in_order(self) -> Iterator[Batch]:
@@ -40,6 +53,13 @@ class Batches(Protocol):
     def all_targets(self) -> Tensor | None:
         """Return the targets of every sample where they lie in memory, else None."""
         ...
+
+    def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:
+        """Return what besides (seed, epoch) decides the rest of an epoch, or the next one."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
 
 
 #: What a user may train on, evaluate on or predict for. A tensor alone is inputs alone.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
+from typing_extensions import TypeIs
 
 from finetunelib._preserve import derive_seed
 from finetunelib._typing import Batch, SizedDataset
@@ -20,6 +21,7 @@ class DatasetBatches:
     """
 
     replayable = True
+    inexact = None
 
     def __init__(
         self,
@@ -31,7 +33,7 @@ class DatasetBatches:
         pin_memory: bool = False,
     ) -> None:
         self._dataset = dataset
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._num_workers = num_workers
         self._seed = seed
         self._pin_memory = pin_memory
@@ -44,13 +46,16 @@ class DatasetBatches:
     @property
     def steps(self) -> int:
         """The number of batches of an epoch."""
-        return -(-len(self._dataset) // self._batch_size)
+        return -(-len(self._dataset) // self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `number`, shuffled."""
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `number`, shuffled, without the first `skip`."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, number))
-        order = torch.randperm(len(self._dataset), generator=generator)
-        return iter(self._loader(order.tolist(), generator))
+        order = torch.randperm(len(self._dataset), generator=generator).tolist()
+        if self._num_workers:
+            # What a worker draws depends on what it drew before, so all of it is read again.
+            return _without(skip, iter(self._loader(order, generator)))
+        return iter(self._loader(order[skip * self.batch_size :], generator))
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the dataset."""
@@ -63,10 +68,16 @@ class DatasetBatches:
         """Return None: reading every sample for its target would be a pass over the data."""
         return None
 
+    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing: the seed and the epoch's number decide everything."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
     def _loader(self, order: Iterable[int], generator: torch.Generator) -> Iterable[Batch]:
         return DataLoader(
             self._dataset,  # type: ignore[arg-type]  # a length and items are all it needs
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             sampler=order,
             num_workers=self._num_workers,
             generator=generator,
@@ -79,9 +90,12 @@ class ReadyBatches:
     """Whatever yields batches by itself: a DataLoader, a list of batches, a generator."""
 
     samples = None
+    batch_size = None
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = batches
+        self._begun: list[Tensor] = []
+        self._continues = False
         # What returns the same iterator twice yields nothing the second time. A DataLoader is not
         # asked, since an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
@@ -95,9 +109,31 @@ class ReadyBatches:
         except TypeError:
             return None
 
-    def epoch(self, number: int) -> Iterator[Batch]:  # noqa: ARG002 - it orders them itself
-        """Yield the batches as the source orders them."""
-        return iter(self._batches)
+    @property
+    def inexact(self) -> str | None:
+        """Why an epoch cannot be gone on with from its middle exactly, where that is so."""
+        if not self.replayable:
+            return (
+                "The training data is an iterator, which cannot be read again up to where the "
+                "training stopped. Pass a list, a Dataset or a DataLoader."
+            )
+        if _is_stateful(self._batches):
+            return None
+        if isinstance(self._batches, DataLoader) and self._batches.persistent_workers:
+            return (
+                "The training data is a DataLoader with `persistent_workers=True`, whose workers "
+                "carry random states from epoch to epoch that a new process cannot have. Pass "
+                "`persistent_workers=False`, or a StatefulDataLoader of torchdata."
+            )
+        return None
+
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:  # noqa: ARG002
+        """Yield the batches as the source orders them, without the first `skip`."""
+        self._begun = self._generator_states()
+        if self._continues:
+            self._continues = False
+            return iter(self._batches)
+        return _without(skip, iter(self._batches))
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches as the source orders them."""
@@ -106,6 +142,36 @@ class ReadyBatches:
     def all_targets(self) -> Tensor | None:
         """Return None: the targets are inside the batches."""
         return None
+
+    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:
+        """Return the random states that a DataLoader was given, and a stateful one's own state.
+
+        Inside an epoch they are those of its beginning, since it is read again up to where it was.
+        """
+        if not inside_epoch:
+            return {"generators": self._generator_states()}
+        state: dict[str, Any] = {"generators": self._begun}
+        if _is_stateful(self._batches):
+            state["loader"] = self._batches.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned, for the next epoch that is read."""
+        for generator, values in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(values)
+        if "loader" in state and _is_stateful(self._batches):
+            self._batches.load_state_dict(state["loader"])
+            self._continues = True
+
+    def _generator_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._generators()]
+
+    def _generators(self) -> list[torch.Generator]:
+        if not isinstance(self._batches, DataLoader):
+            return []
+        samplers = (self._batches.sampler, getattr(self._batches.batch_sampler, "sampler", None))
+        found = (getattr(owner, "generator", None) for owner in (self._batches, *samplers))
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def batch_stream(
@@ -131,6 +197,27 @@ def collate(samples: list[Any]) -> Batch:
     if isinstance(samples[0], Mapping):
         samples = [{name: _row(value) for name, value in sample.items()} for sample in samples]
     return default_collate(samples)
+
+
+class _Stateful(Protocol):
+    """A source that knows its own place in an epoch, as torchdata's StatefulDataLoader."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+def _is_stateful(source: object) -> TypeIs[_Stateful]:
+    return callable(getattr(source, "state_dict", None)) and callable(
+        getattr(source, "load_state_dict", None)
+    )
+
+
+def _without(skip: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Read the first batches now, and return the iterator of the others."""
+    for _ in range(skip):
+        next(batches, None)
+    return batches
 
 
 def _row(value: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class TensorBatches:
     """
 
     replayable = True
+    inexact = None
 
     def __init__(
         self,
@@ -77,18 +79,19 @@ class TensorBatches:
         """The number of batches of an epoch."""
         return -(-self.samples // self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of an epoch in its own shuffled order.
 
         Args:
             number: The number of the epoch, from 0.
+            skip: How many batches to leave out at the beginning.
 
         Yields:
             One batch: a tuple with the rows of each tensor, `(batch_size, ...)`.
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         order = torch.randperm(self.samples, generator=generator)
-        for rows in torch.split(order, self.batch_size):
+        for rows in torch.split(order, self.batch_size)[skip:]:
             yield self._transformed(
                 tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
             )
@@ -109,6 +112,12 @@ class TensorBatches:
     def all_targets(self) -> Tensor | None:
         """Return the second tensor, the targets of every sample, or None if there is none."""
         return self.tensors[1] if len(self.tensors) > 1 else None
+
+    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing: `seed` and the epoch's number decide everything."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def is_tensor_like(value: object) -> TypeIs[TensorLike]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from finetunelib.errors import CallbackError, InvalidTypeError
+from finetunelib.errors import CallbackError, CheckpointError, InvalidTypeError
 from finetunelib.training._context import TrainContext
 
 
@@ -48,6 +49,35 @@ class Callback:
     def on_fit_end(self, context: TrainContext) -> None:
         """Run after the last epoch of a `fit`, also when an error ended it."""
 
+    def on_interrupt(self, context: TrainContext) -> None:
+        """Run when Ctrl-C or SIGTERM ends the training, between two steps.
+
+        A checkpoint that is requested here is still written.
+        """
+
+    def on_checkpoint(self, context: TrainContext) -> None:
+        """Run after a checkpoint was written; `context.last_checkpoint` is its folder."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for this callback to go on as if never stopped.
+
+        Numbers, strings, tensors, and lists and dicts of them. A callback that returns nothing
+        has no state.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned, before `on_fit_start` is called.
+
+        Raises:
+            CheckpointError: This callback has no state.
+        """
+        if state:
+            raise CheckpointError(
+                f"The checkpoint holds a state for {type(self).__name__}, which has no "
+                "`load_state_dict`. Resume with the callback that wrote it."
+            )
+
 
 class Callbacks:
     """The callbacks of a training, called in their order.
@@ -64,6 +94,21 @@ class Callbacks:
         self.on_validation_end = _caller(callbacks, "on_validation_end", ends=True)
         self.on_epoch_end = _caller(callbacks, "on_epoch_end")
         self.on_fit_end = _caller(callbacks, "on_fit_end", ends=True)
+        self.on_interrupt = _caller(callbacks, "on_interrupt")
+        self.on_checkpoint = _caller(callbacks, "on_checkpoint")
+
+
+def by_name(callbacks: Iterable[Callback]) -> dict[str, Callback]:
+    """Return callbacks under the names of their states: their class, numbered from the second."""
+    named: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = kind = type(callback).__name__
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{kind}.{number}"
+        named[name] = callback
+    return named
 
 
 def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:

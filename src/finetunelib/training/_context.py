@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from finetunelib._files import check_writable
+from finetunelib._typing import StrPath
+from finetunelib.errors import CheckpointError
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
 
 
 @dataclass(slots=True)
 class TrainContext:
-    """A training as its callbacks see it: to read, with a request that the loop carries out.
+    """A training as its callbacks see it: to read, with requests that the loop carries out.
 
     Attributes:
         model: The user's own model, with the weights of training.
@@ -21,7 +25,10 @@ class TrainContext:
         state: How far the training is.
         history: The measurements of the epochs so far.
         measures: The names of what an epoch's row will hold, known from the start.
+        inexact: Why the training could not go on exactly from the middle of an epoch, if so.
         stop_reason: Why a stop was requested, or `None`.
+        resumed: Whether this `fit` goes on from a checkpoint.
+        last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
         >>> import torch
@@ -44,7 +51,11 @@ class TrainContext:
     state: TrainState
     history: History
     measures: tuple[str, ...]
+    inexact: str | None = None
+    resumed: bool = False
     stop_reason: str | None = field(default=None, init=False)
+    last_checkpoint: Path | None = field(default=None, init=False)
+    requested_checkpoint: Path | None = field(default=None, init=False)
 
     def request_stop(self, reason: str) -> None:
         """Ask the loop to end after the step in progress; the epoch's row is still written.
@@ -53,3 +64,28 @@ class TrainContext:
             reason: Why, in a few words; the loop says it.
         """
         self.stop_reason = self.stop_reason or reason
+
+    def request_checkpoint(self, path: StrPath) -> None:
+        """Ask the loop to write a checkpoint after the step or epoch in progress.
+
+        It is written when every callback has seen the step, or the epoch, so that it holds
+        their states too; then `on_checkpoint` is called. A second request before that takes the
+        place of the first.
+
+        Args:
+            path: The folder to write. A former checkpoint there is replaced.
+
+        Raises:
+            PathNotWritableError: Nothing can be written there.
+        """
+        check_writable(Path(path) / "manifest.json")
+        self.requested_checkpoint = Path(path)
+
+    def check_resumable(self) -> None:
+        """Raise when this training could not go on exactly from the middle of an epoch.
+
+        Raises:
+            CheckpointError: A metric has no `state_dict`, or the data cannot be read again.
+        """
+        if self.inexact is not None:
+            raise CheckpointError(self.inexact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from finetunelib._typing import Batch
 from finetunelib.errors import DataError
 from finetunelib.training._checks import first_of
 from finetunelib.training._device import length_of, to_device
+from finetunelib.training._metric_state import metric_state
 from finetunelib.training._metrics import Mean, Metric
 from finetunelib.training._precision import Precision
 from finetunelib.training._task import StepOutput, Task, checked
@@ -47,6 +49,33 @@ class Measurement:
     def names(self) -> tuple[str, ...]:
         """The names of what is measured."""
         return tuple(f"{self._prefix}{name}" for name in ("loss", *self._metrics))
+
+    @property
+    def inexact(self) -> str | None:
+        """Why a pass cannot be gone on with from its middle exactly, where that is so."""
+        without = [name for name, m in self._metrics.items() if metric_state(m) is None]
+        if not without:
+            return None
+        return (
+            f"The metric {without[0]!r} has no `state_dict` and `load_state_dict`, so that a "
+            "checkpoint in the middle of an epoch would lose what it has summed. Add them, or "
+            "write checkpoints at the ends of epochs."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was taken in so far."""
+        states = {name: metric_state(metric) for name, metric in self._metrics.items()}
+        return {
+            "loss": self._loss.state_dict(),
+            "metrics": {name: dict(s.state_dict()) for name, s in states.items() if s is not None},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._loss.load_state_dict(state["loss"])
+        for name, values in state["metrics"].items():
+            if stateful := metric_state(self._metrics[name]):
+                stateful.load_state_dict(values)
 
     def compute(self) -> dict[str, float]:
         """Return every value under its name, the loss first."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 from finetunelib._files import check_readable, write_whole
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, InvalidArgumentError
+from finetunelib.finetuning._certificate import Certificate
 
 
 class History:
@@ -29,6 +30,11 @@ class History:
     Args:
         rows: The rows to begin with.
 
+    Attributes:
+        rows: The rows.
+        certificate: Which frozen tensors the training left bit for bit as they were; `None` where
+            nothing was frozen in it, and in a history that was read from a file.
+
     Example:
         >>> from finetunelib.training import History
         >>> history = History([{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}])
@@ -42,6 +48,7 @@ class History:
 
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
         self.rows: list[dict[str, float]] = [dict(row) for row in rows or []]
+        self.certificate: Certificate | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,13 +104,13 @@ class History:
     def to_json(self, path: StrPath) -> Path:
         """Write the rows to `path` as a JSON list of objects, and return the path.
 
-        Values that are not finite are written as null, since JSON has no word for them.
+        JSON has no word for what is not finite: `nan` is written as null, and the infinities as
+        the strings "Infinity" and "-Infinity".
 
         Raises:
             PathNotWritableError: The file cannot be written.
         """
-        rows = [{name: _finite(value) for name, value in row.items()} for row in self.rows]
-        return write_whole(path, (json.dumps(rows, indent=1) + "\n").encode())
+        return write_whole(path, as_json(self))
 
     @classmethod
     def from_json(cls, path: StrPath) -> History:
@@ -134,6 +141,12 @@ class History:
         return write_whole(path, text.getvalue().encode())
 
 
+def as_json(history: History) -> bytes:
+    """Return what `History.to_json` writes."""
+    rows = [{name: _in_json(value) for name, value in row.items()} for row in history.rows]
+    return (json.dumps(rows, indent=1) + "\n").encode()
+
+
 def _readable(name: str, value: float | None) -> str:
     if value is None:
         return "-"
@@ -148,8 +161,10 @@ def _readable(name: str, value: float | None) -> str:
     return f"{value:.4f}"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _in_json(value: float) -> float | str | None:
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
 
 
 def _rows(content: object) -> list[dict[str, float]]:
@@ -163,4 +178,6 @@ def _number(name: str, value: object) -> float:
         return math.nan
     if isinstance(value, int | float):
         return value
+    if value in ("Infinity", "-Infinity"):
+        return float(str(value))
     raise TypeError(f"{name!r} is {value!r} and not a number")

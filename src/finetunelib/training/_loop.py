@@ -2,33 +2,48 @@
 
 with session:                                   # random states and modes, put back at the end
     for epoch in epochs left:
-        reseed(seed, epoch); callbacks
+        reseed(seed, epoch); callbacks          # or: random states of the checkpoint, set again
         for window in train: step(window); callbacks; requests are carried out
         evaluate(val)
-        history.append(one row); callbacks
+        history.append(one row); callbacks; requests are carried out
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
-from finetunelib._preserve import derive_seed, random_state_preserved, reseed
+from finetunelib._preserve import (
+    derive_seed,
+    random_state_preserved,
+    random_states,
+    reseed,
+    set_random_states,
+)
 from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
-from finetunelib.errors import CallbackError
+from finetunelib.errors import CallbackError, CheckpointError, TrainingInterrupted
+from finetunelib.finetuning._certificate import Witness
 from finetunelib.training._callback import Callbacks
 from finetunelib.training._checks import check_batch, first_of
 from finetunelib.training._context import TrainContext
 from finetunelib.training._device import length_of, to_device
 from finetunelib.training._evaluation import Evaluation, Measurement
-from finetunelib.training._session import gradients_dropped, session
+from finetunelib.training._interruption import Signals
+from finetunelib.training._session import certified, gradients_dropped, session
 from finetunelib.training._step import Step
+
+
+class _ValidationInterrupted(BaseException):
+    """A signal was received in validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,8 @@ class Loop:
     """One training: the parts that do the work, and what they report to.
 
     Attributes:
+        save: Writes a checkpoint into a folder, with the state of the epoch in progress.
+        inside: The state of an epoch in progress to go on from, where there is one.
         window_size: The micro-batches of one step.
         last_epoch: The epoch after which to stop.
         last_step: The step after which to stop, also inside an epoch.
@@ -48,26 +65,37 @@ class Loop:
     measured: Measurement
     validated: Measurement
     context: TrainContext
+    witness: Witness
     callbacks: Callbacks
     progress: Progress
+    save: Callable[[Path, Mapping[str, Any]], Path]
+    inside: Mapping[str, Any] | None
     seed: int
     window_size: int
     last_epoch: float
     last_step: float
+    signals: Signals = field(default_factory=Signals)
 
     def run(self) -> None:
         """Train until a limit is reached or a callback asks to stop."""
         context = self.context
-        with session(context.model):
+        with (
+            self.signals.noticed(),
+            session(context.model),
+            certified(context, self.witness),
+        ):
             self._check_validation_data()
             started = time.perf_counter()
-            batches: Iterator[Batch] | None = self._begin_epoch(check=True)
+            batches: Iterator[Batch] | None = self._begin_fit()
             with self._ended_by(self.callbacks.on_fit_end), gradients_dropped(context.model):
                 with random_state_preserved():
                     self.callbacks.on_fit_start(context)
-                while self._goes_on():
-                    self._run_epoch(batches, started)
-                    batches, started = None, time.perf_counter()
+                try:
+                    while self._goes_on():
+                        self._run_epoch(batches, started)
+                        batches, started = None, time.perf_counter()
+                finally:
+                    context.state.batch = 0
 
     @contextlib.contextmanager
     def _ended_by(self, hook: Callable[[TrainContext], None]) -> Iterator[None]:
@@ -80,34 +108,79 @@ class Loop:
             raise
         hook(self.context)
 
-    def _begin_epoch(self, *, check: bool = False) -> Iterator[Batch]:
+    def _begin_fit(self) -> Iterator[Batch]:
+        """Return the batches to begin with: a new epoch's, or what is left of one in progress."""
+        state, inside = self.context.state, self.inside
+        if inside is None:
+            state.batch = 0
+        elif inside:
+            self._check_same_batches(inside["reading"])
+            self.train.load_state_dict(inside["train"])
+            if self.val is not None:
+                self.val.load_state_dict(inside["val"])
+        if inside is None or state.batch == 0:
+            batches = self._begin_epoch()
+            first = next(batches)
+            self._check(first, self.train, "train")
+            return chain([first], batches)
+        rest = self._read(skip=state.batch)
+        self.measured.load_state_dict(inside["measured"])
+        # Not before: what was used before the checkpoint is read again, which may draw numbers.
+        set_random_states(inside["random"])
+        return rest
+
+    def _check_same_batches(self, reading: Mapping[str, Any]) -> None:
+        """Raise when an epoch in progress would go on with other batches."""
+        here = self._reading
+        if self.context.state.batch and here != reading:
+            raise CheckpointError(
+                f"The checkpoint was written inside an epoch of {_described(reading)}, but the "
+                f"training data is {_described(here)}. Pass the same data in the same batches, or "
+                "resume from the end of an epoch."
+            )
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        train = self.train
+        return {
+            "samples": train.samples,
+            "batch_size": train.batch_size,
+            "batches": train.steps,
+            "gradient_accumulation_steps": self.window_size,
+        }
+
+    def _begin_epoch(self) -> Iterator[Batch]:
         """Return an epoch's batches, of which there is at least one."""
+        self.measured.reset()
+        batches = self._read()
+        return chain([first_of(batches, "train")], batches)
+
+    def _read(self, skip: int = 0) -> Iterator[Batch]:
+        """Start to read the epoch at hand, with the random states that belong to it."""
         epoch = self.context.state.epoch
         reseed(derive_seed(self.seed, epoch))
-        batches = self.train.epoch(epoch)
-        first = first_of(batches, "train")
-        if check:
-            self._check(first, self.train, "train")
-        return chain([first], batches)
+        return self.train.epoch(epoch, skip=skip)
 
     def _goes_on(self) -> bool:
         state = self.context.state
         within = state.epoch < self.last_epoch and state.step < self.last_step
-        return within and self.context.stop_reason is None
+        return (within or state.batch > 0) and self.context.stop_reason is None
 
     def _run_epoch(self, batches: Iterator[Batch] | None, started: float) -> None:
         context, state = self.context, self.context.state
-        self.callbacks.on_epoch_start(context)
+        if state.batch == 0:
+            self.callbacks.on_epoch_start(context)
         batches = self._begin_epoch() if batches is None else batches
         self.progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
         try:
             samples = self._train_epoch(batches)
+            self._end_if_interrupted()
             trained = time.perf_counter()
             row = self.measured.compute() | self._validate()
         except BaseException:
             self.progress.abort()
             raise
-        state.epoch += 1
+        state.epoch, state.batch = state.epoch + 1, 0
         row["lr"] = self.step.schedule.lr
         row["seconds"] = time.perf_counter() - started
         row["samples_per_second"] = samples / (trained - started)
@@ -115,19 +188,25 @@ class Loop:
         self.step.schedule.after_epoch(row)
         try:
             self.callbacks.on_epoch_end(context)
+            self._write_checkpoint()
         finally:
             self.progress.finish(self._line(row))
+        self._end_if_interrupted()
 
     def _train_epoch(self, batches: Iterator[Batch]) -> int:
         """Take the steps of one epoch, and return how many samples they saw."""
         context, state = self.context, self.context.state
-        self.measured.reset()
         samples = 0
-        for window in self._windows(batches):
+        # A checkpoint of the last step that is allowed lacks only the end of the epoch.
+        done = state.batch > 0 and state.step >= self.last_step
+        for window in () if done else self._windows(batches):
             self.step(window, self.measured.update)
+            state.batch += len(window)
             samples += sum(map(length_of, window))
             self.progress.advance()
             self.callbacks.on_step_end(context)
+            self._write_checkpoint()
+            self._end_if_interrupted()
             if state.step >= self.last_step or context.stop_reason is not None:
                 break
         return samples
@@ -135,15 +214,77 @@ class Loop:
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one update at a time, on the device."""
         device = self.evaluation.device
-        while window := [to_device(batch, device) for batch in islice(batches, self.window_size)]:
-            yield window
+        try:
+            while window := [to_device(part, device) for part in islice(batches, self.window_size)]:
+                yield window
+        except Exception:
+            # A terminal's Ctrl-C ends the data's worker processes too.
+            if self.signals.received is None:
+                raise
+
+    def _write_checkpoint(self) -> None:
+        """Carry out the request for a checkpoint, where there is one."""
+        context = self.context
+        if context.requested_checkpoint is None:
+            return
+        if context.state.batch:
+            context.check_resumable()
+        inside = {
+            "random": random_states(),
+            "reading": self._reading,
+            "measured": self.measured.state_dict() if context.state.batch else {},
+            "train": self.train.state_dict(inside_epoch=context.state.batch > 0),
+            "val": {} if self.val is None else self.val.state_dict(inside_epoch=False),
+        }
+        path, context.requested_checkpoint = context.requested_checkpoint, None
+        context.last_checkpoint = self.save(path, inside)
+        self.callbacks.on_checkpoint(context)
 
     def _validate(self) -> dict[str, float]:
         if self.val is None:
             return {}
-        with self._ended_by(self.callbacks.on_validation_end):
-            self.callbacks.on_validation_start(self.context)
-            return self.evaluation.evaluate(self.val.in_order(), self.validated, "val")
+        before = random_states(), self.val.state_dict(inside_epoch=False)
+        try:
+            with self._ended_by(self.callbacks.on_validation_end):
+                self.callbacks.on_validation_start(self.context)
+                batches = self._until_interrupted(self.val.in_order())
+                return self.evaluation.evaluate(batches, self.validated, "val")
+        except _ValidationInterrupted:
+            # Who resumes validates anew, with the random states of now.
+            set_random_states(before[0])
+            self.val.load_state_dict(before[1])
+            self._end_if_interrupted()
+            raise
+
+    def _until_interrupted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches until a signal is received, and raise then."""
+        for batch in batches:
+            if self.signals.received is not None:
+                raise _ValidationInterrupted
+            yield batch
+
+    def _end_if_interrupted(self) -> None:
+        """End the training where a signal asked for it, with a last checkpoint if one is wanted.
+
+        Raises:
+            TrainingInterrupted: A signal was received.
+        """
+        context, number = self.context, self.signals.received
+        if number is None:
+            return
+        self.callbacks.on_interrupt(context)
+        self._write_checkpoint()
+        where = (
+            f" A checkpoint is in `{context.last_checkpoint}`."
+            if context.last_checkpoint is not None
+            else ""
+        )
+        raise TrainingInterrupted(
+            f"The training was ended by {signal.Signals(number).name} after step "
+            f"{context.state.step}.{where}",
+            history=context.history,
+            signal_number=number,
+        )
 
     def _check_validation_data(self) -> None:
         """Find mistakes in the validation data now instead of after an epoch of training."""
@@ -173,3 +314,7 @@ class Loop:
         line = f"epoch {self.context.state.epoch}{self._total}: {', '.join(values)}"
         reason = self.context.stop_reason
         return f"{line}, {row['seconds']:.1f} s" + (f"; stopped: {reason}" if reason else "")
+
+
+def _described(reading: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in reading.items())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,6 +90,20 @@ class Accuracy:
         self._hits = 0
         self._samples = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """Return what was taken in so far."""
+        return {"hits": int(self._hits), "samples": int(self._samples)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._hits, self._samples = state["hits"], state["samples"]
+
+    def merge(self, states: Iterable[Mapping[str, int]]) -> None:
+        """Take in what others took in, as their `state_dict` tells it."""
+        for state in states:
+            self._hits = self._hits + state["hits"]
+            self._samples = self._samples + state["samples"]
+
 
 def counted(targets: Tensor, ignored: int) -> Tensor | int:
     """Return how many class indices are not the ignored one."""
@@ -120,6 +134,21 @@ class MeanOf:
         """Forget everything taken in."""
         self._sum = 0.0
         self._samples = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was taken in so far."""
+        # The sum keeps its dtype, so that going on rounds as it would have.
+        return {"sum": self._sum, "samples": self._samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sum, self._samples = state["sum"], state["samples"]
+
+    def merge(self, states: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what others took in, as their `state_dict` tells it."""
+        for state in states:
+            self._sum = self._sum + state["sum"]
+            self._samples += state["samples"]
 
 
 class Mean:
@@ -152,6 +181,15 @@ class Mean:
         """Return the mean, or nan when nothing was taken in."""
         self._fold()
         return self._sum / self._weight if self._weight else float("nan")
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what was taken in so far."""
+        self._fold()
+        return {"sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sum, self._weight = state["sum"], state["weight"]
 
     def _add(self, value: float, weight: float) -> None:
         # A batch without weight has no mean: its nan is no part of the whole.

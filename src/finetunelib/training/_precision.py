@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +34,13 @@ class Precision(Protocol):
         """Let the optimizer update the weights."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has adapted so far."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+
 
 class FullPrecision:
     """Computes in the model's own dtype."""
@@ -53,6 +61,12 @@ class FullPrecision:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer update the weights."""
         optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it adapts nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class MixedPrecision(FullPrecision):
@@ -86,6 +100,14 @@ class ScaledPrecision(MixedPrecision):
         """Update the weights unless a gradient overflowed, and adapt the scale."""
         self._scaler.step(optimizer)
         self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, and how long it has held."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._scaler.load_state_dict(dict(state))
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -27,17 +27,55 @@ class NoSchedule:
         """The learning rate of the last step (of the first parameter group)."""
         return float(self._optimizer.param_groups[0]["lr"])
 
+    @property
+    def kind(self) -> str:
+        """What moves the learning rate, for a comparison."""
+        return type(self).__name__
+
     def after_step(self) -> None: ...
 
     def after_epoch(self, row: Mapping[str, float]) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the schedule is."""
+        return {}
 
-class StepSchedule(NoSchedule):
-    """Moves the learning rate after every update."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _TorchSchedule(NoSchedule):
+    """Moves the learning rate by a scheduler of torch."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
         super().__init__(optimizer)
-        self._scheduler = scheduler
+        self._scheduler: Any = scheduler  # Any: what their `step` takes differs.
+
+    def _move(self) -> None:
+        with warnings.catch_warnings():
+            # torch misses an update in this process: in float16 one is left out where a gradient
+            # overflowed, and a resumed training may have done them all before it was stopped.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self._scheduler.step()
+
+    @property
+    def kind(self) -> str:
+        """What moves the learning rate, for a comparison."""
+        return f"{super().kind} of {type(self._scheduler).__name__}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the schedule is."""
+        return {"scheduler": dict(self._scheduler.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._scheduler.load_state_dict(state["scheduler"])
+
+
+class StepSchedule(_TorchSchedule):
+    """Moves the learning rate after every update."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
+        super().__init__(optimizer, scheduler)
         self._lr = super().lr
 
     @property
@@ -48,30 +86,28 @@ class StepSchedule(NoSchedule):
     def after_step(self) -> None:
         """Move on by one step."""
         self._lr = super().lr
-        with warnings.catch_warnings():
-            # In float16 an update is left out where a gradient overflowed; the schedule goes on.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            self._scheduler.step()
+        self._move()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the schedule is, and the last step's learning rate."""
+        return super().state_dict() | {"lr": self._lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._lr = state["lr"]
 
 
-class EpochSchedule(NoSchedule):
+class EpochSchedule(_TorchSchedule):
     """Moves the learning rate after every epoch."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
-        super().__init__(optimizer)
-        self._scheduler = scheduler
 
     def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - what others look at
         """Move on by one epoch."""
-        self._scheduler.step()
+        self._move()
 
 
-class PlateauSchedule(NoSchedule):
+class PlateauSchedule(_TorchSchedule):
     """Lowers the learning rate when the validation loss (else the training loss) stagnates."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: ReduceLROnPlateau) -> None:
-        super().__init__(optimizer)
-        self._scheduler = scheduler
 
     def after_epoch(self, row: Mapping[str, float]) -> None:
         """Show the schedule how the epoch went."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from finetunelib._preserve import modes_preserved, random_state_preserved
+from finetunelib.finetuning._certificate import Witness
+from finetunelib.training._context import TrainContext
 
 
 @contextlib.contextmanager
@@ -30,3 +32,20 @@ def gradients_dropped(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.zero_grad()
+
+
+@contextlib.contextmanager
+def certified(context: TrainContext, witness: Witness) -> Iterator[None]:
+    """Look at the frozen tensors before and after the block, and keep what stayed in the history.
+
+    A training that failed after its first step has no certificate: nobody looked at its end.
+    """
+    witness.look_before(context.model)
+    step = context.state.step
+    try:
+        yield
+    except BaseException:
+        if context.state.step > step:
+            context.history.certificate = None
+        raise
+    context.history.certificate = witness.look_after(context.model)

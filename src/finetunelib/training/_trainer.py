@@ -6,7 +6,8 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
-from finetunelib._typing import LossFunction, OptimizerFactory
+from finetunelib._typing import LossFunction, OptimizerFactory, StrPath
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
-from finetunelib.errors import InvalidArgumentError
+from finetunelib.errors import CheckpointError, FileMissingError, InvalidArgumentError
+from finetunelib.finetuning._certificate import Witness
 from finetunelib.training._callback import Callback, Callbacks, check_callbacks
+from finetunelib.training._checkpoint import newest_checkpoint
 from finetunelib.training._checks import (
     check_at_least,
     check_batch,
@@ -37,6 +40,7 @@ from finetunelib.training._loop import Loop
 from finetunelib.training._metrics import Accuracy, MetricLike, checked_metrics
 from finetunelib.training._optimization import build_optimizer, check_optimizer, check_trainable
 from finetunelib.training._precision import PrecisionName, choose_precision
+from finetunelib.training._resume import Training
 from finetunelib.training._schedule import (
     Interval,
     NoSchedule,
@@ -159,6 +163,7 @@ class Trainer:
         self.model = model
         self.device: torch.device = choose_device(device)
         self.history: History = History()
+        self._witness = Witness()
         self.state: TrainState = TrainState()
         self.optimizer: torch.optim.Optimizer | None = None
         self._make_optimizer = optimizer
@@ -166,6 +171,8 @@ class Trainer:
         self._make_schedule = lr_scheduler
         self._interval: Interval = lr_scheduler_interval
         self._schedule: NoSchedule | None = None
+        self._inside: Mapping[str, Any] | None = None
+        self._fitting = False
         self._precision = choose_precision(precision, self.device)
         self._window_size = gradient_accumulation_steps
         self._batch_size = batch_size
@@ -183,6 +190,7 @@ class Trainer:
         *,
         epochs: int | None = None,
         max_steps: int | None = None,
+        resume_from: StrPath | None = None,
     ) -> History:
         """Train the model.
 
@@ -196,6 +204,11 @@ class Trainer:
             val: Data to measure after each epoch, in the same forms.
             epochs: How many more passes over the data, at least 1.
             max_steps: How many more updates, at least 1.
+            resume_from: A checkpoint, or a folder of checkpoints of which the newest whole one is
+                taken, to go on from: in the middle of an epoch too, and bit for bit as if the
+                training had never stopped. The limits are totals then; where they are reached
+                already, the history is returned at once. A folder that is missing or empty means
+                from the beginning, so that one command starts and restarts a training.
 
         Returns:
             The measurements of every epoch so far, this call's and earlier ones'; also in
@@ -207,6 +220,8 @@ class Trainer:
             EmptyDataError: There is no sample.
             InvalidInputError: The model cannot take the inputs.
             InvalidTargetError: The default loss cannot take the targets.
+            CheckpointError: The checkpoint is damaged, or of another training.
+            PathNotWritableError: A checkpoint that a callback asked for cannot be written.
 
         Example:
             >>> import torch
@@ -228,6 +243,15 @@ class Trainer:
                 )
 
         optimizer, schedule = self._prepare()
+        before = TrainState() if resume_from is not None else copy.copy(self.state)
+        if resume_from is not None:
+            self._resume(resume_from)
+        last_epoch = math.inf if epochs is None else before.epoch + epochs
+        last_step = math.inf if max_steps is None else before.step + max_steps
+        reached = self.state.epoch >= last_epoch or self.state.step >= last_step
+        if reached and self.state.batch == 0:
+            return self.history
+        inside, self._inside = self._inside, None
         # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
         measured = Measurement(copy.deepcopy(self._metrics), "train_")
         validated = Measurement(self._metrics if val_batches else {}, "val_")
@@ -241,8 +265,10 @@ class Trainer:
                 *(validated.names if val_batches else ()),
                 *("lr", "seconds", "samples_per_second"),
             ),
+            inexact=train_batches.inexact or measured.inexact,
+            resumed=inside is not None,
         )
-        Loop(
+        loop = Loop(
             step=self._step(optimizer, schedule),
             evaluation=self._evaluation,
             train=train_batches,
@@ -250,14 +276,76 @@ class Trainer:
             measured=measured,
             validated=validated,
             context=context,
+            witness=self._witness,
             callbacks=Callbacks(self._callbacks),
             progress=choose_progress(self._progress),
+            save=self._training().save,
+            inside=inside,
             seed=self._seed,
             window_size=self._window_size,
-            last_epoch=math.inf if epochs is None else self.state.epoch + epochs,
-            last_step=math.inf if max_steps is None else self.state.step + max_steps,
-        ).run()
+            last_epoch=last_epoch,
+            last_step=last_step,
+        )
+        self._fitting = True
+        try:
+            loop.run()
+        finally:
+            self._fitting = False
         return self.history
+
+    def save_checkpoint(self, path: StrPath) -> Path:
+        """Write everything that decides how the training goes on, whole or not at all.
+
+        That is the model's weights, the states of optimizer, schedule, scaler and callbacks, and
+        the history. While `fit` runs, a callback asks for it by `context.request_checkpoint`,
+        which keeps the place in the epoch too.
+
+        Args:
+            path: The folder to write. A former checkpoint there is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: A training is in progress, or a state holds an object that could not
+                be read back without running code.
+            PathNotWritableError: Nothing can be written there; what was there before is unchanged.
+
+        Example:
+            >>> import os, tempfile, torch
+            >>> from finetunelib import Trainer, build_mlp
+            >>> data = (torch.zeros(8, 4), torch.zeros(8).long())
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     trainer = Trainer(build_mlp(4, [], 2), progress=False)
+            ...     _ = trainer.fit(data, epochs=2)
+            ...     path = trainer.save_checkpoint(os.path.join(folder, "two-epochs"))
+            ...     other = Trainer(build_mlp(4, [], 2), progress=False)
+            ...     other.load_checkpoint(path)
+            ...     len(other.fit(data, epochs=1))
+            3
+        """
+        if self._fitting:
+            raise CheckpointError(
+                "A training is in progress, whose place in the epoch the Trainer does not know. "
+                "Call `context.request_checkpoint(path)` in a callback instead."
+            )
+        return self._training().save(path, {})
+
+    def load_checkpoint(self, path: StrPath) -> None:
+        """Take up a checkpoint: the next `fit` goes on from it, within an epoch too.
+
+        Args:
+            path: A checkpoint, or a folder of checkpoints of which the newest whole one is taken.
+
+        Raises:
+            FileMissingError: There is no checkpoint.
+            CheckpointError: It is damaged, or of another model, optimizer or schedule, or of
+                other callbacks; the message says in what they differ.
+        """
+        checkpoint = newest_checkpoint(path)
+        if checkpoint is None:
+            raise FileMissingError(f"There is no checkpoint at `{path}`, nor one in it.")
+        self._inside = self._training().load(checkpoint)
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """Measure the model on data, in eval mode and without gradients.
@@ -322,6 +410,30 @@ class Trainer:
             if isinstance(self._task, SupervisedTask):
                 dry_run(self.model, to_device(first, self.device), "data")
             return self._evaluation.predict(chain([first], in_order), batches.samples)
+
+    def _resume(self, path: StrPath) -> None:
+        """Take up a checkpoint where there is one, and say so where there is none."""
+        checkpoint = newest_checkpoint(path)
+        if checkpoint is None:
+            line = f"`{path}` holds no checkpoint: the training starts anew"
+            choose_progress(self._progress).finish(line)
+        else:
+            self._inside = self._training().load(checkpoint)
+
+    def _training(self) -> Training:
+        """Return the parts that have a state, as they are now."""
+        optimizer, schedule = self._prepare()
+        return Training(
+            model=self.model,
+            optimizer=optimizer,
+            schedule=schedule,
+            precision=self._precision,
+            state=self.state,
+            history=self.history,
+            callbacks=self._callbacks,
+            witness=self._witness,
+            settings={"device": self.device.type, "seed": self._seed},
+        )
 
     def _batches(self, data: Data, name: str, *, inputs_only: bool = False) -> Batches:
         return as_batches(

@@ -1,0 +1,234 @@
+"""What a training says about the tensors that were frozen in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from finetunelib import Trainer, freeze_and_replace_head
+from finetunelib.callbacks import EMA
+from finetunelib.finetuning import (
+    Certificate,
+    fingerprint,
+    freeze,
+    load_weights,
+    save_weights,
+    unfreeze,
+)
+from finetunelib.training import Callback, History, TrainContext
+from training.tiny import network, plain_network, points, quiet_trainer
+
+
+class Meddler(Callback):
+    """Writes to a frozen tensor while the training runs, once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.done = False
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        """Add one to the tensor."""
+        if not self.done:
+            with torch.no_grad():
+                context.model.get_parameter(self.name).add_(1)
+        self.done = True
+
+
+class Unfreezer(Callback):
+    """Makes a part trainable in the middle."""
+
+    def on_epoch_start(self, context: TrainContext) -> None:
+        """Unfreeze the first layer in the second epoch."""
+        if context.state.epoch == 1:
+            unfreeze(context.model, "backbone.1")
+
+
+def fit(trainer: Trainer, epochs: int = 1) -> Certificate | None:
+    """Train, and return the certificate."""
+    return trainer.fit(points(), epochs=epochs).certificate
+
+
+def frozen_network() -> nn.Module:
+    """Return a network of which all but a new head is frozen."""
+    return freeze_and_replace_head(network(), num_classes=3)
+
+
+def test_all_that_is_frozen_is_certified() -> None:
+    """Parameters and buffers of the frozen part are named with their digests."""
+    model = frozen_network()
+    before = fingerprint(model)
+    certificate = fit(quiet_trainer(model))
+    assert certificate == Certificate(before)
+
+
+def test_model_without_frozen_tensors_has_no_certificate() -> None:
+    """There is nothing to say."""
+    assert fit(quiet_trainer(network())) is None
+
+
+def test_loaded_tensors_are_named(tmp_path: Path) -> None:
+    """Those that `load_weights` put there are told apart from the others."""
+    path = save_weights(plain_network(), tmp_path / "net.safetensors")
+    model = plain_network()
+    load_weights(model, path)
+    freeze_and_replace_head(model, num_classes=3)
+    with torch.no_grad():
+        model.get_parameter("backbone.1.bias").add_(1)  # Changed since, before the training.
+    certificate = fit(quiet_trainer(model))
+    assert certificate is not None
+    assert certificate.loaded == ("backbone.1.weight",)
+    assert set(certificate.digests) == {"backbone.1.weight", "backbone.1.bias"}
+
+
+def test_tensors_loaded_into_a_part_are_named(tmp_path: Path) -> None:
+    """A backbone may have a file of its own."""
+    path = save_weights(plain_network().backbone, tmp_path / "backbone.safetensors")
+    model = plain_network()
+    load_weights(model.backbone, path)
+    freeze(model, "backbone")
+    certificate = fit(quiet_trainer(model))
+    assert certificate is not None
+    assert certificate.loaded == ("backbone.1.weight", "backbone.1.bias")
+
+
+def test_frozen_tensor_that_moves_is_reported() -> None:
+    """It is named in a warning, and not certified."""
+    model = freeze_and_replace_head(plain_network(), num_classes=3)
+    trainer = quiet_trainer(model, callbacks=[Meddler("backbone.1.bias")])
+    with pytest.warns(UserWarning, match=r"`backbone\.1\.bias`"):
+        certificate = fit(trainer)
+    assert certificate is not None
+    assert certificate.moved == ("backbone.1.bias",)
+    assert set(certificate.digests) == {"backbone.1.weight"}
+
+
+def test_tensor_that_moved_once_is_never_certified_again() -> None:
+    """A second training that leaves it alone does not warn, and does not forget."""
+    model = freeze_and_replace_head(plain_network(), num_classes=3)
+    trainer = quiet_trainer(model, callbacks=[Meddler("backbone.1.bias")])
+    with pytest.warns(UserWarning, match="frozen"):
+        fit(trainer)
+    certificate = fit(trainer)
+    assert certificate is not None
+    assert certificate.moved == ("backbone.1.bias",)
+
+
+def test_certificate_covers_all_trainings_of_a_trainer() -> None:
+    """It speaks of the time from the first beginning."""
+    model = frozen_network()
+    before = fingerprint(model)
+    trainer = quiet_trainer(model)
+    fit(trainer)
+    assert fit(trainer) == Certificate(before)
+
+
+def test_part_that_was_unfrozen_in_between_is_left_out() -> None:
+    """It was trained for a while, though it is frozen again."""
+    model = freeze_and_replace_head(plain_network(), num_classes=3)
+    trainer = quiet_trainer(model)
+    fit(trainer)
+    unfreeze(model)
+    assert fit(trainer) is None
+    freeze(model, "backbone")
+    assert fit(trainer) is None
+
+
+def test_part_that_is_unfrozen_in_a_training_is_left_out() -> None:
+    """Only what is frozen to the end is certified, and nobody is warned."""
+    model = freeze_and_replace_head(network(), num_classes=3)
+    certificate = fit(quiet_trainer(model, callbacks=[Unfreezer()]), epochs=2)
+    assert certificate is not None
+    assert not [name for name in certificate.digests if name.startswith("backbone.1.")]
+    assert "backbone.2.running_mean" in certificate.digests
+
+
+def test_part_that_others_wrote_to_between_trainings_is_left_out() -> None:
+    """What changed outside of `fit` is no fault of the training."""
+    model = freeze_and_replace_head(plain_network(), num_classes=3)
+    trainer = quiet_trainer(model)
+    fit(trainer)
+    with torch.no_grad():
+        model.get_parameter("backbone.1.bias").add_(1)
+    certificate = fit(trainer)
+    assert certificate is not None
+    assert (set(certificate.digests), certificate.moved) == ({"backbone.1.weight"}, ())
+
+
+def test_parameters_that_were_frozen_by_hand_are_certified() -> None:
+    """It does not matter who switched their gradients off."""
+    model = plain_network()
+    model.backbone.requires_grad_(False)
+    certificate = fit(quiet_trainer(model))
+    assert certificate is not None
+    assert set(certificate.digests) == {"backbone.1.weight", "backbone.1.bias"}
+
+
+def test_lent_averages_do_not_move_what_is_frozen() -> None:
+    """The averages that are lent to a validation are the frozen values themselves."""
+    model = frozen_network()
+    before = fingerprint(model)
+    trainer = quiet_trainer(model, callbacks=[EMA()])
+    assert trainer.fit(points(), points(), epochs=2).certificate == Certificate(before)
+
+
+def test_training_that_fails_has_no_certificate() -> None:
+    """Nobody looked at the tensors when it ended."""
+
+    class Failing(Callback):
+        def on_epoch_end(self, context: TrainContext) -> None:
+            if context.state.epoch == 2:
+                raise RuntimeError("on purpose")
+
+    trainer = quiet_trainer(frozen_network(), callbacks=[Failing()])
+    assert fit(trainer) is not None
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(trainer)
+    assert trainer.history.certificate is None
+
+
+def test_training_that_is_refused_leaves_the_certificate() -> None:
+    """Data that the model cannot take changes nothing, neither what is known."""
+    trainer = quiet_trainer(frozen_network())
+    certificate = fit(trainer)
+    with pytest.raises(ValueError, match="inputs"):
+        trainer.fit((torch.zeros(4, 2), torch.zeros(4).long()), epochs=1)
+    assert trainer.history.certificate is certificate
+
+
+def test_history_of_a_file_has_no_certificate(tmp_path: Path) -> None:
+    """Rows are written and compared; the certificate is about tensors at hand."""
+    history = quiet_trainer(frozen_network()).fit(points(), epochs=1)
+    read = History.from_json(history.to_json(tmp_path / "history.json"))
+    assert read == history
+    assert read.certificate is None
+
+
+@pytest.mark.parametrize(
+    ("certificate", "text"),
+    [
+        (
+            Certificate({"a": "1", "b": "2"}, loaded=("a",)),
+            (
+                "2 of 2 frozen tensors are bit for bit what they were before the training; "
+                "1 of them is bitwise the loaded one."
+            ),
+        ),
+        (
+            Certificate({"a": "1"}, moved=("b", "c")),
+            (
+                "1 of 3 frozen tensors are bit for bit what they were before the training; "
+                "moved though frozen: b, c."
+            ),
+        ),
+        (
+            Certificate({"a": "1"}),
+            "1 of 1 frozen tensor is bit for bit what it was before the training.",
+        ),
+    ],
+)
+def test_certificate_is_a_sentence(certificate: Certificate, text: str) -> None:
+    """It reads well for one tensor and for many."""
+    assert str(certificate) == text

@@ -1,0 +1,228 @@
+"""Ctrl-C and SIGTERM end a training between two steps, and it goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from finetunelib.callbacks import EMA, ModelCheckpoint
+from finetunelib.errors import FinetuneLibError, TrainingInterrupted
+from finetunelib.training import Callback, TrainContext
+from training.tiny import network, points, quiet_trainer, same_weights
+
+DATA = points()
+VAL = points(10, seed=1)
+
+
+class SignalAt(Callback):
+    """Sends this process a signal in a step, or in a validation."""
+
+    def __init__(self, number: int, step: int, *, in_validation: bool = False) -> None:
+        self.number = number
+        self.step = step
+        self.in_validation = in_validation
+        self.ended = False
+
+    def on_step_end(self, context: TrainContext) -> None:
+        if context.state.step == self.step and not self.in_validation:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_start(self, context: TrainContext) -> None:
+        if context.state.step == self.step and self.in_validation:
+            os.kill(os.getpid(), self.number)
+
+    def on_fit_end(self, context: TrainContext) -> None:
+        self.ended = True
+
+
+def rows(history: Any) -> list[dict[str, float]]:
+    timings = ("seconds", "samples_per_second")
+    return [{k: v for k, v in row.items() if k not in timings} for row in history.rows]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_training_after_the_step(number: int, code: int) -> None:
+    """The step in progress is done, callbacks end, and the history comes with the exception."""
+    callback = SignalAt(number, 8)
+    trainer = quiet_trainer(network(), callbacks=[callback])
+    with pytest.raises(TrainingInterrupted, match="after step 8") as caught:
+        trainer.fit(DATA, epochs=4)
+    assert trainer.state.step == 8
+    assert callback.ended
+    assert caught.value.history is trainer.history
+    assert len(trainer.history) == 1
+    assert caught.value.code == code
+
+
+def test_an_interruption_is_no_error_that_except_exception_catches() -> None:
+    """Code that catches errors lets it pass."""
+    assert not issubclass(TrainingInterrupted, Exception)
+    assert not issubclass(TrainingInterrupted, FinetuneLibError)
+    assert issubclass(TrainingInterrupted, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("step", "in_validation"), [(5, False), (6, False), (12, False), (6, True), (12, True)]
+)
+def test_an_interrupted_training_resumes_bit_for_bit(
+    tmp_path: Path, step: int, in_validation: bool
+) -> None:
+    """The checkpoint that is written at the signal leads to the same end."""
+    whole = quiet_trainer(network(), callbacks=[EMA(0.9)])
+    whole.fit(DATA, VAL, epochs=3)
+
+    def interrupted(*more: Callback) -> Any:
+        callbacks = [EMA(0.9), ModelCheckpoint(tmp_path, every_n_epochs=100), *more]
+        return quiet_trainer(network(), callbacks=callbacks)
+
+    stopping = interrupted(SignalAt(signal.SIGTERM, step, in_validation=in_validation))
+    with pytest.raises(TrainingInterrupted, match="A checkpoint is in"):
+        stopping.fit(DATA, VAL, epochs=3)
+    resumed = interrupted()
+    resumed.fit(DATA, VAL, epochs=3, resume_from=tmp_path)
+    assert same_weights(resumed.model, whole.model)
+    assert rows(resumed.history) == rows(whole.history)
+
+
+def test_the_users_handlers_are_put_back() -> None:
+    """Before and after a fit, also an interrupted one, the same handlers are set."""
+
+    def handler(*_: object) -> None: ...
+
+    former = signal.signal(signal.SIGTERM, handler)
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(TrainingInterrupted):
+            quiet_trainer(network(), callbacks=[SignalAt(signal.SIGTERM, 2)]).fit(DATA, epochs=1)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """Under nohup, which ignores a signal, the training goes on."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = quiet_trainer(network(), callbacks=[SignalAt(signal.SIGINT, 2)])
+        assert len(trainer.fit(DATA, epochs=2)) == 2
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    """It raises where it arrives, without waiting for the step."""
+
+    class Impatient(Callback):
+        def on_step_end(self, context: TrainContext) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = quiet_trainer(network(), callbacks=[Impatient()])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.fit(DATA, epochs=1)
+    assert not isinstance(caught.value, TrainingInterrupted)
+
+
+def test_a_training_in_another_thread_sets_no_handlers() -> None:
+    """Only the main thread may; a training elsewhere runs as usual."""
+    lengths: list[int] = []
+    thread = threading.Thread(
+        target=lambda: lengths.append(len(quiet_trainer(network()).fit(DATA, epochs=1)))
+    )
+    thread.start()
+    thread.join()
+    assert lengths == [1]
+
+
+SCRIPT = """
+    import sys
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+    from finetunelib import Trainer
+    from finetunelib.callbacks import ModelCheckpoint
+    from finetunelib.training import Callback
+
+    class Samples(Dataset):
+        def __len__(self):
+            return 4000
+
+        def __getitem__(self, index):
+            return torch.full((4,), index / 4000), index % 3
+
+    class Say(Callback):
+        def on_step_end(self, context):
+            print(context.state.step, flush=True)
+
+    folder, workers = sys.argv[1], int(sys.argv[2])
+    torch.manual_seed(0)
+    trainer = Trainer(
+        nn.Linear(4, 3), batch_size=4, num_workers=workers, progress=False,
+        callbacks=[Say(), ModelCheckpoint(folder, every_n_epochs=100)],
+    )
+    trainer.fit(Samples(), epochs=50)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_script_that_lets_it_through_ends_with_the_shells_code(
+    tmp_path: Path, number: int, code: int, workers: int
+) -> None:
+    """A real process ends with 130 or 143, a whole checkpoint, and no worker left."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder), str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 3:
+            break
+    # As a terminal does it: Ctrl-C goes to the whole group, workers included.
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+    trainer = quiet_trainer(
+        torch.nn.Linear(4, 3), callbacks=[ModelCheckpoint(folder, every_n_epochs=100)]
+    )
+    trainer.load_checkpoint(folder)
+    assert trainer.state.step >= 3
+
+
+def test_a_signal_while_the_datas_workers_are_awaited_ends_the_training() -> None:
+    """Where the signal has ended the data's workers too, that is no error of the data."""
+
+    class Ended(DataLoader[tuple[Tensor, ...]]):
+        def __iter__(self) -> Any:
+            yield from list(super().__iter__())[:3]
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    trainer = quiet_trainer(network())
+    with pytest.raises(TrainingInterrupted, match="after step 3"):
+        trainer.fit(Ended(TensorDataset(*DATA), batch_size=4), epochs=2)
