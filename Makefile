@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types layers doctest docs wheel-test benchmark clean
+.PHONY: help demo test test-all check lint types layers doctest docs wheel-test benchmark \
+  conformance clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,6 +60,11 @@ benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/tutorial.py
+	$(BIN)/python benchmarks/checkpoint.py
+
+conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (an hour)
+	$(BIN)/python tests/conformance/heads.py
+	$(BIN)/python tests/conformance/freezing.py
 
 clean: ## Remove environments and everything that was built
 	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache

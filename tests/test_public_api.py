@@ -20,9 +20,27 @@ NAMES = {
         "visualize",
     ],
     "finetunelib.models": ["MLP"],
-    "finetunelib.callbacks": ["CSVLogger", "EMA", "EarlyStopping", "TensorBoardLogger"],
+    "finetunelib.callbacks": [
+        "CSVLogger",
+        "EMA",
+        "EarlyStopping",
+        "ModelCheckpoint",
+        "TensorBoardLogger",
+    ],
     "finetunelib.data": ["InMemoryDataset", "TensorBatches", "in_memory"],
-    "finetunelib.finetuning": ["Head", "LoadReport", "find_head", "load_weights", "save_weights"],
+    "finetunelib.finetuning": [
+        "Certificate",
+        "Head",
+        "LoadReport",
+        "find_head",
+        "fingerprint",
+        "freeze",
+        "is_frozen",
+        "load_weights",
+        "replace_head",
+        "save_weights",
+        "unfreeze",
+    ],
     "finetunelib.training": [
         "Accuracy",
         "Callback",
@@ -39,7 +57,7 @@ NAMES = {
         "Verification",
         "verify_onnx",
     ],
-    "finetunelib.visualization": ["NetronServer"],
+    "finetunelib.visualization": ["NetronServer", "Summary", "SummaryRow", "summary"],
 }
 
 #: Packages that cost time to import, or that a user may not have.

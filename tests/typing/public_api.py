@@ -15,10 +15,22 @@ from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head
 from finetunelib.callbacks import EMA, EarlyStopping
 from finetunelib.data import InMemoryDataset, TensorBatches, in_memory
 from finetunelib.export import ExportReport, Verification, verify_onnx
-from finetunelib.finetuning import Head, LoadReport, find_head, load_weights, save_weights
+from finetunelib.finetuning import (
+    Certificate,
+    Head,
+    LoadReport,
+    find_head,
+    fingerprint,
+    freeze,
+    is_frozen,
+    load_weights,
+    replace_head,
+    save_weights,
+    unfreeze,
+)
 from finetunelib.models import MLP
 from finetunelib.training import Accuracy, History, StepOutput, Task
-from finetunelib.visualization import NetronServer
+from finetunelib.visualization import NetronServer, Summary, SummaryRow, summary
 
 inputs, targets = torch.zeros(4, 784), torch.zeros(4).long()
 dataset = TensorDataset(inputs, targets)
@@ -48,6 +60,15 @@ assert_type(trainer.predict(inputs), Tensor)
 assert_type(freeze_and_replace_head(model, num_classes=5), nn.Module)
 freeze_and_replace_head(model, head=lambda features: nn.Linear(features, 2), at="head")
 assert_type(find_head(model), Head)
+assert_type(find_head(model, (inputs, targets)), Head)
+assert_type(find_head(model, {"input_ids": targets}), Head)
+assert_type(replace_head(model, 5, example_input={"input_ids": targets}), nn.Module)
+assert_type(freeze(model, ["backbone", model.head, "*.bias"], except_="head"), dict[str, str])
+assert_type(freeze(model, except_last=1), dict[str, str])
+unfreeze(model, last=1)
+assert_type(is_frozen(model, "head"), bool)
+assert_type(fingerprint(model), dict[str, str])
+assert_type(trainer.history.certificate, Certificate | None)
 assert_type(save_weights(model, "a.safetensors"), Path)
 assert_type(load_weights(model, Path("a.safetensors")), LoadReport)
 
@@ -60,6 +81,13 @@ assert_type(verify_onnx("a.onnx", model, [inputs]), Verification)
 with visualize(model) as server:
     assert_type(server, NetronServer)
     assert_type(server.url, str)
+
+table = summary(model, depth=2)
+assert_type(table, Summary)
+assert_type(table.rows, tuple[SummaryRow, ...])
+assert_type(table.bytes, int)
+summary(model, (inputs, targets))
+summary(model, {"inputs": inputs})
 
 assert_type(in_memory(dataset), InMemoryDataset)
 for batch in TensorBatches(inputs, targets, batch_size=2).epoch(0):

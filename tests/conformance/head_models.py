@@ -1,0 +1,391 @@
+"""The models that head finding is held against, each with the head that it should have.
+
+All are built without weights and on the meta device, but for transformers' text models, which are
+small: those look at the values of their inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision.models
+import transformers
+from torch import Tensor, nn
+from torchvision.models import regnet
+
+HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+#: The smallest model of each of timm's families, and variants with another number of heads.
+TIMM = [
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "convnext_atto",
+    "cpubone_nano",
+    "crossvit_tiny_240",
+    "cs3darknet_focus_s",
+    "csatv2",
+    "cspnext_tiny",
+    "davit_tiny",
+    "deepseek_vit_412m",
+    "deit_tiny_distilled_patch16_224",
+    "deit_tiny_patch16_224",
+    "densenet264d",
+    "dla34",
+    "dpn48b",
+    "eca_halonext26ts",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvim_m1",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "eva02_tiny_patch14_224",
+    "eva02_tiny_patch14_336",
+    "fasternet_t0",
+    "fastvit_s12",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "gemma4_vit_167m",
+    "ghostnet_050",
+    "hardcorenas_b",
+    "hgnetv2_b0",
+    "hiera_tiny_224",
+    "hrnet_w18_small",
+    "iformer_t",
+    "inception_next_atto",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "lcnetv2_small",
+    "legacy_seresnet18",
+    "legacy_xception",
+    "levit_128",
+    "lowformer_b0",
+    "mixer_s16_224",
+    "mobilenetv3_small_050",
+    "mobilenetv5_base",
+    "mobileone_s0",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "naflexvit_base_patch16_gap",
+    "nasnetalarge",
+    "nest_tiny",
+    "nextvit_small",
+    "pit_xs_224",
+    "pnasnet5large",
+    "poolformerv2_s12",
+    "pvt_v2_b0",
+    "qwen3_vit_88m",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m0_9",
+    "res2net50_26w_4s",
+    "resnest26d",
+    "resnet18",
+    "resnetv2_18",
+    "rexnet_100",
+    "sam2_hiera_tiny",
+    "samvit_base_patch16_224",
+    "selecsls42",
+    "sequencer2d_s",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s050",
+    "swiftformer_xs",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
+    "test_coatnet",
+    "test_mambaout",
+    "test_nfnet",
+    "test_vit",
+    "test_vit_relpos",
+    "tiny_vit_5m_224",
+    "tinynet_c",
+    "tnt_s_legacy_patch16_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "vgg11",
+    "visformer_tiny",
+    "vit_small_r26_s32_224",
+    "vitamin_small_224",
+    "volo_d1_224",
+    "vovnet39a",
+    "xception41p",
+    "xcit_nano_12_p8_224",
+]
+
+#: Models with recurrent layers, which torch unrolls on the meta device: minutes, not a second.
+_WITH_DATA = ("sequencer2d_s",)
+
+#: Models whose outputs come from a layer beside the one that `get_classifier()` names.
+_MORE_HEADS = {"volo_d1_224": "aux_head"}
+
+#: What the fields of the models are called that hold the head.
+_FIELDS = ("fc", "classifier", "head", "heads", "score", "classification_head", "logits_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadModel:
+    """A model to find the head of.
+
+    Attributes:
+        library: Where it is from.
+        name: What it is called there.
+        build: Makes it.
+        example: A batch that it takes.
+        declared: Returns the layers that the library says make the model's outputs: one, none of a
+            headless model, or several.
+    """
+
+    library: str
+    name: str
+    build: Callable[[], nn.Module]
+    example: Callable[[nn.Module], Tensor | Mapping[str, Tensor]]
+    declared: Callable[[nn.Module], list[nn.Module]]
+
+
+def torchvision_models() -> list[HeadModel]:
+    """Return all classification models of torchvision."""
+    return [
+        HeadModel("torchvision", name, _torchvision(name), _images(name), _under_a_field)
+        for name in torchvision.models.list_models(module=torchvision.models)
+    ]
+
+
+def timm_models(names: list[str] = TIMM) -> list[HeadModel]:
+    """Return models of timm by their names."""
+    return [HeadModel("timm", name, _timm(name), _card_images, _classifier) for name in names]
+
+
+def transformers_models() -> list[HeadModel]:
+    """Return classifiers of images and texts of transformers, with small configurations."""
+    images = [
+        HeadModel("transformers", name, _from_config(name, size, "meta"), _pixels, _hugging_face)
+        for name, size in _IMAGE_CONFIGS.items()
+    ]
+    texts = [
+        HeadModel("transformers", name, _from_config(name, size, "cpu"), _tokens, _hugging_face)
+        for name, size in _TEXT_CONFIGS.items()
+    ]
+    return images + texts
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Build models on the meta device; RegNets compute their widths with tensors of data."""
+    original = regnet.BlockParams.from_init_params
+
+    def with_data(*args: Any, **options: Any) -> regnet.BlockParams:
+        with torch.device("cpu"):
+            return original(*args, **options)
+
+    regnet.BlockParams.from_init_params = with_data
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of no weights to initialise, and of old names.
+            yield
+    finally:
+        regnet.BlockParams.from_init_params = original
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        with on_meta():
+            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+            return model
+
+    return build
+
+
+def _timm(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        with contextlib.nullcontext() if name in _WITH_DATA else on_meta():
+            model: nn.Module = timm.create_model(name, pretrained=False)
+            return model
+
+    return build
+
+
+def _from_config(name: str, size: Mapping[str, Any], device: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        family = name.partition("For")[0]
+        config = getattr(transformers, f"{_CONFIGS.get(name, family)}Config")(num_labels=5, **size)
+        where = on_meta() if device == "meta" else contextlib.nullcontext()
+        with where:
+            model: nn.Module = getattr(transformers, name)(config)
+            return model
+
+    return build
+
+
+def _images(name: str) -> Callable[[nn.Module], Tensor]:
+    size = 299 if name == "inception_v3" else 224
+    return lambda model: torch.empty(2, 3, size, size, device="meta")
+
+
+def _card_images(model: nn.Module) -> Tensor:
+    card: Any = model.pretrained_cfg
+    device = next(model.parameters()).device
+    return torch.zeros(2, *card["input_size"], device=device)
+
+
+def _pixels(model: nn.Module) -> Tensor:
+    size = getattr(model.config, "image_size", None) or 64
+    return torch.empty(2, 3, size, size, device="meta")
+
+
+def _tokens(model: nn.Module) -> Mapping[str, Tensor]:
+    config: Any = model.config
+    tokens = torch.arange(3, 9).expand(2, 6).clone()
+    end = config.eos_token_id
+    if isinstance(end, int):
+        tokens[:, -1] = end
+    return {"input_ids": tokens}
+
+
+def _under_a_field(model: nn.Module) -> list[nn.Module]:
+    for field in _FIELDS:
+        part = getattr(model, field, None)
+        layers = _layers(part) if isinstance(part, nn.Module) else []
+        if layers:
+            return layers[-1:]
+    return []
+
+
+def _hugging_face(model: nn.Module) -> list[nn.Module]:
+    several = [getattr(model, name, None) for name in _SEVERAL_FIELDS]
+    if all(isinstance(part, nn.Module) for part in several):
+        return [layer for part in several if part is not None for layer in _layers(part)]
+    return _under_a_field(model)
+
+
+_SEVERAL_FIELDS = ("cls_classifier", "distillation_classifier")
+
+
+def _classifier(model: nn.Module) -> list[nn.Module]:
+    declared: Any = model.get_classifier()  # type: ignore[operator]  # timm's models have it
+    parts = declared if isinstance(declared, tuple | list | nn.ModuleList) else [declared]
+    more = [getattr(model, name) for name in [_MORE_HEADS.get(_name_of(model))] if name]
+    return [layer for part in [*parts, *more] for layer in _layers(part)]
+
+
+def _name_of(model: nn.Module) -> str:
+    card: Any = model.pretrained_cfg
+    return str(card["architecture"])
+
+
+def _layers(part: nn.Module) -> list[nn.Module]:
+    return [module for module in part.modules() if isinstance(module, HEAD_LAYERS)]
+
+
+_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_STAGES = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8],
+    "depths": [1, 1],
+    "num_stages": 2,
+}
+_SWIN = {
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "image_size": 32,
+    "patch_size": 2,
+}
+_CONVNEXT = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+_TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 40,
+}
+_DECODER = {**_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+_SEQUENCES = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 40,
+}
+
+_IMAGE_CONFIGS: dict[str, dict[str, Any]] = {
+    "ViTForImageClassification": _VIT,
+    "DeiTForImageClassification": _VIT,
+    "DeiTForImageClassificationWithTeacher": _VIT,
+    "BeitForImageClassification": _VIT,
+    "Dinov2ForImageClassification": _VIT,
+    "SwinForImageClassification": _SWIN,
+    "Swinv2ForImageClassification": _SWIN,
+    "ConvNextForImageClassification": _CONVNEXT,
+    "ConvNextV2ForImageClassification": _CONVNEXT,
+    "ResNetForImageClassification": _STAGES,
+    "RegNetForImageClassification": {**_STAGES, "groups_width": 4},
+    "MobileNetV1ForImageClassification": {},
+    "MobileNetV2ForImageClassification": {},
+    "SegformerForImageClassification": {},
+}
+
+_TEXT_CONFIGS: dict[str, dict[str, Any]] = {
+    "BertForSequenceClassification": _TEXT,
+    "RobertaForSequenceClassification": _TEXT,
+    "XLMRobertaForSequenceClassification": _TEXT,
+    "DistilBertForSequenceClassification": {
+        "vocab_size": 40,
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 16,
+    },
+    "AlbertForSequenceClassification": {**_TEXT, "embedding_size": 8},
+    "ElectraForSequenceClassification": _TEXT,
+    "DebertaV2ForSequenceClassification": _TEXT,
+    "ModernBertForSequenceClassification": {**_TEXT, "pad_token_id": 0, "eos_token_id": 2},
+    "GPT2ForSequenceClassification": {
+        "vocab_size": 40,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    },
+    "LlamaForSequenceClassification": _DECODER,
+    "Qwen2ForSequenceClassification": _DECODER,
+    "BartForSequenceClassification": _SEQUENCES,
+    "XLNetForSequenceClassification": {
+        "vocab_size": 40,
+        "d_model": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "d_inner": 16,
+    },
+}
+
+#: Whose configuration another model's is.
+_CONFIGS = {"DeiTForImageClassificationWithTeacher": "DeiT"}
