@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import sys
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +28,39 @@ def modes_preserved(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back all that a forward pass may change, and run what is compiled uncompiled.
+
+    Old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
+    Parameters and buffers are not copied: call the model with copies in their place.
+    """
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    contents = [
+        (value, value.copy())
+        for _, values in attributes
+        for value in values.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
+    eager = (
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
+        else contextlib.nullcontext()
+    )
+    try:
+        with random_state_preserved(), warnings.catch_warnings(), eager:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for module, values in attributes:
+            vars(module).update(values)
+            for name in vars(module).keys() - values.keys():
+                del vars(module)[name]
+        for container, values in contents:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(values)
 
 
 @contextlib.contextmanager

@@ -6,18 +6,14 @@ taken. The autograd graph of such a run is the same as that of a real one.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from finetunelib._preserve import random_state_preserved
+from finetunelib._preserve import untouched
 from finetunelib.errors import InvalidInputError
 from finetunelib.models._example_input import (
     ExampleInput,
@@ -116,7 +112,7 @@ def _run(model: nn.Module, example_input: ExampleInput | None, *, on_meta: bool)
                 raise RuntimeError(str(error)) from error
             raise
 
-    with _untouched(model), torch.inference_mode(mode=False), torch.enable_grad():
+    with untouched(model), torch.inference_mode(mode=False), torch.enable_grad():
         model.eval()
         example, outputs = run_on_example(
             model, example_input, forward, device=_META if on_meta else None
@@ -164,34 +160,3 @@ def _is_recurrent(model: nn.Module) -> bool:
 
 def _lives_on_meta(model: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put back all that a forward pass may change, and run what is compiled uncompiled.
-
-    Old weight_norm and spectral_norm set their weight in a forward, and models keep caches.
-    """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [
-        (value, value.copy())
-        for _, values in attributes
-        for value in values.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
-    eager = (
-        torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
-        else contextlib.nullcontext()
-    )
-    try:
-        with random_state_preserved(), warnings.catch_warnings(), eager:
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, values in attributes:
-            vars(module).clear()
-            vars(module).update(values)
-        for container, values in contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(values)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
-import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from finetunelib._preserve import random_state_preserved
+from finetunelib._preserve import untouched
 from finetunelib.export._inputs import Inputs
 from finetunelib.models._example_input import likely_inputs
 from finetunelib.visualization._summary_tree import Part
@@ -93,7 +90,12 @@ def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> Watched:
     args = tuple(tensor.detach().clone() for tensor in inputs.args)
     kwargs = {name: tensor.detach().clone() for name, tensor in inputs.kwargs.items()}
     owners = _owners(model, twins | buffers)
-    with _untouched(model), contextlib.ExitStack() as hooks:
+    with (
+        untouched(model),
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        contextlib.ExitStack() as hooks,
+    ):
         for module in model.modules():
             module.training = False
         before, after = _hooks(watched)
@@ -184,41 +186,3 @@ def _on_meta_like(model: nn.Module, example: Inputs) -> Inputs:
     if not weights or not all(weight.is_meta for weight in weights):
         return example
     return example.with_tensors([torch.empty_like(t, device="meta") for t in example.tensors])
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put back all that a forward pass may change, and run uncompiled and without gradients.
-
-    Old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
-    """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [
-        (value, value.copy())
-        for _, values in attributes
-        for value in values.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
-    eager = (
-        torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
-        else contextlib.nullcontext()
-    )
-    try:
-        with (
-            random_state_preserved(),
-            warnings.catch_warnings(),
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-            eager,
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, values in attributes:
-            vars(module).update(values)
-            for name in vars(module).keys() - values.keys():
-                delattr(module, name)
-        for container, values in contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(values)
