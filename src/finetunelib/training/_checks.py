@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib._typing import Batch
+from finetunelib.data._batches import Batches
 from finetunelib.errors import (
     EmptyDataError,
     FinetuneLibError,
@@ -81,6 +82,20 @@ def check_limits(epochs: int | None, max_steps: int | None) -> None:
         ):
             raise InvalidArgumentError(
                 f"`{name}` must be a whole number of at least 1, but is {limit!r}."
+            )
+
+
+def check_replayable(data: Mapping[str, Batches | None], epochs: int | None) -> None:
+    """Raise when data that can be read once only would be read again.
+
+    Raises:
+        InvalidArgumentError: It is an iterator, and `epochs` is not 1.
+    """
+    for name, batches in data.items():
+        if batches is not None and not batches.replayable and epochs != 1:
+            raise InvalidArgumentError(
+                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1 "
+                f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
             )
 
 

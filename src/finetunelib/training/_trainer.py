@@ -18,7 +18,7 @@ from finetunelib._progress import choose_progress
 from finetunelib._typing import LossFunction, OptimizerFactory, StrPath
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
-from finetunelib.errors import CheckpointError, FileMissingError, InvalidArgumentError
+from finetunelib.errors import CheckpointError, FileMissingError
 from finetunelib.finetuning._certificate import Witness
 from finetunelib.training._callback import Callback, Callbacks, check_callbacks
 from finetunelib.training._checkpoint import newest_checkpoint
@@ -27,6 +27,7 @@ from finetunelib.training._checks import (
     check_batch,
     check_limits,
     check_model,
+    check_replayable,
     check_whole,
     dry_run,
     first_of,
@@ -235,57 +236,17 @@ class Trainer:
         check_trainable(self.model)
         train_batches = self._batches(train, "train")
         val_batches = None if val is None else self._batches(val, "val")
-        for name, batches in (("train", train_batches), ("val", val_batches)):
-            if batches is not None and not batches.replayable and epochs != 1:
-                raise InvalidArgumentError(
-                    f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1 "
-                    f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
-                )
-
-        optimizer, schedule = self._prepare()
-        before = TrainState() if resume_from is not None else copy.copy(self.state)
+        check_replayable({"train": train_batches, "val": val_batches}, epochs)
+        begun = copy.copy(self.state)
         if resume_from is not None:
+            begun = TrainState()  # The limits are totals.
             self._resume(resume_from)
-        last_epoch = math.inf if epochs is None else before.epoch + epochs
-        last_step = math.inf if max_steps is None else before.step + max_steps
+        last_epoch = math.inf if epochs is None else begun.epoch + epochs
+        last_step = math.inf if max_steps is None else begun.step + max_steps
         reached = self.state.epoch >= last_epoch or self.state.step >= last_step
         if reached and self.state.batch == 0:
             return self.history
-        inside, self._inside = self._inside, None
-        # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
-        measured = Measurement(copy.deepcopy(self._metrics), "train_")
-        validated = Measurement(self._metrics if val_batches else {}, "val_")
-        context = TrainContext(
-            self.model,
-            optimizer,
-            self.state,
-            self.history,
-            measures=(
-                *measured.names,
-                *(validated.names if val_batches else ()),
-                *("lr", "seconds", "samples_per_second"),
-            ),
-            inexact=train_batches.inexact or measured.inexact,
-            resumed=inside is not None,
-        )
-        loop = Loop(
-            step=self._step(optimizer, schedule),
-            evaluation=self._evaluation,
-            train=train_batches,
-            val=val_batches,
-            measured=measured,
-            validated=validated,
-            context=context,
-            witness=self._witness,
-            callbacks=Callbacks(self._callbacks),
-            progress=choose_progress(self._progress),
-            save=self._training().save,
-            inside=inside,
-            seed=self._seed,
-            window_size=self._window_size,
-            last_epoch=last_epoch,
-            last_step=last_step,
-        )
+        loop = self._loop(train_batches, val_batches, last_epoch, last_step)
         self._fitting = True
         try:
             loop.run()
@@ -410,6 +371,44 @@ class Trainer:
             if isinstance(self._task, SupervisedTask):
                 dry_run(self.model, to_device(first, self.device), "data")
             return self._evaluation.predict(chain([first], in_order), batches.samples)
+
+    def _loop(
+        self, train: Batches, val: Batches | None, last_epoch: float, last_step: float
+    ) -> Loop:
+        """Return the loop of one training, put together from its parts."""
+        optimizer, schedule = self._prepare()
+        inside, self._inside = self._inside, None
+        # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
+        measured = Measurement(copy.deepcopy(self._metrics), "train_")
+        validated = Measurement(self._metrics if val else {}, "val_")
+        names = (*measured.names, *(validated.names if val else ()))
+        context = TrainContext(
+            self.model,
+            optimizer,
+            self.state,
+            self.history,
+            measures=(*names, "lr", "seconds", "samples_per_second"),
+            inexact=train.inexact or measured.inexact,
+            resumed=inside is not None,
+        )
+        return Loop(
+            step=self._step(optimizer, schedule),
+            evaluation=self._evaluation,
+            train=train,
+            val=val,
+            measured=measured,
+            validated=validated,
+            context=context,
+            witness=self._witness,
+            callbacks=Callbacks(self._callbacks),
+            progress=choose_progress(self._progress),
+            save=self._training().save,
+            inside=inside,
+            seed=self._seed,
+            window_size=self._window_size,
+            last_epoch=last_epoch,
+            last_step=last_step,
+        )
 
     def _resume(self, path: StrPath) -> None:
         """Take up a checkpoint where there is one, and say so where there is none."""
