@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
-from finetunelib.callbacks import EMA, EarlyStopping
+from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
 from finetunelib.data import InMemoryDataset, TensorBatches, in_memory
 from finetunelib.export import ExportReport, Verification, verify_onnx
 from finetunelib.finetuning import (
@@ -45,7 +45,7 @@ trainer = Trainer(
     lr=1e-3,
     lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, 10),
     metrics={"accuracy": Accuracy(), "mean": lambda outputs, targets: outputs.mean()},
-    callbacks=[EarlyStopping(), EMA()],
+    callbacks=[EarlyStopping(), EMA(), ModelCheckpoint("runs", every_n_steps=100, keep=3)],
     precision="bf16-mixed",
 )
 Trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
@@ -53,6 +53,9 @@ Trainer(model, optimizer=torch.optim.Adam)
 assert_type(trainer.fit((inputs, targets), DataLoader(dataset), epochs=1), History)
 trainer.fit(dataset, [(inputs, targets)], max_steps=3)
 trainer.fit((inputs.numpy(), targets.numpy()), epochs=1)
+trainer.fit(dataset, epochs=3, resume_from=Path("runs"))
+assert_type(trainer.save_checkpoint("runs/last"), Path)
+trainer.load_checkpoint("runs")
 assert_type(trainer.history["val_loss"], list[float])
 assert_type(trainer.evaluate(dataset), dict[str, float])
 assert_type(trainer.predict(inputs), Tensor)
