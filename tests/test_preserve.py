@@ -262,3 +262,13 @@ def test_initialising_with_draws_on_the_cpu_under_another_default_device() -> No
         expected = weights()
     with torch.device("meta"), initialising_with(1):
         assert torch.equal(weights(), expected)
+
+
+def test_random_states_are_kept_where_new_tensors_have_no_data() -> None:
+    """Inside `torch.device("meta")`, too, the states are real numbers."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with torch.device("meta"), random_state_preserved():
+        torch.rand(3, device="cpu")
+    assert torch.equal(torch.rand(3), expected)

@@ -94,7 +94,7 @@ def random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         # A tensor of its own: numpy's array would be written as a pickled object.
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *others],
-        "python": [version, torch.tensor(words), gauss],
+        "python": [version, torch.tensor(words, device="cpu"), gauss],
     }
     if _cuda_started():
         states["cuda"] = torch.cuda.get_rng_state_all()

@@ -6,8 +6,8 @@ Each of the 80 models has random weights and two images of the smallest size tha
 trained for three steps in a loop written by hand, which calls `model.train()` before each, and
 for three in the Trainer; what is frozen must stay bit for bit, and the features of a sample must
 not depend on the rest of its batch. The results are written after each model, so that a run that
-was stopped goes on where it was; `--again` begins anew. The largest model takes 9 GB of memory,
-all of them about 25 minutes on one core.
+was stopped goes on where it was; `--again` begins anew. The largest models take some
+gigabytes of memory; all of them together take about ten minutes on one core.
 """
 
 from __future__ import annotations

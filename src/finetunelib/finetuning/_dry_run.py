@@ -6,6 +6,7 @@ taken. The autograd graph of such a run is the same as that of a real one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from finetunelib.models._example_input import (
 )
 
 _META = torch.device("meta")
+
+#: The parameters of a model that runs on two samples in a fraction of a second.
+_SMALL = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def dry_run(model: nn.Module, example_input: ExampleInput | None) -> DryRun:
         InvalidInputError: The model does not run. Its cause is an `OutputKindError` where it did,
             but returned something else than a batch.
     """
-    if _is_recurrent(model) and not _lives_on_meta(model):
+    if (_is_recurrent(model) or _is_small(model)) and not _lives_on_meta(model):
         return _run(model, example_input, on_meta=False)
     try:
         return _run(model, example_input, on_meta=True)
@@ -151,6 +155,13 @@ def _with_data(example_input: ExampleInput, device: torch.device | None) -> Exam
         return filled(example_input)
     positional, _ = arguments(example_input)
     return tuple(filled(value) for value in positional)
+
+
+def _is_small(model: nn.Module) -> bool:
+    """Return whether a run with data is quicker than what torch's first run without data loads."""
+    # That takes seconds, and once in a process; torchvision and transformers do it at import.
+    loaded = "torch._dynamo" in sys.modules
+    return not loaded and sum(p.numel() for p in model.parameters()) < _SMALL
 
 
 def _is_recurrent(model: nn.Module) -> bool:

@@ -32,9 +32,9 @@ def find_head(model: nn.Module, example_input: ExampleInput | None = None) -> He
     Linear or convolution on every path. If that is one layer, if it is used once, and if its
     width is that of the outputs, it is the head. The run is on meta tensors, which have shapes
     and no data, so that it computes nothing and a model on the meta device has a head too. A
-    model that needs data is run on real tensors. One that does not run, and that no
-    `example_input` is given for, is asked for its `get_classifier()`; then its names decide, where
-    no other layer is as wide. `Head.found_by` tells which it was.
+    model that needs data is run on real tensors, and a small one may be. One that does not run,
+    and that no `example_input` is given for, is asked for its `get_classifier()`; then its names
+    decide, where no other layer is as wide. `Head.found_by` tells which it was.
 
     The model is not changed: neither its modes, gradients, buffers, hooks and other attributes
     nor the random state. Hooks of the user's run. What `torch.compile` or `DataParallel` wraps is
@@ -123,8 +123,7 @@ def _head_by_data(model: nn.Module, run: DryRun) -> Head:
     name = hits[0][0]
     own = {key for key, weight in weights.items() if name in weight.layers}
     _check_used_once(hits[0], own, weights, graph.uses(own), model)
-    how = "following the data" if run.on_meta else "following the data, on real tensors"
-    head = describe_head(name, own_modules(model)[name], how)
+    head = describe_head(name, own_modules(model)[name], "following the data")
     if head.out_features not in (graph.shape[1], graph.shape[-1]):
         raise HeadNotFoundError(
             f"The last layer, `{name}`, makes {head.out_features} features, but the outputs have "
