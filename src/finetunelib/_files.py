@@ -137,6 +137,8 @@ def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for name in names:
+            # A writer may have made it for its owner alone; it is a file like any other.
+            (temporary / name).chmod(0o666 & ~_umask())
             flush(temporary / name)
         _flush_folder(temporary)
         _put_in_place(temporary, target, names)

@@ -7,20 +7,26 @@ import errno
 import hashlib
 import json
 import os
+import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import Dataset
 
 from finetunelib import Trainer
-from finetunelib.training import History
+from finetunelib.callbacks import EMA, ModelCheckpoint
+from finetunelib.training import Callback, History
 from finetunelib.training._checkpoint import FILES, MANIFEST, _digest, write_checkpoint
 
-Data = tuple[torch.Tensor, torch.Tensor]
+Data = tuple[Tensor, Tensor]
 
 INPUTS = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 DATA: Data = (INPUTS, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
@@ -97,11 +103,13 @@ def failing_disk(at: int, failure: Callable[[], BaseException]) -> Iterator[list
             nothing is cleaned up.
     """
     calls: list[str] = []
+    one_at_a_time = threading.Lock()
 
     def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            position = len(calls) - 1
+            with one_at_a_time:
+                calls.append(name)
+                position = len(calls) - 1
             error = failure() if position >= at else None
             if error is None or (position > at and not isinstance(error, Crash)):
                 return real(*args, **kwargs)
@@ -144,6 +152,11 @@ def bits(trained: Trainer) -> dict[str, Any]:
     return {
         "weights": _plain(trained.model.state_dict()),
         "optimizer": _plain(trained.optimizer.state_dict()),
+        "callbacks": [
+            _plain(callback.state_dict())
+            for callback in trained._callbacks
+            if not isinstance(callback, ModelCheckpoint)
+        ],
         "state": (trained.state.epoch, trained.state.step, trained.state.batch),
         "history": [
             {k: v for k, v in row.items() if k not in timings} for row in trained.history.rows
@@ -152,10 +165,79 @@ def bits(trained: Trainer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.dtype, value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return value
+
+
+class Noisy(Dataset[tuple[Tensor, Tensor]]):
+    """Points that are moved at each reading, by numbers of torch and of python."""
+
+    def __init__(self, samples: int, noise: float) -> None:
+        self.inputs = torch.randn(samples, 4, generator=torch.Generator().manual_seed(0))
+        self.targets = torch.arange(samples) % 3
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        noise = self.noise * (torch.randn(4) + random.random())
+        return self.inputs[index] + noise, self.targets[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """A training that can be stopped and resumed, set up each time anew.
+
+    Attributes:
+        rich: Whether there are a schedule, an average of the weights, dropout and augmentation.
+    """
+
+    workers: int
+    window: int
+    rich: bool
+    samples: int = 8
+    epochs: int = 2
+
+    def __str__(self) -> str:
+        kind = "rich" if self.rich else "plain"
+        return f"{kind}-{self.workers}-workers-windows-of-{self.window}"
+
+    def train(self, folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+        """Train with a checkpoint after each step and each epoch, and return the Trainer."""
+        torch.manual_seed(0)
+        dropout = nn.Dropout(0.3 if self.rich else 0.0)
+        checkpoints = ModelCheckpoint(folder, every_n_steps=1, every_n_epochs=1)
+        trained = Trainer(
+            nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), dropout, nn.Linear(8, 3)),
+            optimizer=torch.optim.AdamW,
+            lr_scheduler=_one_cycle if self.rich else None,
+            lr_scheduler_interval="step",
+            callbacks=[*((EMA(0.9),) if self.rich else ()), checkpoints, *callbacks],
+            batch_size=2,
+            num_workers=self.workers,
+            gradient_accumulation_steps=self.window,
+            device="cpu",
+            progress=False,
+        )
+        noise = 0.1 if self.rich else 0.0
+        data, val = Noisy(self.samples, noise), Noisy(4, noise)
+        trained.fit(data, val, epochs=self.epochs, **options)
+        return trained
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    return OneCycleLR(optimizer, 0.1, total_steps=200)
+
+
+COMBINATIONS = [
+    Combination(workers, window, rich)
+    for workers in (0, 2)
+    for window in (1, 3)
+    for rich in (False, True)
+]

@@ -1,0 +1,302 @@
+"""Checkpoints written while a training runs: when, how many, and which is the best."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finetunelib import Trainer
+from finetunelib.callbacks import EMA, ModelCheckpoint
+from finetunelib.errors import CheckpointError, InvalidArgumentError, PathNotWritableError
+from finetunelib.training import Callback, TrainContext
+from finetunelib.training._checkpoint import open_checkpoint
+
+INPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+DATA = (INPUTS, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+def trainer(*callbacks: Callback, **options: Any) -> Trainer:
+    """Return a silent Trainer of a layer with known weights; an epoch has three steps."""
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.constant_(model.bias, 0.0)
+    quiet: dict[str, Any] = {"batch_size": 2, "device": "cpu", "progress": False}
+    return Trainer(model, callbacks=callbacks, **(quiet | options))
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of everything in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def named(*places: tuple[int, int]) -> list[str]:
+    """Return what checkpoints of these epochs and steps are called."""
+    return [f"epoch-{epoch:04d}-step-{step:08d}" for epoch, step in places]
+
+
+class Measure(Callback):
+    """Puts values of its own into the history, as the losses of the epochs."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self.values = list(values)
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        context.history.rows[-1]["train_loss"] = self.values[context.state.epoch - 1]
+
+
+def test_a_checkpoint_is_written_after_every_epoch_where_nothing_is_said(tmp_path: Path) -> None:
+    """The newest two stay."""
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=3)
+    assert names(tmp_path) == named((2, 6), (3, 9))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"every_n_steps": 1}, [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6)]),
+        ({"every_n_steps": 2}, [(0, 2), (1, 4), (1, 6)]),
+        ({"every_n_steps": 4}, [(1, 4)]),
+        ({"every_n_steps": 7}, []),
+        ({"every_n_epochs": 1}, [(1, 3), (2, 6)]),
+        ({"every_n_epochs": 2}, [(2, 6)]),
+        ({"every_n_steps": 3, "every_n_epochs": 2}, [(0, 3), (1, 6), (2, 6)]),
+    ],
+)
+def test_checkpoints_are_written_when_they_are_due(
+    tmp_path: Path, options: dict[str, int], expected: list[tuple[int, int]]
+) -> None:
+    """Steps and epochs are counted over the whole training."""
+    trainer(ModelCheckpoint(tmp_path, keep=99, **options)).fit(DATA, epochs=2)
+    assert names(tmp_path) == named(*expected)
+
+
+@pytest.mark.parametrize("keep", [2, 3, 5])
+def test_as_many_stay_as_were_asked_for(tmp_path: Path, keep: int) -> None:
+    """Older ones are deleted whole."""
+    trainer(ModelCheckpoint(tmp_path, every_n_steps=1, keep=keep)).fit(DATA, epochs=2)
+    assert names(tmp_path) == named((0, 2), (0, 3), (1, 4), (1, 5), (1, 6))[-keep:]
+
+
+def test_there_are_never_fewer_whole_ones_than_kept(tmp_path: Path) -> None:
+    """An older one is deleted only when the newer one is on the disk."""
+    counts: list[int] = []
+
+    class Look(Callback):
+        def on_step_end(self, context: TrainContext) -> None:
+            counts.append(sum(1 for path in tmp_path.iterdir() if open_checkpoint(path)))
+
+    trainer(ModelCheckpoint(tmp_path, every_n_steps=1), Look()).fit(DATA, epochs=2)
+    assert counts == [0, 1, 2, 2, 2, 2]
+
+
+def test_a_checkpoint_holds_what_all_callbacks_saw_of_the_step(tmp_path: Path) -> None:
+    """A callback that comes later in the list has seen the step too."""
+    ema = EMA(0.5)
+    trained = trainer(ModelCheckpoint(tmp_path, every_n_steps=3), ema)
+    trained.fit(DATA, epochs=1)
+    state = open_checkpoint(tmp_path / named((0, 3))[0]).state
+    averages = state["callbacks"]["EMA"]["averages"]
+    assert all(averages[n].equal(t) for n, t in ema.state_dict()["averages"].items())
+
+
+# The best one
+
+
+def test_the_best_one_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    """The checkpoint of the epoch with the lowest loss stays, however old."""
+    callback = ModelCheckpoint(tmp_path, monitor="train_loss")
+    trainer(Measure([3.0, 1.0, 2.0, 2.0, 1.5]), callback).fit(DATA, epochs=5)
+    assert callback.best_path == tmp_path / named((2, 6))[0]
+    assert names(tmp_path) == named((2, 6), (4, 12), (5, 15))
+
+
+def test_a_former_best_one_is_deleted(tmp_path: Path) -> None:
+    """When a better one comes, the one before is as old as any other."""
+    callback = ModelCheckpoint(tmp_path, monitor="train_loss")
+    trainer(Measure([2.0, 3.0, 3.0, 3.0, 1.0, 3.0]), callback).fit(DATA, epochs=6)
+    assert callback.best_path == tmp_path / named((5, 15))[0]
+    assert names(tmp_path) == named((5, 15), (6, 18))
+
+
+def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path: Path) -> None:
+    """Neither nan nor minus infinity is taken."""
+    callback = ModelCheckpoint(tmp_path, monitor="train_loss")
+    trainer(Measure([math.nan, 5.0, -math.inf]), callback).fit(DATA, epochs=3)
+    assert callback.best_path == tmp_path / named((2, 6))[0]
+
+
+def test_more_is_better_of_what_is_no_loss(tmp_path: Path) -> None:
+    """Of an accuracy the highest is the best, and it is measured on validation data too."""
+    callback = ModelCheckpoint(tmp_path, monitor="val_accuracy", keep=9)
+    trained = trainer(callback, lr=0.5)
+    history = trained.fit(DATA, DATA, epochs=4)
+    values = history["val_accuracy"]
+    best = values.index(max(values)) + 1
+    assert callback.best_path == tmp_path / named((best, 3 * best))[0]
+
+
+def test_only_epochs_with_a_checkpoint_can_be_the_best(tmp_path: Path) -> None:
+    """An epoch between two checkpoints has none that could be kept."""
+    callback = ModelCheckpoint(tmp_path, monitor="train_loss", every_n_epochs=2)
+    trainer(Measure([1.0, 4.0, 0.5, 3.0]), callback).fit(DATA, epochs=4)
+    assert callback.best_path == tmp_path / named((4, 12))[0]
+
+
+def test_without_a_monitor_there_is_no_best_one(tmp_path: Path) -> None:
+    """Nothing is compared, and nothing has to be kept in a state."""
+    callback = ModelCheckpoint(tmp_path)
+    trainer(callback).fit(DATA, epochs=2)
+    assert callback.best_path is None
+    assert callback.state_dict() == {}
+
+
+def test_the_best_one_is_known_after_a_restart(tmp_path: Path) -> None:
+    """A new process keeps the best of the old one, and compares with it."""
+    first = ModelCheckpoint(tmp_path, monitor="train_loss")
+    trainer(Measure([3.0, 1.0, 2.0]), first).fit(DATA, epochs=3)
+    second = ModelCheckpoint(tmp_path, monitor="train_loss")
+    resumed = trainer(Measure([0.0, 0.0, 0.0, 2.0, 1.5]), second)
+    resumed.fit(DATA, epochs=5, resume_from=tmp_path)
+    assert second.best_path == first.best_path == tmp_path / named((2, 6))[0]
+    assert names(tmp_path) == named((2, 6), (4, 12), (5, 15))
+
+
+def test_the_state_goes_through_save_and_load(tmp_path: Path) -> None:
+    """Another callback of the same kind has the same best one and the same measure of it."""
+    callback = ModelCheckpoint(tmp_path, monitor="train_loss")
+    trainer(Measure([3.0, 1.0]), callback).fit(DATA, epochs=2)
+    other = ModelCheckpoint(tmp_path, monitor="train_loss")
+    other.load_state_dict(callback.state_dict())
+    assert other.best_path == callback.best_path
+    assert other.state_dict() == callback.state_dict()
+
+
+# Starting again
+
+
+def test_a_resumed_training_goes_on_with_the_numbers(tmp_path: Path) -> None:
+    """Epochs and steps of the names are those of the whole training."""
+    trainer(ModelCheckpoint(tmp_path, keep=9)).fit(DATA, epochs=2)
+    trainer(ModelCheckpoint(tmp_path, keep=9)).fit(DATA, epochs=3, resume_from=tmp_path)
+    assert names(tmp_path) == named((1, 3), (2, 6), (3, 9))
+
+
+def test_a_second_fit_goes_on_with_the_numbers(tmp_path: Path) -> None:
+    """Two calls of one Trainer are one training."""
+    trained = trainer(ModelCheckpoint(tmp_path, keep=9))
+    trained.fit(DATA, epochs=1)
+    trained.fit(DATA, epochs=1)
+    assert names(tmp_path) == named((1, 3), (2, 6))
+
+
+def test_a_new_training_in_the_same_folder_takes_it_over(tmp_path: Path) -> None:
+    """Started anew, its checkpoints are the newest ones, whatever they are called."""
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=5)
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    assert names(tmp_path) == named((1, 3), (5, 15))
+    again = trainer(ModelCheckpoint(tmp_path))
+    assert len(again.fit(DATA, epochs=2, resume_from=tmp_path)) == 2
+    assert names(tmp_path) == named((1, 3), (2, 6))
+
+
+def test_what_a_killed_process_left_is_swept_at_the_start(tmp_path: Path) -> None:
+    """Unfinished folders are deleted before the first step."""
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    whole = tmp_path / named((1, 3))[0]
+    shutil.copytree(whole, tmp_path / ".epoch-0002-step-00000006-0a1b2c3d.unfinished")
+    trainer(ModelCheckpoint(tmp_path, every_n_epochs=9)).fit(DATA, epochs=1)
+    assert names(tmp_path) == named((1, 3))
+
+
+def test_a_folder_that_is_missing_is_made(tmp_path: Path) -> None:
+    """Its parents too, but only with the first checkpoint."""
+    folder = tmp_path / "runs" / "one"
+    callback = ModelCheckpoint(folder)
+    assert not folder.exists()
+    trainer(callback).fit(DATA, epochs=1)
+    assert names(folder) == named((1, 3))
+
+
+# What else is in the folder
+
+
+def test_what_the_user_keeps_in_the_folder_stays(tmp_path: Path) -> None:
+    """Other files, exported weights and checkpoints of other names are neither counted nor lost."""
+    first = trainer(ModelCheckpoint(tmp_path))
+    first.fit(DATA, epochs=1)
+    first.save_checkpoint(tmp_path / "mine")
+    (tmp_path / "exported").mkdir()
+    for folder in (tmp_path, tmp_path / "exported"):
+        shutil.copy(tmp_path / "mine" / "model.safetensors", folder)
+        shutil.copy(tmp_path / "mine" / "history.json", folder)
+    before = {path: path.read_bytes() for path in tmp_path.glob("[!e]*/*")}
+    before |= {path: path.read_bytes() for path in tmp_path.glob("exported/*")}
+    before |= {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    resumed = trainer(ModelCheckpoint(tmp_path))
+    resumed.fit(DATA, epochs=5, resume_from=tmp_path / named((1, 3))[0])
+    assert {path: path.read_bytes() for path in before} == before
+    assert [name for name in names(tmp_path) if name.startswith("epoch")] == named((4, 12), (5, 15))
+
+
+def test_two_of_them_in_two_folders_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Each one keeps its own number of its own checkpoints."""
+    steps = ModelCheckpoint(tmp_path / "steps", every_n_steps=2)
+    epochs = ModelCheckpoint(tmp_path / "epochs", keep=3)
+    trainer(steps, epochs).fit(DATA, epochs=4)
+    assert names(tmp_path / "steps") == named((3, 10), (3, 12))
+    assert names(tmp_path / "epochs") == named((2, 6), (3, 9), (4, 12))
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 1}, "`keep` must be at least 2, but is 1"),
+        ({"keep": 0}, "`keep` must be at least 2, but is 0"),
+        ({"every_n_steps": 0}, "`every_n_steps` must be at least 1, but is 0"),
+        ({"every_n_epochs": -1}, "`every_n_epochs` must be at least 1, but is -1"),
+        ({"monitor": "val_loss", "every_n_steps": 1}, "`monitor` is 'val_loss'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    """The argument and its value are in the message, and nothing is made on the disk."""
+    with pytest.raises(InvalidArgumentError, match=message):
+        ModelCheckpoint(tmp_path / "run", **options)
+    assert names(tmp_path) == []
+
+
+def test_a_monitor_that_is_not_measured_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    """What the training measures instead is listed."""
+    trained = trainer(ModelCheckpoint(tmp_path, monitor="val_loss"))
+    with pytest.raises(Exception, match="val_loss.*train_loss"):
+        trained.fit(DATA, epochs=1)
+    assert trained.state.step == 0
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    """Not after an hour of training."""
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(PathNotWritableError, match="is a file"):
+        ModelCheckpoint(tmp_path / "file" / "run")
+
+
+def test_steps_cannot_be_kept_of_what_cannot_go_on_inside_an_epoch(tmp_path: Path) -> None:
+    """Data that cannot be read again allows checkpoints of epochs alone, which is said at once."""
+    batches = iter([DATA])
+    trained = trainer(ModelCheckpoint(tmp_path, every_n_steps=1))
+    with pytest.raises(Exception, match="iterator") as caught:
+        trained.fit(batches, epochs=1)
+    assert isinstance(caught.value.__cause__ or caught.value, CheckpointError)
+    assert trained.state.step == 0
+    assert names(tmp_path) == []

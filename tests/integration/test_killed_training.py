@@ -1,0 +1,140 @@
+"""A training that is killed at any instant, and started again, ends with the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import random
+import select
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetunelib.training import Callback, TrainContext
+from finetunelib.training._checkpoint import newest_checkpoint
+from training.checkpoint_files import COMBINATIONS, Combination, bits
+
+KILLS = 5
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork"),
+    # Its threads are idle ones of torch and of other tests.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: a forked process must not wait for threads that it has not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Reporter(Callback):
+    """Says through a pipe that the work begins, and counts its steps."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self.steps = 0
+
+    def on_fit_start(self, context: TrainContext) -> None:
+        os.write(self.pipe, b"begun")
+
+    def on_step_end(self, context: TrainContext) -> None:
+        self.steps += 1
+
+
+def work(combination: Combination, folder: Path, pipe: int) -> None:
+    """Train in this process, and write down the end."""
+    reporter = Reporter(pipe)
+    trained = combination.train(folder / "run", reporter, resume_from=folder / "run")
+    result = pickle.dumps((bits(trained), reporter.steps))
+    (folder / "result.tmp").write_bytes(result)
+    (folder / "result.tmp").rename(folder / "result")
+    os.write(pipe, b"done")
+
+
+def train_and_kill(combination: Combination, folder: Path, delay: float) -> bool:
+    """Train in a forked process, which is killed some seconds after its work has begun.
+
+    Returns:
+        Whether it was killed before it was done.
+    """
+    folder.mkdir(exist_ok=True)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setpgid(0, 0)  # Its workers are killed with it.
+            os.close(reading)
+            work(combination, folder, writing)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    try:
+        os.read(reading, 5)
+        select.select([reading], [], [], delay)
+        done = (folder / "result").exists()
+        if not done:
+            os.killpg(child, signal.SIGKILL)
+    finally:
+        _, status = os.waitpid(child, 0)
+        os.close(reading)
+    ended_by_itself = os.WIFEXITED(status)
+    assert not ended_by_itself or os.WEXITSTATUS(status) == 0
+    return not ended_by_itself
+
+
+def result_of(folder: Path) -> tuple[dict[str, Any], int]:
+    """Return the end of a training, and the steps of its last process."""
+    result: tuple[dict[str, Any], int] = pickle.loads((folder / "result").read_bytes())
+    return result
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+def test_a_killed_training_ends_with_the_same_bits(
+    tmp_path: Path, combination: Combination
+) -> None:
+    """Killed five times and started again with the same command, nothing differs.
+
+    Weights, optimizer, averages and history are those of a run that nobody killed, and a process
+    that found a checkpoint does only the steps that were left.
+    """
+    # Here, so that the kills fall into the work and not into a forked process's imports.
+    combination.train(tmp_path / "warm")
+    combination = dataclasses.replace(combination, samples=12)
+    begun = time.perf_counter()
+    assert not train_and_kill(combination, tmp_path / "whole", 600.0)
+    seconds = time.perf_counter() - begun
+    expected, all_steps = result_of(tmp_path / "whole")
+    assert all_steps == expected["state"][1]
+
+    random_delays = random.Random(str(combination))
+    kills = round_number = 0
+    while kills < KILLS:
+        folder = tmp_path / str(round_number)
+        round_number += 1
+        while kills < KILLS and train_and_kill(
+            combination, folder, random_delays.uniform(0.0, 0.5 * seconds)
+        ):
+            kills += 1
+        if not (folder / "result").exists():
+            found = newest_checkpoint(folder / "run")
+            done = 0 if found is None else found.manifest["step"]
+            assert not train_and_kill(combination, folder, 600.0)
+            assert result_of(folder)[1] == all_steps - done
+        assert result_of(folder)[0] == expected
