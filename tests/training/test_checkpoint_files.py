@@ -118,7 +118,7 @@ class Table(dict[str, int]):
 
 @pytest.mark.parametrize(
     "value",
-    [object(), np.int64(1), np.zeros(2), Color.RED, Point(1, 2), Table(a=1), defaultdict(int), {1}],
+    [object(), np.zeros(2), Color.RED, Point(1, 2), Table(a=1), defaultdict(int), {1}],
     ids=lambda value: type(value).__name__,
 )
 def test_an_object_that_could_not_be_read_back_is_refused(tmp_path: Path, value: object) -> None:
@@ -328,8 +328,8 @@ def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, name: str
 
 def test_a_crash_in_a_deletion_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     """A checkpoint that was to be deleted is there whole, or not at all."""
-    path = write(tmp_path / "count" / "one")
-    for position in range(len(calls_of(lambda: remove_checkpoint(path)))):
+    counted = write(tmp_path / "count" / "one")
+    for position in range(len(calls_of(lambda: remove_checkpoint(counted)))):
         run = tmp_path / str(position)
         old, new = write(run / "one"), write(run / "two", step=2)
         with pytest.raises(Crash), failing_disk(position, Crash):
@@ -414,7 +414,7 @@ def test_a_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> No
 def refuse(folder: Path) -> Callable[[Any, int], bool]:
     """Return an `os.access` that says of one folder that it is read-only."""
 
-    def may(path: Any, mode: int) -> bool:  # noqa: ARG001 - the form of os.access
+    def may(path: Any, mode: int) -> bool:
         return Path(path) != folder
 
     return may
@@ -440,7 +440,7 @@ def test_a_folder_that_becomes_read_only_ends_the_training(
     """The error comes out of the fit, and the checkpoint before stays."""
 
     class Lock(Callback):
-        def on_checkpoint(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
+        def on_checkpoint(self, context: TrainContext) -> None:
             monkeypatch.setattr(os, "access", refuse(tmp_path))
 
     with pytest.raises(CallbackError, match="read-only"):
@@ -504,7 +504,7 @@ def test_a_training_that_crashes_at_any_call_resumes_bit_for_bit(
     calls = calls_of(lambda: whole.append(combination.train(tmp_path / "whole")))
     expected = bits(whole[0])
     # Four combinations share the places; with workers, which take a while to start, all share.
-    for position in range(first, len(calls), 16 if combination.workers else 4):
+    for position in range(first, len(calls), 40 if combination.workers else 4):
         run = tmp_path / str(position)
         with pytest.raises(Crash), failing_disk(position, Crash):
             combination.train(run)

@@ -275,9 +275,7 @@ MANIFESTS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_manifest_of_another_kind_is_refused(
-    checkpoint: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_manifest_of_another_kind_is_refused(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     """JSON of any other form is damage, and not an error of another kind."""
     (checkpoint / MANIFEST).write_text(MANIFESTS[kind])
     with bounded_memory():

@@ -54,9 +54,9 @@ def refused(path: Path, other: Trainer, *, data: Data = DATA) -> str:
 def test_another_shape_is_named_on_both_sides(tmp_path: Path) -> None:
     """A head of another size: the key and both of its shapes are in the message."""
     message = refused(saved(tmp_path), trainer(model=model(5)))
-    assert "`weight`" in message
-    assert "(3, 4)" in message
-    assert "(5, 4)" in message
+    assert "weight" in message
+    assert "[3, 4]" in message
+    assert "[5, 4]" in message
 
 
 def test_other_keys_are_named_on_both_sides(tmp_path: Path) -> None:
@@ -81,9 +81,7 @@ def test_other_parameter_groups_are_named_on_both_sides(tmp_path: Path) -> None:
         groups = [{"params": [p]} for group in parameters for p in group["params"]]
         return torch.optim.SGD(groups, lr=lr)
 
-    message = refused(
-        saved(tmp_path, optimizer=torch.optim.SGD), trainer(optimizer=two_groups)
-    )
+    message = refused(saved(tmp_path, optimizer=torch.optim.SGD), trainer(optimizer=two_groups))
     assert "[2]" in message
     assert "[1, 1]" in message
 

@@ -229,7 +229,7 @@ def test_a_training_can_be_stopped_twice_in_an_epoch(tmp_path: Path) -> None:
 
 
 def test_a_finished_training_returns_its_history_at_once(tmp_path: Path) -> None:
-    """Where the limits are totals that are reached, nothing is trained and no hook is called."""
+    """Where the limits are totals that are reached, nothing is trained."""
     case = CASES["tensors"]
     first = case.trainer()
     case.fit(first)
@@ -237,7 +237,7 @@ def test_a_finished_training_returns_its_history_at_once(tmp_path: Path) -> None
     calls: list[str] = []
 
     class Noted(Callback):
-        def on_fit_start(self, context: TrainContext) -> None:
+        def on_epoch_start(self, context: TrainContext) -> None:
             calls.append("start")
 
     resumed = case.trainer(Noted())

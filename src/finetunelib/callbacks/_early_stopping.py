@@ -62,6 +62,7 @@ class EarlyStopping(Callback):
         self._best_weights: dict[str, Tensor] = {}
         self._waited = 0
         self._model: nn.Module | None = None
+        self._running = False
         self.best_epoch: int = 0
 
     @property
@@ -72,6 +73,7 @@ class EarlyStopping(Callback):
     def on_fit_start(self, context: TrainContext) -> None:
         """Check that the measurement will be made, and begin to wait anew."""
         self._improvement.check_measured(context.measures)
+        self._running = True
         model, self._model = self._model, context.model
         if context.resumed:
             self._stop_if_due(context)
@@ -122,7 +124,8 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, context: TrainContext) -> None:
         """Give the model its best weights back."""
-        if self._best_weights:
+        running, self._running = self._running, False
+        if running and self._best_weights:
             state = context.model.state_dict()
             with torch.no_grad():
                 for name, value in self._best_weights.items():

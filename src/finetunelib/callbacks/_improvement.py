@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from finetunelib.errors import InvalidArgumentError
+from finetunelib.errors import CheckpointError, InvalidArgumentError
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -35,12 +35,21 @@ class Improvement:
         self._smaller = monitor.endswith("loss") if mode is None else mode == "min"
         self._min_delta = min_delta
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the best value."""
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, and what it is a value of."""
+        return {"monitor": self.monitor, "best": self.best}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from the best value that `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the best value that `state_dict` returned.
+
+        Raises:
+            CheckpointError: It is a value of something else.
+        """
+        if state["monitor"] != self.monitor:
+            raise CheckpointError(
+                f"The checkpoint knows the best {state['monitor']}, but `monitor` is "
+                f"{self.monitor!r}, whose values cannot be compared with it. Pass the same."
+            )
         self.best = state["best"]
 
     def check_measured(self, measures: Sequence[str]) -> None:

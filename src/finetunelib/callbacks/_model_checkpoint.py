@@ -22,7 +22,8 @@ class ModelCheckpoint(Callback):
     """Writes checkpoints into a folder, from which `fit(resume_from=folder)` goes on.
 
     A checkpoint is written whole or not at all, and the older ones are deleted only when it is on
-    the disk; of what else is in the folder nothing is touched. A training that is killed at any instant finds at least one of them whole.
+    the disk. What else is in the folder is not touched. A training that is killed at any instant
+    finds at least one of them whole.
 
     Args:
         folder: The folder of this training's checkpoints; made where it is missing.
@@ -94,8 +95,7 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Check that checkpoints can be exact, and clean up after a process that was killed."""
-        if self._every_n_steps is not None:
-            context.check_resumable()
+        context.check_resumable(inside_epoch=self._every_n_steps is not None)
         if self._improvement is not None:
             self._improvement.check_measured(context.measures)
         sweep(self.folder)
@@ -119,7 +119,7 @@ class ModelCheckpoint(Callback):
     def on_interrupt(self, context: TrainContext) -> None:
         """Ask for a last checkpoint, where this moment has none yet and can be gone on from."""
         path = self._next(context)
-        exact = context.state.batch == 0 or context.inexact is None
+        exact = context.inexact(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
             context.request_checkpoint(path)
 
@@ -136,7 +136,7 @@ class ModelCheckpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return which checkpoint is the best, by its name in the folder."""
         if self._improvement is None:
-            return {}
+            return {"improvement": None, "best": None}
         best = None if self.best_path is None else self.best_path.name
         return {"improvement": self._improvement.state_dict(), "best": best}
 
@@ -147,7 +147,7 @@ class ModelCheckpoint(Callback):
             CheckpointError: The best one's name is not of this class's making: a file must not
                 lead out of the folder.
         """
-        if self._improvement is None:
+        if self._improvement is None or state["improvement"] is None:
             return
         name = state["best"]
         if name is not None and not _NAME.fullmatch(str(name)):

@@ -34,9 +34,12 @@ class Batches(Protocol):
         """Whether the data can be read more than once."""
         ...
 
-    @property
-    def inexact(self) -> str | None:
-        """Why an epoch cannot be gone on with from its middle exactly, where that is so."""
+    def inexact(self, *, inside_epoch: bool) -> str | None:
+        """Return why a training cannot be gone on with exactly, where that is so.
+
+        Args:
+            inside_epoch: Whether from the middle of an epoch, or else from its end.
+        """
         ...
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +23,6 @@ class DatasetBatches:
     """
 
     replayable = True
-    inexact = None
 
     def __init__(
         self,
@@ -68,6 +69,10 @@ class DatasetBatches:
         """Return None: reading every sample for its target would be a pass over the data."""
         return None
 
+    def inexact(self, *, inside_epoch: bool = True) -> str | None:  # noqa: ARG002
+        """Return None: any batch of any epoch can be read again."""
+        return None
+
     def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: the seed and the epoch's number decide everything."""
         return {}
@@ -95,7 +100,7 @@ class ReadyBatches:
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = batches
         self._begun: list[Tensor] = []
-        self._continues = False
+        self._after: list[Tensor] | None = None
         # What returns the same iterator twice yields nothing the second time. A DataLoader is not
         # asked, since an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
@@ -109,17 +114,18 @@ class ReadyBatches:
         except TypeError:
             return None
 
-    @property
-    def inexact(self) -> str | None:
-        """Why an epoch cannot be gone on with from its middle exactly, where that is so."""
-        if not self.replayable:
+    def inexact(self, *, inside_epoch: bool = True) -> str | None:
+        """Return why a training cannot be gone on with exactly, where that is so."""
+        if not self.replayable and inside_epoch:
             return (
                 "The training data is an iterator, which cannot be read again up to where the "
                 "training stopped. Pass a list, a Dataset or a DataLoader."
             )
-        if _is_stateful(self._batches):
-            return None
-        if isinstance(self._batches, DataLoader) and self._batches.persistent_workers:
+        if (
+            isinstance(self._batches, DataLoader)
+            and self._batches.persistent_workers
+            and not _is_stateful(self._batches)
+        ):
             return (
                 "The training data is a DataLoader with `persistent_workers=True`, whose workers "
                 "carry random states from epoch to epoch that a new process cannot have. Pass "
@@ -127,13 +133,22 @@ class ReadyBatches:
             )
         return None
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:  # noqa: ARG002
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches as the source orders them, without the first `skip`."""
+        for sampler in self._samplers():
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(number)
         self._begun = self._generator_states()
-        if self._continues:
-            self._continues = False
-            return iter(self._batches)
-        return _without(skip, iter(self._batches))
+        if self._after is None:
+            return _without(skip, iter(self._batches))
+        after, self._after = self._after, None
+        return self._continued(iter(self._batches), after)
+
+    def _continued(self, batches: Iterator[Batch], after: list[Tensor]) -> Iterator[Batch]:
+        """Yield the batches of a source that knows its place, its generators moved to theirs."""
+        rest = list(islice(batches, 1))
+        self._set_generators(after)  # To begin reading has drawn from them once more.
+        yield from chain(rest, batches)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches as the source orders them."""
@@ -144,34 +159,54 @@ class ReadyBatches:
         return None
 
     def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:
-        """Return the random states that a DataLoader was given, and a stateful one's own state.
+        """Return the random states that a DataLoader was given, and a source's own state.
 
-        Inside an epoch they are those of its beginning, since it is read again up to where it was.
+        A source without a state of its own is read again from the epoch's beginning, so that its
+        generators are those of then. torchdata's loader begins an epoch without its state.
         """
-        if not inside_epoch:
-            return {"generators": self._generator_states()}
-        state: dict[str, Any] = {"generators": self._begun}
-        if _is_stateful(self._batches):
-            state["loader"] = self._batches.state_dict()
+        own = _is_stateful(self._batches) and (
+            inside_epoch or not isinstance(self._batches, DataLoader)
+        )
+        at_beginning = inside_epoch and not own
+        states = self._begun if at_beginning else self._generator_states()
+        state: dict[str, Any] = {"generators": states}
+        if own and _is_stateful(self._batches):
+            state["source"] = self._batches.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned, for the next epoch that is read."""
-        for generator, values in zip(self._generators(), state["generators"], strict=True):
+        states = state.get("generators", [])
+        if len(states) != len(self._generators()):
+            warnings.warn(
+                f"The checkpoint holds {len(states)} random generators of the data, which has "
+                f"{len(self._generators())} here, so that its order begins anew.",
+                stacklevel=2,
+            )
+            return
+        self._set_generators(states)
+        if "source" in state and _is_stateful(self._batches):
+            self._batches.load_state_dict(state["source"])
+            self._after = states
+
+    def _set_generators(self, states: list[Tensor]) -> None:
+        for generator, values in zip(self._generators(), states, strict=True):
             generator.set_state(values)
-        if "loader" in state and _is_stateful(self._batches):
-            self._batches.load_state_dict(state["loader"])
-            self._continues = True
 
     def _generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self._generators()]
 
     def _generators(self) -> list[torch.Generator]:
-        if not isinstance(self._batches, DataLoader):
-            return []
-        samplers = (self._batches.sampler, getattr(self._batches.batch_sampler, "sampler", None))
-        found = (getattr(owner, "generator", None) for owner in (self._batches, *samplers))
+        owners = (self._batches, *self._samplers()) if self._samplers() else ()
+        found = (getattr(owner, "generator", None) for owner in owners)
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+    def _samplers(self) -> tuple[object, ...]:
+        """Return what decides the order of a DataLoader."""
+        if not isinstance(self._batches, DataLoader):
+            return ()
+        batch_sampler = self._batches.batch_sampler
+        return (self._batches.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
 
 
 def batch_stream(

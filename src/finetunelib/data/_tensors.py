@@ -57,7 +57,6 @@ class TensorBatches:
     """
 
     replayable = True
-    inexact = None
 
     def __init__(
         self,
@@ -112,6 +111,10 @@ class TensorBatches:
     def all_targets(self) -> Tensor | None:
         """Return the second tensor, the targets of every sample, or None if there is none."""
         return self.tensors[1] if len(self.tensors) > 1 else None
+
+    def inexact(self, *, inside_epoch: bool = True) -> str | None:  # noqa: ARG002
+        """Return None: any batch of any epoch can be read again."""
+        return None
 
     def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: `seed` and the epoch's number decide everything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -72,13 +73,13 @@ class Witness:
             self._first = {name: seen for name, seen in self._first.items() if name in same}
         self._last = now
 
-    def state_dict(self) -> dict[str, dict[str, str]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what was frozen at the first beginning, and what the last look saw."""
-        return {"first": self._first or {}, "last": self._last}
+        return {"first": self._first, "last": self._last}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, str]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned; the next look is a training's beginning."""
-        self._first, self._last = dict(state["first"]), dict(state["last"])
+        self._first, self._last = state["first"], state["last"]
 
     def look_after(self, model: nn.Module) -> Certificate | None:
         """Return what stayed since the first beginning, `None` where nothing stayed frozen.

@@ -158,14 +158,23 @@ def load_weights(
     """
     if not 0.0 <= minimum_match <= 1.0:
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], but is {minimum_match}.")
+    report = read_weights(model, file, minimum_match=minimum_match, rename=rename or {})
+    remember_loaded(unwrapped(model), report.digests)
+    return report
+
+
+def read_weights(
+    model: nn.Module, file: StrPath | Enum, *, minimum_match: float, rename: Mapping[str, str]
+) -> LoadReport:
+    """Load a weights file as `load_weights` does, but note nothing of it on the model."""
     model = unwrapped(model)
     state = tensors_of(model)
     check_takes_values(model, state)
     has_meta = any(tensor.is_meta for tensor in state.values())
     weights = open_weights(file, mapped=not has_meta)
     tied = tied_names(state)
-    match = _match(model, state, weights, rename or {}, tied)
-    report, sources = _compare(state, weights, match, rename or {}, tied)
+    match = _match(model, state, weights, rename, tied)
+    report, sources = _compare(state, weights, match, rename, tied)
     if report.match < minimum_match or (minimum_match == 1.0 and report.unexpected):
         raise WeightsMismatchError(_refusal(report))
     for name in report.counters:
@@ -174,9 +183,7 @@ def load_weights(
     check_leaves_no_meta(model, state, sources)
     firsts = [(group[0], sources[group[0]]) for group in tied if group[0] in sources]
     written = write_values(model, state, firsts)
-    report = replace(report, digests=_digests(written, tied, set(report.loaded)))
-    remember_loaded(model, report.digests)
-    return report
+    return replace(report, digests=_digests(written, tied, set(report.loaded)))
 
 
 def _refusal(report: LoadReport) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,7 +129,7 @@ def write_checkpoint(
         CheckpointError: The state holds an object that could not be read back safely.
         PathNotWritableError: Nothing can be written there; what was there before is unchanged.
     """
-    plain = _plain(state)
+    content = plain(state)
     target = Path(path)
     if any((target / name).exists() for name in FILES) and not _is_one(target):
         raise PathNotWritableError(
@@ -138,7 +139,7 @@ def write_checkpoint(
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with whole_folder(target, names=FILES) as folder:
         write_weights(model, folder / WEIGHTS)
-        _save(plain, folder / STATE)
+        _save(content, folder / STATE)
         (folder / HISTORY).write_bytes(as_json(history))
         manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -190,11 +191,17 @@ def newest_checkpoint(path: StrPath) -> Checkpoint | None:
         raise CheckpointError(
             f"`{folder}` is a file, and a checkpoint is a folder. Pass `{folder.parent}`."
         )
-    if _is_one(folder):
-        return open_checkpoint(folder)
-    failures: list[str] = []
     # One that does not say its age may be the newest.
     candidates = _folders(folder)
+    failures: list[str] = []
+    if _is_one(folder):
+        try:
+            return open_checkpoint(folder)
+        except CheckpointError as error:
+            # A foreign file of such a name must not hide the checkpoints below it.
+            if not candidates:
+                raise
+            failures.append(str(error))
     for candidate in sorted(candidates, key=lambda c: _created(c) or math.inf, reverse=True):
         try:
             checkpoint = open_checkpoint(candidate)
@@ -238,7 +245,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _plain(value: Any, where: str = "state") -> Any:
+def plain(value: Any, where: str = "state") -> Any:
     """Return a state as it can be read back without running code.
 
     Raises:
@@ -248,12 +255,12 @@ def _plain(value: Any, where: str = "state") -> Any:
     if kind in _PLAIN or isinstance(value, Tensor):
         return value
     if kind in _MAPPINGS or isinstance(value, MappingProxyType):
-        content = {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+        content = {plain(k, where): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
         return kind(content) if kind in _MAPPINGS else content
     if kind in _SEQUENCES:
-        return kind(_plain(part, f"{where}[{position}]") for position, part in enumerate(value))
-    if isinstance(value, float):  # A number of numpy, such as a learning rate from `linspace`.
-        return float(value)
+        return kind(plain(part, f"{where}[{position}]") for position, part in enumerate(value))
+    if isinstance(value, np.generic):  # Such as a learning rate from `linspace`.
+        return plain(value.item(), where)
     raise CheckpointError(
         f"{where} is of type {kind.__name__}, which a checkpoint does not hold, since reading it "
         "back could run code. Keep numbers, strings, tensors, lists and dicts in `state_dict`."

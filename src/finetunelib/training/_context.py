@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,9 @@ class TrainContext:
         state: How far the training is.
         history: The measurements of the epochs so far.
         measures: The names of what an epoch's row will hold, known from the start.
-        inexact: Why the training could not go on exactly from the middle of an epoch, if so.
+        inexact: Tells why the training could not go on exactly from a checkpoint, if so: from
+            the middle of an epoch (`True`), or from its end.
+        requested_checkpoints: The folders that are still to be written.
         stop_reason: Why a stop was requested, or `None`.
         resumed: Whether this `fit` goes on from a checkpoint.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
@@ -51,11 +54,11 @@ class TrainContext:
     state: TrainState
     history: History
     measures: tuple[str, ...]
-    inexact: str | None = None
+    inexact: Callable[[bool], str | None] = lambda _: None
     resumed: bool = False
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
-    requested_checkpoint: Path | None = field(default=None, init=False)
+    requested_checkpoints: list[Path] = field(default_factory=list, init=False)
 
     def request_stop(self, reason: str) -> None:
         """Ask the loop to end after the step in progress; the epoch's row is still written.
@@ -69,8 +72,7 @@ class TrainContext:
         """Ask the loop to write a checkpoint after the step or epoch in progress.
 
         It is written when every callback has seen the step, or the epoch, so that it holds
-        their states too; then `on_checkpoint` is called. A second request before that takes the
-        place of the first.
+        their states too; then `on_checkpoint` is called.
 
         Args:
             path: The folder to write. A former checkpoint there is replaced.
@@ -79,13 +81,19 @@ class TrainContext:
             PathNotWritableError: Nothing can be written there.
         """
         check_writable(Path(path) / "manifest.json")
-        self.requested_checkpoint = Path(path)
+        if Path(path) not in self.requested_checkpoints:
+            self.requested_checkpoints.append(Path(path))
 
-    def check_resumable(self) -> None:
-        """Raise when this training could not go on exactly from the middle of an epoch.
+    def check_resumable(self, *, inside_epoch: bool = True) -> None:
+        """Raise when this training could not go on exactly from a checkpoint.
+
+        Args:
+            inside_epoch: Whether from one in the middle of an epoch, or at its end.
 
         Raises:
-            CheckpointError: A metric has no `state_dict`, or the data cannot be read again.
+            CheckpointError: A metric has no `state_dict`, the data cannot be read again, or a
+                state holds an object that could not be read back safely.
         """
-        if self.inexact is not None:
-            raise CheckpointError(self.inexact)
+        reason = self.inexact(inside_epoch)
+        if reason is not None:
+            raise CheckpointError(reason)

@@ -30,7 +30,7 @@ from finetunelib._preserve import (
 from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
-from finetunelib.errors import CallbackError, CheckpointError, TrainingInterrupted
+from finetunelib.errors import CallbackError, TrainingInterrupted
 from finetunelib.finetuning._certificate import Witness
 from finetunelib.training._callback import Callbacks
 from finetunelib.training._checks import check_batch, first_of
@@ -38,6 +38,7 @@ from finetunelib.training._context import TrainContext
 from finetunelib.training._device import length_of, to_device
 from finetunelib.training._evaluation import Evaluation, Measurement
 from finetunelib.training._interruption import Signals
+from finetunelib.training._resume import check_same_reading
 from finetunelib.training._session import certified, gradients_dropped, session
 from finetunelib.training._step import Step
 
@@ -51,6 +52,8 @@ class Loop:
     """One training: the parts that do the work, and what they report to.
 
     Attributes:
+        begun: Is called when the training has begun, and nothing of `inside` is needed again.
+        reading: What decides which samples a batch inside an epoch holds, and what is measured.
         save: Writes a checkpoint into a folder, with the state of the epoch in progress.
         inside: The state of an epoch in progress to go on from, where there is one.
         window_size: The micro-batches of one step.
@@ -68,6 +71,8 @@ class Loop:
     witness: Witness
     callbacks: Callbacks
     progress: Progress
+    begun: Callable[[], None]
+    reading: Mapping[str, Any]
     save: Callable[[Path, Mapping[str, Any]], Path]
     inside: Mapping[str, Any] | None
     seed: int
@@ -86,16 +91,19 @@ class Loop:
         ):
             self._check_validation_data()
             started = time.perf_counter()
-            batches: Iterator[Batch] | None = self._begin_fit()
+            batches = self._begin_fit()
             with self._ended_by(self.callbacks.on_fit_end), gradients_dropped(context.model):
                 with random_state_preserved():
                     self.callbacks.on_fit_start(context)
+                self.begun()
                 try:
                     while self._goes_on():
                         self._run_epoch(batches, started)
                         batches, started = None, time.perf_counter()
                 finally:
                     context.state.batch = 0
+            self._write_checkpoints()
+            self._end_if_interrupted(running=False)
 
     @contextlib.contextmanager
     def _ended_by(self, hook: Callable[[TrainContext], None]) -> Iterator[None]:
@@ -108,17 +116,21 @@ class Loop:
             raise
         hook(self.context)
 
-    def _begin_fit(self) -> Iterator[Batch]:
+    def _begin_fit(self) -> Iterator[Batch] | None:
         """Return the batches to begin with: a new epoch's, or what is left of one in progress."""
         state, inside = self.context.state, self.inside
         if inside is None:
             state.batch = 0
         elif inside:
-            self._check_same_batches(inside["reading"])
-            self.train.load_state_dict(inside["train"])
+            if state.batch:
+                check_same_reading(inside["reading"], self.reading)
+            # In this order: where both have one generator, it is the training's.
             if self.val is not None:
                 self.val.load_state_dict(inside["val"])
-        if inside is None or state.batch == 0:
+            self.train.load_state_dict(inside["train"])
+        if not self._goes_on():
+            return None
+        if not inside or state.batch == 0:
             batches = self._begin_epoch()
             first = next(batches)
             self._check(first, self.train, "train")
@@ -128,26 +140,6 @@ class Loop:
         # Not before: what was used before the checkpoint is read again, which may draw numbers.
         set_random_states(inside["random"])
         return rest
-
-    def _check_same_batches(self, reading: Mapping[str, Any]) -> None:
-        """Raise when an epoch in progress would go on with other batches."""
-        here = self._reading
-        if self.context.state.batch and here != reading:
-            raise CheckpointError(
-                f"The checkpoint was written inside an epoch of {_described(reading)}, but the "
-                f"training data is {_described(here)}. Pass the same data in the same batches, or "
-                "resume from the end of an epoch."
-            )
-
-    @property
-    def _reading(self) -> dict[str, Any]:
-        train = self.train
-        return {
-            "samples": train.samples,
-            "batch_size": train.batch_size,
-            "batches": train.steps,
-            "gradient_accumulation_steps": self.window_size,
-        }
 
     def _begin_epoch(self) -> Iterator[Batch]:
         """Return an epoch's batches, of which there is at least one."""
@@ -169,7 +161,10 @@ class Loop:
     def _run_epoch(self, batches: Iterator[Batch] | None, started: float) -> None:
         context, state = self.context, self.context.state
         if state.batch == 0:
-            self.callbacks.on_epoch_start(context)
+            # With numbers of its own: in a fit's first epoch, the data has begun to draw already.
+            with random_state_preserved():
+                reseed(derive_seed(self.seed, state.epoch, 1))
+                self.callbacks.on_epoch_start(context)
         batches = self._begin_epoch() if batches is None else batches
         self.progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
         try:
@@ -188,7 +183,7 @@ class Loop:
         self.step.schedule.after_epoch(row)
         try:
             self.callbacks.on_epoch_end(context)
-            self._write_checkpoint()
+            self._write_checkpoints()
         finally:
             self.progress.finish(self._line(row))
         self._end_if_interrupted()
@@ -205,7 +200,7 @@ class Loop:
             samples += sum(map(length_of, window))
             self.progress.advance()
             self.callbacks.on_step_end(context)
-            self._write_checkpoint()
+            self._write_checkpoints()
             self._end_if_interrupted()
             if state.step >= self.last_step or context.stop_reason is not None:
                 break
@@ -222,23 +217,30 @@ class Loop:
             if self.signals.received is None:
                 raise
 
-    def _write_checkpoint(self) -> None:
-        """Carry out the request for a checkpoint, where there is one."""
+    def place(self) -> dict[str, Any]:
+        """Return what of this training is in no part's own state: where it is in its data."""
+        inside_epoch = self.context.state.batch > 0
+        return {
+            "random": random_states(),
+            "reading": self.reading,
+            "measured": self.measured.state_dict() if inside_epoch else {},
+            "train": self.train.state_dict(inside_epoch=inside_epoch),
+            "val": {} if self.val is None else self.val.state_dict(inside_epoch=False),
+        }
+
+    def _write_checkpoints(self) -> None:
+        """Carry out the requests for checkpoints, where there are any."""
         context = self.context
-        if context.requested_checkpoint is None:
+        if not context.requested_checkpoints:
             return
         if context.state.batch:
             context.check_resumable()
-        inside = {
-            "random": random_states(),
-            "reading": self._reading,
-            "measured": self.measured.state_dict() if context.state.batch else {},
-            "train": self.train.state_dict(inside_epoch=context.state.batch > 0),
-            "val": {} if self.val is None else self.val.state_dict(inside_epoch=False),
-        }
-        path, context.requested_checkpoint = context.requested_checkpoint, None
-        context.last_checkpoint = self.save(path, inside)
-        self.callbacks.on_checkpoint(context)
+        place = self.place()
+        while context.requested_checkpoints:
+            path = context.requested_checkpoints.pop(0)
+            context.last_checkpoint = self.save(path, place)
+            with random_state_preserved():
+                self.callbacks.on_checkpoint(context)
 
     def _validate(self) -> dict[str, float]:
         if self.val is None:
@@ -263,8 +265,11 @@ class Loop:
                 raise _ValidationInterrupted
             yield batch
 
-    def _end_if_interrupted(self) -> None:
+    def _end_if_interrupted(self, *, running: bool = True) -> None:
         """End the training where a signal asked for it, with a last checkpoint if one is wanted.
+
+        Args:
+            running: Whether callbacks still see the training, or have seen its end.
 
         Raises:
             TrainingInterrupted: A signal was received.
@@ -272,8 +277,9 @@ class Loop:
         context, number = self.context, self.signals.received
         if number is None:
             return
-        self.callbacks.on_interrupt(context)
-        self._write_checkpoint()
+        if running:
+            self.callbacks.on_interrupt(context)
+            self._write_checkpoints()
         where = (
             f" A checkpoint is in `{context.last_checkpoint}`."
             if context.last_checkpoint is not None
@@ -314,7 +320,3 @@ class Loop:
         line = f"epoch {self.context.state.epoch}{self._total}: {', '.join(values)}"
         reason = self.context.stop_reason
         return f"{line}, {row['seconds']:.1f} s" + (f"; stopped: {reason}" if reason else "")
-
-
-def _described(reading: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in reading.items())

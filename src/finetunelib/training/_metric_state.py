@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
+
 from finetunelib.training._metrics import Metric
 
 
@@ -54,4 +56,6 @@ def metric_state(metric: Metric) -> StatefulMetric | TorchMetricState | None:
     torchmetrics = sys.modules.get("torchmetrics")
     if torchmetrics is not None and isinstance(metric, torchmetrics.Metric):
         return TorchMetricState(metric)
-    return metric if isinstance(metric, StatefulMetric) else None
+    # A module's own state dict leaves out plain attributes, in which a metric sums.
+    inherited = isinstance(metric, nn.Module) and type(metric).state_dict is nn.Module.state_dict
+    return metric if isinstance(metric, StatefulMetric) and not inherited else None

@@ -50,11 +50,13 @@ def build_optimizer(
     frozen may change later without the optimizer's groups changing.
 
     Raises:
-        InvalidArgumentError: A ready optimizer holds parameters of another model.
+        InvalidArgumentError: A ready optimizer holds parameters of another model, or an
+            optimizer calls the model itself.
         InvalidTypeError: The function returned no optimizer.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
         _check_covers(model, optimizer)
+        _check_needs_no_closure(optimizer)
         return optimizer
     groups = [{"params": list(model.parameters())}]
     rate = DEFAULT_LR if lr is None else lr
@@ -66,7 +68,16 @@ def build_optimizer(
             "`optimizer` must return a torch.optim.Optimizer, but returned "
             f"{made!r} ({type(made).__name__})."
         )
+    _check_needs_no_closure(made)
     return made
+
+
+def _check_needs_no_closure(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InvalidArgumentError(
+            "`optimizer` is LBFGS, which calls the model several times in a step, through a "
+            "closure that the Trainer does not pass. Use another optimizer, or a loop of your own."
+        )
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -41,7 +41,7 @@ from finetunelib.training._loop import Loop
 from finetunelib.training._metrics import Accuracy, MetricLike, checked_metrics
 from finetunelib.training._optimization import build_optimizer, check_optimizer, check_trainable
 from finetunelib.training._precision import PrecisionName, choose_precision
-from finetunelib.training._resume import Training
+from finetunelib.training._resume import Training, reading_of
 from finetunelib.training._schedule import (
     Interval,
     NoSchedule,
@@ -172,7 +172,9 @@ class Trainer:
         self._make_schedule = lr_scheduler
         self._interval: Interval = lr_scheduler_interval
         self._schedule: NoSchedule | None = None
+        # Where a loaded checkpoint is in its data, and where the last training ended.
         self._inside: Mapping[str, Any] | None = None
+        self._place: Mapping[str, Any] = {}
         self._fitting = False
         self._precision = choose_precision(precision, self.device)
         self._window_size = gradient_accumulation_steps
@@ -240,18 +242,16 @@ class Trainer:
         begun = copy.copy(self.state)
         if resume_from is not None:
             begun = TrainState()  # The limits are totals.
-            self._resume(resume_from)
+            self._resume(resume_from, self._reading(train_batches))
         last_epoch = math.inf if epochs is None else begun.epoch + epochs
         last_step = math.inf if max_steps is None else begun.step + max_steps
-        reached = self.state.epoch >= last_epoch or self.state.step >= last_step
-        if reached and self.state.batch == 0:
-            return self.history
         loop = self._loop(train_batches, val_batches, last_epoch, last_step)
         self._fitting = True
         try:
             loop.run()
         finally:
             self._fitting = False
+        self._place = loop.place()
         return self.history
 
     def save_checkpoint(self, path: StrPath) -> Path:
@@ -290,7 +290,7 @@ class Trainer:
                 "A training is in progress, whose place in the epoch the Trainer does not know. "
                 "Call `context.request_checkpoint(path)` in a callback instead."
             )
-        return self._training().save(path, {})
+        return self._training().save(path, self._inside or self._place)
 
     def load_checkpoint(self, path: StrPath) -> None:
         """Take up a checkpoint: the next `fit` goes on from it, within an epoch too.
@@ -301,8 +301,14 @@ class Trainer:
         Raises:
             FileMissingError: There is no checkpoint.
             CheckpointError: It is damaged, or of another model, optimizer or schedule, or of
-                other callbacks; the message says in what they differ.
+                other callbacks; the message says in what they differ. Or a training is in
+                progress.
         """
+        if self._fitting:
+            raise CheckpointError(
+                "A training is in progress, and cannot go on from another place. Load a "
+                "checkpoint before `fit`, or pass it as `resume_from`."
+            )
         checkpoint = newest_checkpoint(path)
         if checkpoint is None:
             raise FileMissingError(f"There is no checkpoint at `{path}`, nor one in it.")
@@ -377,7 +383,7 @@ class Trainer:
     ) -> Loop:
         """Return the loop of one training, put together from its parts."""
         optimizer, schedule = self._prepare()
-        inside, self._inside = self._inside, None
+        training, inside = self._training(), self._inside
         # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
         measured = Measurement(copy.deepcopy(self._metrics), "train_")
         validated = Measurement(self._metrics if val else {}, "val_")
@@ -388,7 +394,11 @@ class Trainer:
             self.state,
             self.history,
             measures=(*names, "lr", "seconds", "samples_per_second"),
-            inexact=train.inexact or measured.inexact,
+            inexact=lambda inside_epoch: (
+                train.inexact(inside_epoch=inside_epoch)
+                or (measured.inexact if inside_epoch else None)
+                or training.unsaveable
+            ),
             resumed=inside is not None,
         )
         return Loop(
@@ -402,7 +412,9 @@ class Trainer:
             witness=self._witness,
             callbacks=Callbacks(self._callbacks),
             progress=choose_progress(self._progress),
-            save=self._training().save,
+            begun=self._begin,
+            reading=self._reading(train),
+            save=training.save,
             inside=inside,
             seed=self._seed,
             window_size=self._window_size,
@@ -410,14 +422,18 @@ class Trainer:
             last_step=last_step,
         )
 
-    def _resume(self, path: StrPath) -> None:
+    def _reading(self, train: Batches) -> dict[str, Any]:
+        return reading_of(train, self._window_size, tuple(self._metrics))
+
+    def _resume(self, path: StrPath, reading: Mapping[str, Any]) -> None:
         """Take up a checkpoint where there is one, and say so where there is none."""
         checkpoint = newest_checkpoint(path)
         if checkpoint is None:
-            line = f"`{path}` holds no checkpoint: the training starts anew"
+            how = "starts anew" if self.state.step == 0 else "goes on from where it is"
+            line = f"`{path}` holds no checkpoint: the training {how}"
             choose_progress(self._progress).finish(line)
         else:
-            self._inside = self._training().load(checkpoint)
+            self._inside = self._training().load(checkpoint, reading)
 
     def _training(self) -> Training:
         """Return the parts that have a state, as they are now."""
@@ -431,8 +447,17 @@ class Trainer:
             history=self.history,
             callbacks=self._callbacks,
             witness=self._witness,
-            settings={"device": self.device.type, "seed": self._seed},
+            loss=self._loss_module,
+            settings={
+                "device": self.device.type,
+                "seed": self._seed,
+                "lr": self._lr and float(self._lr),
+            },
         )
+
+    def _begin(self) -> None:
+        """Forget the place that a loaded checkpoint was at: the training has gone on from it."""
+        self._inside, self._place = None, {}
 
     def _batches(self, data: Data, name: str, *, inputs_only: bool = False) -> Batches:
         return as_batches(
@@ -448,8 +473,14 @@ class Trainer:
     def _move(self) -> None:
         """Move the model to its device, and with it a loss that holds class weights."""
         self.model.to(self.device)
-        if isinstance(self._task, SupervisedTask) and isinstance(self._task.loss_fn, nn.Module):
-            self._task.loss_fn.to(self.device)
+        if self._loss_module is not None:
+            self._loss_module.to(self.device)
+
+    @property
+    def _loss_module(self) -> nn.Module | None:
+        """The loss, where it is a module and may hold class weights."""
+        loss = self._task.loss_fn if isinstance(self._task, SupervisedTask) else None
+        return loss if isinstance(loss, nn.Module) else None
 
     def _prepare(self) -> tuple[torch.optim.Optimizer, NoSchedule]:
         """Move what has to move, and build the optimizer and its schedule once."""
