@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from finetunelib import Trainer
 from finetunelib.callbacks import EMA, ModelCheckpoint
 from finetunelib.training import Callback, History
-from finetunelib.training._checkpoint import FILES, MANIFEST, _digest, write_checkpoint
+from finetunelib.training._checkpoint import write_checkpoint
+from finetunelib.training._manifest import FILES, MANIFEST, _digest
 
 Data = tuple[Tensor, Tensor]
 

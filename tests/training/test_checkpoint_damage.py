@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from finetunelib.errors import CheckpointError, FileMissingError
-from finetunelib.training._checkpoint import (
-    FILES,
-    HISTORY,
-    MANIFEST,
-    STATE,
-    WEIGHTS,
-    newest_checkpoint,
-    open_checkpoint,
-)
+from finetunelib.training._checkpoint import newest_checkpoint, open_checkpoint
+from finetunelib.training._manifest import FILES, HISTORY, MANIFEST, STATE, WEIGHTS
 from training.checkpoint_files import DATA, trainer, write
 
 

@@ -30,11 +30,6 @@ from finetunelib.callbacks import ModelCheckpoint
 from finetunelib.errors import CallbackError, CheckpointError, PathNotWritableError
 from finetunelib.training import Callback, History, TrainContext
 from finetunelib.training._checkpoint import (
-    FILES,
-    HISTORY,
-    MANIFEST,
-    STATE,
-    WEIGHTS,
     Checkpoint,
     checkpoints_in,
     newest_checkpoint,
@@ -42,6 +37,7 @@ from finetunelib.training._checkpoint import (
     remove_checkpoint,
     sweep,
 )
+from finetunelib.training._manifest import FILES, HISTORY, MANIFEST, STATE, WEIGHTS
 from training.checkpoint_files import (
     COMBINATIONS,
     DATA,

@@ -22,14 +22,8 @@ import torch
 from finetunelib import Trainer
 from finetunelib.callbacks import EMA, ModelCheckpoint
 from finetunelib.errors import CheckpointError, FinetuneLibError
-from finetunelib.training._checkpoint import (
-    HISTORY,
-    MANIFEST,
-    STATE,
-    WEIGHTS,
-    newest_checkpoint,
-    open_checkpoint,
-)
+from finetunelib.training._checkpoint import newest_checkpoint, open_checkpoint
+from finetunelib.training._manifest import HISTORY, MANIFEST, STATE, WEIGHTS
 from training.checkpoint_files import DATA, forge, trainer
 
 MEBIBYTE = 1 << 20

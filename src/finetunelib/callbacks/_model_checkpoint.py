@@ -12,7 +12,8 @@ from finetunelib._typing import StrPath
 from finetunelib.callbacks._improvement import Improvement
 from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
-from finetunelib.training._checkpoint import MANIFEST, checkpoints_in, remove_checkpoint, sweep
+from finetunelib.training._checkpoint import checkpoints_in, remove_checkpoint, sweep
+from finetunelib.training._manifest import MANIFEST
 
 #: What the folders are called that this callback writes, and may delete.
 _NAME = re.compile(r"epoch-\d{4,}-step-\d{8,}")

@@ -19,15 +19,9 @@ from finetunelib.errors import CheckpointError, WeightsMismatchError
 from finetunelib.finetuning._certificate import Witness
 from finetunelib.finetuning._weights import read_weights
 from finetunelib.training._callback import Callback, by_name
-from finetunelib.training._checkpoint import (
-    STATE,
-    WEIGHTS,
-    Checkpoint,
-    environment,
-    plain,
-    write_checkpoint,
-)
+from finetunelib.training._checkpoint import Checkpoint, plain, write_checkpoint
 from finetunelib.training._history import History
+from finetunelib.training._manifest import STATE, WEIGHTS, environment
 from finetunelib.training._precision import Precision
 from finetunelib.training._schedule import NoSchedule
 from finetunelib.training._state import TrainState
