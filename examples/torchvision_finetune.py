@@ -41,7 +41,7 @@ Samples: TypeAlias = tuple[Tensor, Tensor]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 #: The images of a digit to pretrain on, to fine-tune on, and to measure on.
-PRETRAIN, TRAIN, VAL = 100, 40, 30
+PRETRAIN, TRAIN, VAL = 80, 40, 30
 
 #: The images of a step.
 BATCH = 20
@@ -116,13 +116,13 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
     val, val_classes = read_images(images / "val", options.size)
     if classes != val_classes:
         sys.exit(f"train/ holds the classes {classes}, but val/ holds {val_classes}.")
-    print(f"3. Images: {len(train)} to train on, {len(val)} to measure on, {len(classes)} classes.")
+    print(f"Images: {len(train)} to train on, {len(val)} to measure on, {len(classes)} classes.")
 
     model = build(options.model)
     if weights is None:
-        print("4. No --weights: the backbone is random, and its features say little.", flush=True)
+        print("No --weights: the backbone is random, and its features say little.", flush=True)
     else:
-        print(f"4. {load_weights(model, weights, minimum_match=ENOUGH)}", flush=True)
+        print(f"Weights: {load_weights(model, weights, minimum_match=ENOUGH)}", flush=True)
 
     torch.manual_seed(options.seed)  # The new head's first weights.
     samples = torch.stack([val[row][0] for row in range(min(len(val), 100))])
@@ -132,7 +132,7 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
     before = trainer.evaluate(val)["accuracy"]
     trainer.fit(train, val, epochs=options.epochs)
     after = trainer.evaluate(val)["accuracy"]
-    print(f"5. Accuracy with the new head: {before:.1%} before training, {after:.1%} after.")
+    print(f"Accuracy with the new head: {before:.1%} before training, {after:.1%} after.")
 
     file = save_weights(tuned, options.output_dir / "fine_tuned.safetensors")
     (options.output_dir / "classes.txt").write_text("\n".join(classes), encoding="utf-8")
@@ -141,8 +141,8 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
     report = export_onnx(
         tuned, options.output_dir / "model.onnx", samples[:2], sample_inputs=samples
     )
-    print(f"7. Exported {report}")
-    print(f"   Its outputs are, in this order: {', '.join(classes)}.")
+    print(f"Exported {report}")
+    print(f"Its outputs are, in this order: {', '.join(classes)}.")
     return report.verification is not None and report.verification.status == "verified"
 
 
@@ -176,7 +176,7 @@ def check_reload(
         same = torch.equal(reloaded.eval()(samples), tuned.eval()(samples))
     if not same:
         sys.exit(f"{file} gives other outputs than the model that was saved.")
-    print(f"6. Reloaded: {report} The outputs are the same, bit for bit.", flush=True)
+    print(f"Reloaded: {report} The outputs are the same, bit for bit.", flush=True)
 
 
 def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
@@ -216,7 +216,7 @@ def write_digits(folder: Path, dataset: str) -> str:
         else:
             write_images(folder / "train" / title, of_train[:TRAIN])
             write_images(folder / "val" / title, of_test[:VAL])
-    print(f"1. Wrote a folder of images from the digits of {name}: {folder}", flush=True)
+    print(f"Wrote a folder of images from the digits of {name}: {folder}", flush=True)
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,14 +255,14 @@ class Training:
             )
 
 
-def reading_of(train: Batches, window_size: int, measured: Sequence[str]) -> dict[str, Any]:
+def reading_of(train: Batches, window_size: int, metrics: Iterable[str]) -> dict[str, Any]:
     """Return what decides which samples a batch inside an epoch holds, and what is measured."""
     return {
         "samples": train.samples,
         "batch_size": train.batch_size,
         "batches": train.steps,
         "gradient_accumulation_steps": window_size,
-        "metrics": list(measured),
+        "metrics": list(metrics),
     }
 
 

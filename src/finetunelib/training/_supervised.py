@@ -108,6 +108,12 @@ def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
     return task
 
 
+def module_of_loss(task: Task) -> nn.Module | None:
+    """Return the loss of the default task, where it is a module and may hold class weights."""
+    loss = task.loss_fn if isinstance(task, SupervisedTask) else None
+    return loss if isinstance(loss, nn.Module) else None
+
+
 def split(batch: Batch) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch.
 

@@ -51,7 +51,7 @@ from finetunelib.training._schedule import (
 )
 from finetunelib.training._state import TrainState
 from finetunelib.training._step import Step
-from finetunelib.training._supervised import SupervisedTask, choose_task
+from finetunelib.training._supervised import SupervisedTask, choose_task, module_of_loss
 from finetunelib.training._task import Task
 
 
@@ -155,6 +155,7 @@ class Trainer:
         check_optimizer(model, optimizer, lr)
         check_scheduler(lr_scheduler, lr_scheduler_interval, optimizer)
         self._task = choose_task(task, loss_fn)
+        self._loss_module = module_of_loss(self._task)
         if metrics is None:
             metrics = {"accuracy": Accuracy()} if task is None and loss_fn is None else {}
         self._metrics = checked_metrics(metrics)
@@ -242,7 +243,7 @@ class Trainer:
         begun = copy.copy(self.state)
         if resume_from is not None:
             begun = TrainState()  # The limits are totals.
-            self._resume(resume_from, self._reading(train_batches))
+            self._resume(resume_from, reading_of(train_batches, self._window_size, self._metrics))
         last_epoch = math.inf if epochs is None else begun.epoch + epochs
         last_step = math.inf if max_steps is None else begun.step + max_steps
         loop = self._loop(train_batches, val_batches, last_epoch, last_step)
@@ -413,7 +414,7 @@ class Trainer:
             callbacks=Callbacks(self._callbacks),
             progress=choose_progress(self._progress),
             begun=self._begin,
-            reading=self._reading(train),
+            reading=reading_of(train, self._window_size, self._metrics),
             save=training.save,
             inside=inside,
             seed=self._seed,
@@ -421,9 +422,6 @@ class Trainer:
             last_epoch=last_epoch,
             last_step=last_step,
         )
-
-    def _reading(self, train: Batches) -> dict[str, Any]:
-        return reading_of(train, self._window_size, tuple(self._metrics))
 
     def _resume(self, path: StrPath, reading: Mapping[str, Any]) -> None:
         """Take up a checkpoint where there is one, and say so where there is none."""
@@ -475,12 +473,6 @@ class Trainer:
         self.model.to(self.device)
         if self._loss_module is not None:
             self._loss_module.to(self.device)
-
-    @property
-    def _loss_module(self) -> nn.Module | None:
-        """The loss, where it is a module and may hold class weights."""
-        loss = self._task.loss_fn if isinstance(self._task, SupervisedTask) else None
-        return loss if isinstance(loss, nn.Module) else None
 
     def _prepare(self) -> tuple[torch.optim.Optimizer, NoSchedule]:
         """Move what has to move, and build the optimizer and its schedule once."""
