@@ -200,9 +200,7 @@ def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
     trainer.fit(data, epochs=options.pretrain_epochs)
     accuracy = trainer.evaluate(data)["accuracy"]
     file = save_weights(model, options.output_dir / "pretrained.safetensors")
-    print(
-        f"2. Pretrained {options.model} on the digits 0 to 4 of {digits} ({accuracy:.1%}): {file}"
-    )
+    print(f"Pretrained {options.model} on the digits 0 to 4 of {digits} ({accuracy:.1%}): {file}")
     return file
 
 
