@@ -63,7 +63,7 @@ napoleon_custom_sections = [("Warns", "params_style")]
 
 # Names of other projects are not looked up: the build needs no network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os)\..*"),
+    (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os|enum)\..*"),
     (
         r"py:.*",
         r"(Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",
