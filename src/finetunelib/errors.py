@@ -175,4 +175,4 @@ class TrainingInterrupted(KeyboardInterrupt, SystemExit):
     def __init__(self, message: str, *, history: Any, signal_number: int) -> None:
         super().__init__(message)
         self.history: Any = history  # Any: the history lives on a floor above this one.
-        self.code = 128 + signal_number
+        self.code: str | int | None = 128 + signal_number  # The type is SystemExit's.

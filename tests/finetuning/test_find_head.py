@@ -1040,3 +1040,58 @@ def test_head_shows_its_public_path() -> None:
     """Users import it from `finetunelib.finetuning`."""
     assert Head.__module__ == "finetunelib.finetuning"
     assert find_head.__module__ == "finetunelib.finetuning"
+
+
+def test_model_of_two_outputs_names_its_layers() -> None:
+    """It runs, so that no other input is asked for; the layers to choose from are named."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.age, self.kind = nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            return self.age(inputs), self.kind(inputs)
+
+    for example in (None, torch.zeros(2, 4)):
+        with pytest.raises(HeadNotFoundError, match="`age`, `kind`") as caught:
+            find_head(Two(), example)
+        assert "Pass `example_input=`" not in str(caught.value)
+    model = freeze_and_replace_head(Two(), 5, at="age", example_input=torch.zeros(2, 4))
+    assert model.get_submodule("age").out_features == 5
+
+
+def test_forward_that_writes_into_its_weights_changes_none() -> None:
+    """A dry run works on copies."""
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.body.weight.data.clamp_(-0.01, 0.01)
+            outputs: Tensor = self.last(self.body(inputs))
+            return outputs
+
+    model = Clamped()
+    before = model.body.weight.clone()
+    assert find_head(model, torch.zeros(2, 4)).name == "last"
+    assert torch.equal(model.body.weight, before)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch gives this kind of quantization up
+def test_quantized_model_is_refused_with_its_layers() -> None:
+    """Its packed weights cannot be followed; the advice is to replace the head before."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    quantized = quantize(model, {nn.Linear})
+    with pytest.raises(HeadNotFoundError, match="quantized: `0`, `1`"):
+        find_head(quantized)
+
+
+@pytest.mark.parametrize("wrong", ["model.onnx", nn.Linear, 3])
+def test_what_is_no_model_is_refused(wrong: Any) -> None:
+    """The error says what was passed."""
+    with pytest.raises(InvalidTypeError, match="`model` must be"):
+        find_head(wrong)

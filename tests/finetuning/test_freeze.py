@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -530,3 +531,105 @@ def test_weights_file_holds_no_freezing(tmp_path: Path) -> None:
     plain = save_weights(model, tmp_path / "plain.safetensors").read_bytes()
     freeze(model)
     assert save_weights(model, tmp_path / "frozen.safetensors").read_bytes() == plain
+
+
+class TiedByMemory(nn.Module):
+    """An embedding and a layer that share one memory, though they are two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.layer = nn.Linear(4, 5, bias=False)
+        self.layer.weight.data = self.embedding.weight.data
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(self.embedding(ids))
+        return outputs
+
+
+def test_a_memory_of_two_parameters_is_not_frozen_by_half() -> None:
+    """To move one of them would move the other."""
+    with pytest.raises(FreezeError, match=r"embedding\.weight.*layer\.weight"):
+        freeze(TiedByMemory(), "embedding")
+
+
+def test_statistics_that_a_trainable_norm_moves_are_not_frozen() -> None:
+    """Two norms that share their running mean are frozen both, or none."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[1].running_mean = model[0].running_mean
+    with pytest.raises(FreezeError, match=r"`0`.*`1`"):
+        freeze(model, "0")
+    assert not held(model)
+    freeze(model)
+    assert is_frozen(model)
+
+
+class Rooted(nn.Module):
+    """A model with parameters of its own, one of which its author has fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(4))
+        self.position = nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.layer = nn.Linear(4, 4)
+
+
+def test_the_root_is_let_go_with_the_last_part_that_was_frozen() -> None:
+    """A parameter that was fixed before, or was named by itself, does not hold it."""
+    model = Rooted()
+    freeze(model, "layer")
+    unfreeze(model, "layer")
+    assert not held(model)
+
+    freeze(model, ["token", "layer"])
+    unfreeze(model, "layer")
+    unfreeze(model, "token")
+    assert not held(model)
+
+    freeze(model)
+    unfreeze(model, "layer")
+    assert held(model) == {""}
+    unfreeze(model, "token")
+    assert not held(model)
+
+
+def test_parts_of_a_compiled_block_go_by_the_users_names() -> None:
+    """The names that `find_head` gives are names for `freeze`."""
+    block = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)))
+    model = nn.Sequential(nn.Linear(4, 4), cast("nn.Module", block))
+    digests = freeze(model, except_="1.1")
+    assert set(digests) == {"0.weight", "0.bias", "1.0.weight", "1.0.bias"}
+
+
+def test_a_wrapped_model_has_the_digests_of_the_users_own() -> None:
+    """So they can be compared with those of `load_weights`."""
+    model = nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))
+    assert set(freeze(model)) == {"0.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("layout", ["sparse", "csr", "conjugate"])
+def test_any_kind_of_buffer_has_a_digest(layout: str) -> None:
+    """Sparse and conjugated ones are read as they are, and a change is seen."""
+    kinds: dict[str, Callable[[], Tensor]] = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "csr": lambda: torch.eye(3).to_sparse_csr(),
+        "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    }
+    model = nn.Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CSR is in beta, torch says.
+        kept = kinds[layout]()
+        model.register_buffer("kept", kept)
+        first = freeze(model)
+        model.register_buffer("kept", kept * 2)
+        assert fingerprint(model).keys() == first.keys()
+        assert fingerprint(model) != first
+
+
+def test_reading_digests_leaves_memory_that_can_be_resized() -> None:
+    """Observers of quantization resize their buffers after a freeze."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("seen", torch.zeros(2))
+    freeze(model)
+    cast("Tensor", model.seen).resize_(5)
+    assert cast("Tensor", model.seen).shape == (5,)

@@ -900,3 +900,24 @@ def test_function_shows_its_public_path() -> None:
     """Users import it from the package itself."""
     assert freeze_and_replace_head.__module__ == "finetunelib"
     assert replace_head.__module__ == "finetunelib.finetuning"
+
+
+def test_place_that_is_no_name_is_refused() -> None:
+    """`at` is a dotted name, and no module or number."""
+    at: Any = 5
+    with pytest.raises(InvalidTypeError, match="`at`"):
+        replace_head(build_mlp(4, [8], 3), 2, at=at)
+
+
+def test_head_that_is_a_class_is_refused() -> None:
+    """The error shows how to make one of it."""
+    head: Any = nn.Linear
+    with pytest.raises(InvalidTypeError, match=r"lambda features: Linear\(features"):
+        replace_head(build_mlp(4, [8], 3), head=head)
+
+
+def test_head_that_holds_the_model_is_refused() -> None:
+    """A model cannot be a part of its own head."""
+    model = build_mlp(4, [8], 3)
+    with pytest.raises(HeadError, match="itself"):
+        replace_head(model, head=nn.Sequential(model, nn.Linear(3, 2)))

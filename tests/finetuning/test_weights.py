@@ -20,6 +20,7 @@ from finetunelib.errors import (
     CorruptFileError,
     FileMissingError,
     InvalidArgumentError,
+    InvalidTypeError,
     PathNotWritableError,
     WeightsMismatchError,
 )
@@ -662,3 +663,19 @@ def test_names_show_their_public_path() -> None:
     assert {value.__module__ for value in (LoadReport, load_weights, save_weights)} == {
         "finetunelib.finetuning"
     }
+
+
+def test_swapped_arguments_are_refused(tmp_path: Path) -> None:
+    """The error says that the model comes first."""
+    swapped: Any = (tmp_path / "a.safetensors", nn.Linear(2, 2))
+    for function in (save_weights, load_weights):
+        with pytest.raises(InvalidTypeError, match="The model comes first"):
+            function(*swapped)
+
+
+def test_share_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """A text is not taken for a number."""
+    path, share = save_weights(nn.Linear(2, 2), tmp_path / "a.safetensors"), "0.5"
+    wrong: Any = share
+    with pytest.raises(InvalidTypeError, match="minimum_match"):
+        load_weights(nn.Linear(2, 2), path, minimum_match=wrong)

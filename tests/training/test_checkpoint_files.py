@@ -501,7 +501,7 @@ def test_a_training_that_crashes_at_any_call_resumes_bit_for_bit(
     calls = calls_of(lambda: whole.append(combination.train(tmp_path / "whole")))
     expected = bits(whole[0])
     # Four combinations share the places; with workers, which take a while to start, all share.
-    for position in range(first, len(calls), 24 if combination.workers else 4):
+    for position in range(first, len(calls), 64 if combination.workers else 4):
         run = tmp_path / str(position)
         with pytest.raises(Crash), failing_disk(position, Crash):
             combination.train(run)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchmetrics.classification import MulticlassAUROC
 
 from finetunelib import Trainer, build_mlp, freeze_and_replace_head
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
@@ -140,9 +140,7 @@ CASES = {
     "EMA": Case(callbacks=lambda: [EMA(0.9)]),
     "early stopping": Case(callbacks=lambda: [EarlyStopping(patience=2, restore_best=True)]),
     "mean metric": Case(metrics=lambda: {"error": mean_error}),
-    "torchmetrics": Case(
-        metrics=lambda: {"auroc": torchmetrics.classification.MulticlassAUROC(3, thresholds=5)}
-    ),
+    "torchmetrics": Case(metrics=lambda: {"auroc": MulticlassAUROC(3, thresholds=5)}),
     "everything": Case(
         data=Augmented,
         options={

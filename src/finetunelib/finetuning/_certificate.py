@@ -12,6 +12,7 @@ from torch import nn
 from finetunelib.finetuning._digests import loaded_digests
 from finetunelib.finetuning._fingerprint import fingerprint
 from finetunelib.finetuning._listing import listed
+from finetunelib.finetuning._own_names import own_name, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ class Witness:
 def _loaded(model: nn.Module) -> dict[str, str]:
     """Return the digests of what was loaded, also into a submodule alone."""
     return {
-        f"{prefix}.{name}" if prefix else name: seen
-        for prefix, module in reversed(list(model.named_modules()))
+        own_name(f"{prefix}.{name}" if prefix else name): seen
+        for prefix, module in reversed(list(unwrapped(model).named_modules()))
         for name, seen in loaded_digests(module).items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Mapping
 
@@ -15,10 +16,25 @@ _LOADED = "_loaded_digests"
 
 def digest(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's dtype, shape and bits, in hexadecimal."""
-    values = tensor.detach().cpu().contiguous()
+    values = tensor.detach().cpu().resolve_conj().resolve_neg()
     state = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
-    state.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    for part in _dense_parts(values):
+        flat = part.contiguous().reshape(-1)
+        # Not by numpy, which would leave the user's memory marked as one that cannot be resized.
+        size = flat.numel() * flat.element_size()
+        if size:
+            state.update((ctypes.c_char * size).from_address(flat.data_ptr()))
     return state.hexdigest()
+
+
+def _dense_parts(values: Tensor) -> list[Tensor]:
+    """Return the tensors that hold the bits of one, which may be sparse or quantized."""
+    if values.is_quantized:
+        return [values.int_repr()]
+    if values.layout is torch.strided:
+        return [values]
+    entries = values.to_sparse().coalesce()
+    return [entries.indices(), entries.values()]
 
 
 def remember_loaded(model: nn.Module, digests: Mapping[str, str]) -> None:

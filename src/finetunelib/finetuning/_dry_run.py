@@ -91,11 +91,11 @@ def real_run(model: nn.Module, example_input: ExampleInput, device: torch.device
 
 
 def _run(model: nn.Module, example_input: ExampleInput | None, *, on_meta: bool) -> DryRun:
-    # Twins have gradients of their own: the user's parameters, frozen ones included, are not
-    # touched. Real ones share the storage. Buffers are copied, since a forward may move them.
+    # Twins have gradients and values of their own: the user's parameters, frozen ones included,
+    # are not touched, also by a forward that writes into its weights.
     twins = {
         name: (
-            torch.empty_like(parameter, device=_META) if on_meta else parameter.detach()
+            torch.empty_like(parameter, device=_META) if on_meta else parameter.detach().clone()
         ).requires_grad_(parameter.is_floating_point())
         for name, parameter in model.named_parameters()
     }

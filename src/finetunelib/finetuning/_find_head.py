@@ -15,7 +15,14 @@ from finetunelib.finetuning._dry_run import DryRun, dry_run
 from finetunelib.finetuning._head import HEAD_LAYERS, Head, describe_head
 from finetunelib.finetuning._head_graph import HeadGraph
 from finetunelib.finetuning._head_names import head_by_names
-from finetunelib.finetuning._own_names import last_layers, listed, own_modules, own_name, unwrapped
+from finetunelib.finetuning._own_names import (
+    checked_model,
+    last_layers,
+    listed,
+    own_modules,
+    own_name,
+    unwrapped,
+)
 from finetunelib.models._example_input import ExampleInput, OutputKindError
 
 #: A weight, or what a weight is computed from: `weight_g`, `parametrizations.weight.original0`.
@@ -81,12 +88,17 @@ def locate_head(model: nn.Module, example_input: ExampleInput | None) -> tuple[H
         AmbiguousHeadError: As for `find_head`.
         HeadNotFoundError: As for `find_head`.
     """
-    own = unwrapped(model)
+    own = unwrapped(checked_model(model))
     _check_has_layers_to_find(own)
     try:
         run = dry_run(own, example_input)
     except InvalidInputError as error:
-        if example_input is not None or isinstance(error.__cause__, OutputKindError):
+        if isinstance(error.__cause__, OutputKindError):
+            raise HeadNotFoundError(
+                f"The model runs, but {error.__cause__}, so it may have several heads or none. "
+                f"{_advice(own)}"
+            ) from error
+        if example_input is not None:
             raise HeadNotFoundError(f"{error} Or name the head with `at=`.") from error
         try:
             return head_by_names(own, str(error)), None
@@ -216,6 +228,17 @@ def _check_has_layers_to_find(model: nn.Module) -> None:
             "The model is scripted (torch.jit), and parts of a compiled program cannot be "
             "replaced. Pass the model as it was before `torch.jit.script` or `torch.jit.trace`; "
             f"its last layers are {last}."
+        )
+    packed = [
+        own_name(name)
+        for name, part in model.named_modules()
+        if not name.endswith("_packed_params")
+        and (hasattr(part, "_weight_bias") or hasattr(part, "_packed_params"))
+    ]
+    if packed:
+        raise HeadNotFoundError(
+            f"The model is quantized: {listed(packed[-_LISTED:])} can be neither followed by "
+            "gradients nor trained. Replace the head before the model is quantized."
         )
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise HeadNotFoundError(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from finetunelib.finetuning._digests import digest
 from finetunelib.finetuning._freezing import held_in_eval_mode
+from finetunelib.finetuning._own_names import checked_model, own_name, unwrapped
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -20,7 +21,8 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         model: The model. A shared tensor is listed once, under its first name.
 
     Returns:
-        The sha256 of each tensor in hexadecimal, by the name that it has in the model.
+        The sha256 of each tensor in hexadecimal, by the name that it has in the user's own
+        module, out of what `torch.compile` or DataParallel wraps.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -32,7 +34,8 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         >>> fingerprint(model) == before
         True
     """
-    return {name: digest(tensor) for name, tensor in frozen_tensors(model).items()}
+    own = unwrapped(checked_model(model))
+    return {own_name(name): digest(tensor) for name, tensor in frozen_tensors(own).items()}
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._fingerprint import fingerprint
 from finetunelib.finetuning._freezing import change, held_in_eval_mode
-from finetunelib.finetuning._own_names import unwrapped
+from finetunelib.finetuning._own_names import checked_model, unwrapped
 from finetunelib.finetuning._selection import (
     Parts,
     Selection,
@@ -76,7 +76,7 @@ def freeze(
         >>> is_frozen(model, "backbone.1")
         True
     """
-    inner = _checked(model)
+    inner = unwrapped(checked_model(model))
     if except_last is not None and (parts is not None or except_ is not None):
         raise InvalidArgumentError(
             "`except_last` counts over the whole model and goes with neither `parts` nor "
@@ -129,7 +129,7 @@ def unfreeze(model: nn.Module, parts: Parts | None = None, *, last: int | None =
         >>> is_frozen(model, "backbone.1"), is_frozen(model, "backbone.3")
         (True, False)
     """
-    inner = _checked(model)
+    inner = unwrapped(checked_model(model))
     if last is not None and parts is not None:
         raise InvalidArgumentError(
             f"`last` counts over the whole model and does not go with `parts`, but both were "
@@ -166,18 +166,10 @@ def is_frozen(model: nn.Module, part: Parts | None = None) -> bool:
         >>> is_frozen(model), is_frozen(model, "backbone"), is_frozen(model, "head")
         (False, True, False)
     """
-    inner = _checked(model)
+    inner = unwrapped(checked_model(model))
     asked = whole(inner) if part is None else select(inner, part, "part")
     names = asked.parameter_names(inner)
     return all(map(held_in_eval_mode, asked.modules)) and not any(
         parameter.requires_grad and name in names
         for name, parameter in inner.named_parameters(remove_duplicate=False)
     )
-
-
-def _checked(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"`model` must be a torch.nn.Module, but is {model!r} ({type(model).__name__})."
-        )
-    return unwrapped(model)

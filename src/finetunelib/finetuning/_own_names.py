@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from finetunelib.errors import InvalidTypeError
+
 #: What `torch.compile` puts into a dotted name.
 _COMPILED = "_orig_mod"
+
+
+def checked_model(model: object) -> nn.Module:
+    """Return a model, or raise when it is none.
+
+    Raises:
+        InvalidTypeError: It is something else.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    hint = " The model comes first." if isinstance(model, str | os.PathLike) else ""
+    raise InvalidTypeError(
+        f"`model` must be a torch.nn.Module, but is {model!r} ({type(model).__name__}).{hint}"
+    )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -27,6 +27,7 @@ from finetunelib.finetuning._find_head import locate_head
 from finetunelib.finetuning._freezing import freeze_all_but
 from finetunelib.finetuning._head import HEAD_LAYERS, Head, HeadLayer, describe_head, layers_of
 from finetunelib.finetuning._own_names import (
+    checked_model,
     last_layers,
     own_modules,
     unwrapped,
@@ -169,9 +170,10 @@ def _replace(
     model: nn.Module, request: _Request, finish: Callable[[nn.Module, nn.Module], None]
 ) -> nn.Module:
     """Replace the head, and finish with the model and its new head; undo all after a failure."""
+    own = unwrapped(checked_model(model))
     _check_request(request.num_classes, request.head)
+    _check_place(own, request)
     _check_not_distributed(model)
-    own = unwrapped(model)
     old, run = _locate(model, request)
     new = _new_head(old, request.num_classes, request.head)
     if old.module is own:
@@ -217,10 +219,28 @@ def _check_request(num_classes: int | None, head: NewHead | None) -> None:
             f"`num_classes` must be at least 2, but is {num_classes}. "
             "For a single output pass `head=lambda features: nn.Linear(features, 1)`."
         )
+    if isinstance(head, type):
+        raise InvalidTypeError(
+            f"`head` is the class {head.__name__}. Pass a module, or a function from a width to "
+            f"one: `head=lambda features: {head.__name__}(features, 10)`."
+        )
     if head is not None and not callable(head):
         raise InvalidTypeError(
             "`head` must be a module, or a function from a width to a module, but is "
             f"{head!r} ({type(head).__name__})."
+        )
+
+
+def _check_place(model: nn.Module, request: _Request) -> None:
+    if request.at is not None and not isinstance(request.at, str):
+        raise InvalidTypeError(
+            "`at` must be the dotted name of a module, such as 'classifier.6', but is of type "
+            f"{type(request.at).__name__}."
+        )
+    if isinstance(request.head, nn.Module) and model in request.head.modules():
+        raise HeadError(
+            "`head` holds the model itself, which cannot be a part of its own head. Pass the new "
+            "last layers alone."
         )
 
 
@@ -232,8 +252,10 @@ def _locate(model: nn.Module, request: _Request) -> tuple[Head, DryRun | None]:
     head = _head_at(own, without_wrappers(request.at, model))
     try:
         return head, dry_run(own, request.example_input)
-    except InvalidInputError:
-        if request.example_input is not None:
+    except InvalidInputError as error:
+        # A model of several outputs runs; which of its heads is meant, `at` has said.
+        returns_other = isinstance(error.__cause__, OutputKindError)
+        if request.example_input is not None and not returns_other:
             raise
         return head, None
 

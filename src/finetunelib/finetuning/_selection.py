@@ -21,6 +21,7 @@ from finetunelib.errors import (
 )
 from finetunelib.finetuning._find_head import find_head
 from finetunelib.finetuning._listing import listed
+from finetunelib.finetuning._own_names import own_name
 
 #: A module of the model, a dotted name, a pattern over names, or several of these.
 Parts: TypeAlias = str | nn.Module | Sequence[str | nn.Module]
@@ -187,8 +188,9 @@ def _select_one(model: nn.Module, part: object, argument: str) -> Selection:
             f"`{argument}` must be modules, names or patterns, but holds {part!r} "
             f"({type(part).__name__})."
         )
-    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
-    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    # By the user's own names, without what a compiled part puts into them.
+    modules = {own_name(n): m for n, m in model.named_modules(remove_duplicate=False) if n}
+    parameters = {own_name(n): n for n, _ in model.named_parameters(remove_duplicate=False)}
     names = [*modules, *parameters]
     # A name as it stands comes first: the brackets of a pattern may belong to a name.
     hits = [part] if part in names else [name for name in names if fnmatchcase(name, part)]
@@ -199,7 +201,9 @@ def _select_one(model: nn.Module, part: object, argument: str) -> Selection:
             + (f"Near it: {_quoted(near)}." if near else f"It has {_quoted(_top_names(model))}.")
         )
     return _union(
-        whole(modules[name]) if name in modules else Selection(parameters=frozenset([name]))
+        whole(modules[name])
+        if name in modules
+        else Selection(parameters=frozenset([parameters[name]]))
         for name in hits
     )
 

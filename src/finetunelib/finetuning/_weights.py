@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from finetunelib._files import check_writable, whole_file
 from finetunelib._typing import StrPath
-from finetunelib.errors import InvalidArgumentError, PathNotWritableError, WeightsMismatchError
+from finetunelib.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    PathNotWritableError,
+    WeightsMismatchError,
+)
 from finetunelib.finetuning._digests import digest, remember_loaded
 from finetunelib.finetuning._load_report import LoadReport
 from finetunelib.finetuning._load_suggestions import Comparison, suggest
@@ -31,7 +36,7 @@ from finetunelib.finetuning._name_matching import (
     upgraded_names,
     without_wrappers,
 )
-from finetunelib.finetuning._own_names import unwrapped
+from finetunelib.finetuning._own_names import checked_model, unwrapped
 from finetunelib.finetuning._weights_files import WeightsFile, open_weights
 from finetunelib.finetuning._weights_formats import FileTensor
 
@@ -62,6 +67,7 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         ...     save_weights(build_mlp(4, [], 2), os.path.join(folder, "mlp.safetensors")).name
         'mlp.safetensors'
     """
+    checked_model(model)
     file = check_writable(path)
     if file.suffix != ".safetensors":
         raise InvalidArgumentError(
@@ -70,12 +76,17 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         )
     check_has_values(tensors_of(unwrapped(model)))
     with whole_file(file) as temporary:
-        write_weights(model, temporary)
+        write_weights(model, temporary, place=file)
     return file
 
 
-def write_weights(model: nn.Module, file: Path) -> None:
+def write_weights(model: nn.Module, file: Path, *, place: Path) -> None:
     """Write a model's parameters and buffers to a file that is not in its place yet.
+
+    Args:
+        model: The model.
+        file: The file to write.
+        place: Where it will be, for messages.
 
     Raises:
         InvalidArgumentError: The model holds state that is no tensor, or that has no values.
@@ -97,7 +108,7 @@ def write_weights(model: nn.Module, file: Path) -> None:
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
-        raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
+        raise PathNotWritableError(f"`{place}` could not be written: {error}") from error
 
 
 def load_weights(
@@ -156,6 +167,12 @@ def load_weights(
         >>> print(report.suggestions[0])
         `head` has 3 classes in the file and 5 in the model: expected after replacing the head.
     """
+    checked_model(model)
+    if isinstance(minimum_match, bool) or not isinstance(minimum_match, int | float):
+        raise InvalidTypeError(
+            "`minimum_match` must be a number in [0, 1], but is "
+            f"{minimum_match!r} ({type(minimum_match).__name__})."
+        )
     if not 0.0 <= minimum_match <= 1.0:
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], but is {minimum_match}.")
     report = read_weights(model, file, minimum_match=minimum_match, rename=rename or {})

@@ -132,7 +132,7 @@ def write_checkpoint(
         )
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with whole_folder(target, names=FILES) as folder:
-        write_weights(model, folder / WEIGHTS)
+        write_weights(model, folder / WEIGHTS, place=target / WEIGHTS)
         _save(content, folder / STATE)
         (folder / HISTORY).write_bytes(as_json(history))
         write_manifest(folder, {"created_ns": created, **about})

@@ -82,9 +82,8 @@ def watch(tree: Part, example: Inputs | None) -> Watched:
 
 def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> Watched:
     model, watched = tree.module, Watched(inputs, guessed)
-    # Twins share the storage, so that a `.data = ` in a forward meets them and not the user's
-    # parameters. Buffers are copied, since a forward may move them.
-    twins = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    # Copies, since a forward may write into its weights and buffers.
+    twins = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     # A first layer may work in place.
     args = tuple(tensor.detach().clone() for tensor in inputs.args)
