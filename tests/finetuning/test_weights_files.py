@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,17 @@ def test_value_that_is_no_path_is_an_error() -> None:
     """A state dict itself is no file."""
     with pytest.raises(InvalidTypeError, match="`file`"):
         load_weights(mlp(2), state_of(mlp(1)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_pickle_that_claims_memory_is_refused(tmp_path: Path) -> None:
+    """A file of a few bytes cannot have gigabytes allocated."""
+    path = tmp_path / "small.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            claim = b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R."
+            archive.writestr(name, claim if name.endswith("data.pkl") else content)
+    with pytest.raises(CorruptFileError, match="bytearray"):
+        load_weights(nn.Linear(2, 2), path)

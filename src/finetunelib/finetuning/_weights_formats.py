@@ -22,6 +22,7 @@ from torch import Tensor
 
 from finetunelib.errors import CorruptFileError
 from finetunelib.finetuning._listing import listed
+from finetunelib.finetuning._pickles import check_bounded
 
 #: Keys under which training scripts keep a state dict inside a larger file. An average of the
 #: weights ("ema") is not among them: where a file holds both, none of them is the one that is
@@ -141,6 +142,8 @@ def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dt
 def _read_pickled(path: Path, *, mapped: bool) -> dict[str, FileTensor]:
     mapped = mapped and zipfile.is_zipfile(path)  # Files of an old torch cannot be mapped.
     try:
+        if zipfile.is_zipfile(path):
+            check_bounded(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -6,11 +6,8 @@ What a checkpoint means for a training is decided elsewhere; here are only files
 from __future__ import annotations
 
 import math
-import pickletools
-import re
 import time
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from finetunelib.errors import (
     PathNotWritableError,
     WeightsError,
 )
+from finetunelib.finetuning._pickles import check_bounded
 from finetunelib.finetuning._weights import write_weights
 from finetunelib.training._history import History, as_json
 from finetunelib.training._manifest import (
@@ -72,7 +70,7 @@ class Checkpoint:
         """
         file = self.path / STATE
         try:
-            _check_bounded(file)
+            check_bounded(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
         # A file that is not torch's makes its reader fail in any way.
         except Exception as error:
@@ -271,23 +269,3 @@ def _created(folder: Path) -> int:
         return int(read_manifest(folder)["created_ns"])
     except CheckpointError:
         return 0
-
-
-def _check_bounded(file: Path) -> None:
-    """Raise when reading a file of torch.save would fill more memory than the file has bytes.
-
-    Raises:
-        ValueError: It would.
-        zipfile.BadZipFile: It is not torch's.
-    """
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > file.stat().st_size:
-            raise ValueError(f"it claims {unpacked:,} bytes, which are more than it has.")
-        pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
-    for content in pickles:
-        for code, name, _ in pickletools.genops(content):
-            # torch lets a file call these, with a size that is only a number.
-            if code.name == "GLOBAL" and re.search(r" (bytearray|\w*Tensor)$", str(name)):
-                raise ValueError(f"it makes an object of {name}, whose size is not checked.")
