@@ -299,3 +299,29 @@ def test_steps_cannot_be_kept_of_what_cannot_go_on_inside_an_epoch(tmp_path: Pat
     assert isinstance(caught.value.__cause__ or caught.value, CheckpointError)
     assert trained.state.step == 0
     assert names(tmp_path) == []
+
+
+def test_a_disk_that_fails_may_be_told_in_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was asked for, the training goes on without the checkpoint."""
+    folder = tmp_path / "run"
+    saving = ModelCheckpoint(folder, on_error="warn")
+
+    class Breaks(Callback):
+        def on_epoch_start(self, context: TrainContext) -> None:
+            if context.state.epoch == 1:
+                shutil.rmtree(folder)
+                folder.write_text("a file in its place")
+
+    made = trainer(saving, Breaks())
+    with pytest.warns(UserWarning, match="A checkpoint is missing"):
+        made.fit(DATA, epochs=2)
+    assert made.state.epoch == 2
+
+
+def test_an_unknown_way_to_meet_an_error_is_refused(tmp_path: Path) -> None:
+    """The two that there are, are named."""
+    wrong: Any = "ignore"
+    with pytest.raises(InvalidArgumentError, match='"raise" or "warn"'):
+        ModelCheckpoint(tmp_path, on_error=wrong)

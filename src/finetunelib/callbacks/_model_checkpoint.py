@@ -13,6 +13,7 @@ from finetunelib.callbacks._improvement import Improvement
 from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._checkpoint import checkpoints_in, remove_checkpoint, sweep
+from finetunelib.training._context import OnError
 from finetunelib.training._manifest import MANIFEST
 
 #: What the folders are called that this callback writes, and may delete.
@@ -36,13 +37,17 @@ class ModelCheckpoint(Callback):
         monitor: A column of the history. The checkpoint of its best epoch is kept besides the
             newest ones, as `best_path`; needs checkpoints at the ends of epochs.
 
+        on_error: Whether a disk that cannot take a checkpoint ends the training (`"raise"`) or is
+            told in a warning (`"warn"`). The checkpoints before are intact in both cases.
+
     Attributes:
         folder: The folder.
         best_path: The checkpoint of the best epoch so far, `None` before the first or without
             `monitor`.
 
     Raises:
-        InvalidArgumentError: A number is too small, or `monitor` without checkpoints at epochs.
+        InvalidArgumentError: A number is too small, `monitor` without checkpoints at epochs, or
+            `on_error` is unknown.
         PathNotWritableError: Nothing can be written into the folder.
 
     Example:
@@ -70,6 +75,7 @@ class ModelCheckpoint(Callback):
         every_n_epochs: int | None = None,
         keep: int = 2,
         monitor: str | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
             if value is not None and value < 1:
@@ -86,12 +92,17 @@ class ModelCheckpoint(Callback):
                 f"`monitor` is {monitor!r}, which is measured at the ends of epochs, but "
                 "checkpoints are written after steps alone. Pass `every_n_epochs=1` too."
             )
+        if on_error not in ("raise", "warn"):
+            raise InvalidArgumentError(
+                f'`on_error` must be "raise" or "warn", but is {on_error!r}.'
+            )
         check_writable(Path(folder) / MANIFEST)
         self.folder: Path = Path(folder)
         self.best_path: Path | None = None
         self._every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs
         self._keep = keep
+        self._on_error: OnError = on_error
         self._improvement = None if monitor is None else Improvement(monitor, None)
 
     def on_fit_start(self, context: TrainContext) -> None:
@@ -104,7 +115,7 @@ class ModelCheckpoint(Callback):
     def on_step_end(self, context: TrainContext) -> None:
         """Ask for a checkpoint where one is due."""
         if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
-            context.request_checkpoint(self._next(context))
+            context.request_checkpoint(self._next(context), on_error=self._on_error)
 
     def on_epoch_end(self, context: TrainContext) -> None:
         """Ask for a checkpoint where one is due, and note whether it is the best."""
@@ -115,14 +126,14 @@ class ModelCheckpoint(Callback):
             value = context.history.rows[-1][self._improvement.monitor]
             if self._improvement.update(value):
                 self.best_path = path
-        context.request_checkpoint(path)
+        context.request_checkpoint(path, on_error=self._on_error)
 
     def on_interrupt(self, context: TrainContext) -> None:
         """Ask for a last checkpoint, where this moment has none yet and can be gone on from."""
         path = self._next(context)
         exact = context.inexact(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
-            context.request_checkpoint(path)
+            context.request_checkpoint(path, on_error=self._on_error)
 
     def on_checkpoint(self, context: TrainContext) -> None:
         """Delete what is older than the newest ones, but for the best."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
+
+#: What happens where a checkpoint cannot be written.
+OnError: TypeAlias = Literal["raise", "warn"]
 
 
 @dataclass(slots=True)
@@ -28,7 +32,8 @@ class TrainContext:
         measures: The names of what an epoch's row will hold, known from the start.
         inexact: Tells why the training could not go on exactly from a checkpoint, if so: from
             the middle of an epoch (`True`), or from its end.
-        requested_checkpoints: The folders that are still to be written.
+        requested_checkpoints: The folders that are still to be written, and what is done where
+            that fails.
         stop_reason: Why a stop was requested, or `None`.
         resumed: Whether this `fit` goes on from a checkpoint.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
@@ -58,7 +63,7 @@ class TrainContext:
     resumed: bool = False
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
-    requested_checkpoints: list[Path] = field(default_factory=list, init=False)
+    requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)
 
     def request_stop(self, reason: str) -> None:
         """Ask the loop to end after the step in progress; the epoch's row is still written.
@@ -68,7 +73,7 @@ class TrainContext:
         """
         self.stop_reason = self.stop_reason or reason
 
-    def request_checkpoint(self, path: StrPath) -> None:
+    def request_checkpoint(self, path: StrPath, *, on_error: OnError = "raise") -> None:
         """Ask the loop to write a checkpoint after the step or epoch in progress.
 
         It is written when every callback has seen the step, or the epoch, so that it holds
@@ -76,13 +81,15 @@ class TrainContext:
 
         Args:
             path: The folder to write. A former checkpoint there is replaced.
+            on_error: Whether a disk that cannot take it ends the training (`"raise"`) or is told
+                in a warning (`"warn"`). What was written before is intact in both cases.
 
         Raises:
-            PathNotWritableError: Nothing can be written there.
+            PathNotWritableError: Nothing can be written there, and `on_error` is `"raise"`.
         """
-        check_writable(Path(path) / "manifest.json")
-        if Path(path) not in self.requested_checkpoints:
-            self.requested_checkpoints.append(Path(path))
+        if on_error == "raise":
+            check_writable(Path(path) / "manifest.json")
+        self.requested_checkpoints[Path(path)] = on_error
 
     def check_resumable(self, *, inside_epoch: bool = True) -> None:
         """Raise when this training could not go on exactly from a checkpoint.

@@ -14,6 +14,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -30,7 +31,7 @@ from finetunelib._preserve import (
 from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
-from finetunelib.errors import CallbackError, TrainingInterrupted
+from finetunelib.errors import CallbackError, PathNotWritableError, TrainingInterrupted
 from finetunelib.finetuning._certificate import Witness
 from finetunelib.training._callback import Callbacks
 from finetunelib.training._checks import check_batch, first_of
@@ -236,9 +237,16 @@ class Loop:
         if context.state.batch:
             context.check_resumable()
         place = self.place()
-        while context.requested_checkpoints:
-            path = context.requested_checkpoints.pop(0)
-            context.last_checkpoint = self.save(path, place)
+        requests = dict(context.requested_checkpoints)
+        context.requested_checkpoints.clear()
+        for path, on_error in requests.items():
+            try:
+                context.last_checkpoint = self.save(path, place)
+            except PathNotWritableError as error:
+                if on_error == "raise":
+                    raise
+                warnings.warn(f"A checkpoint is missing: {error} Training goes on.", stacklevel=2)
+                continue
             with random_state_preserved():
                 self.callbacks.on_checkpoint(context)
 
