@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -148,70 +149,83 @@ def test_a_training_in_another_thread_sets_no_handlers() -> None:
 
 SCRIPT = """
     import sys
+    import time
     import torch
     from torch import nn
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import Dataset
     from finetunelib import Trainer
     from finetunelib.callbacks import ModelCheckpoint
     from finetunelib.training import Callback
 
     class Samples(Dataset):
         def __len__(self):
-            return 4000
+            return 120
 
         def __getitem__(self, index):
-            return torch.full((4,), index / 4000), index % 3
+            return torch.full((4,), index / 120) + 0.1 * torch.randn(4), index % 3
 
     class Say(Callback):
         def on_step_end(self, context):
             print(context.state.step, flush=True)
+            time.sleep(0.01)
 
     folder, workers = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     trainer = Trainer(
-        nn.Linear(4, 3), batch_size=4, num_workers=workers, progress=False,
-        callbacks=[Say(), ModelCheckpoint(folder, every_n_epochs=100)],
+        nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.2)), batch_size=4, num_workers=workers,
+        progress=False, callbacks=[Say(), ModelCheckpoint(folder, every_n_epochs=100)],
     )
-    trainer.fit(Samples(), epochs=50)
+    trainer.fit(Samples(), epochs=4, resume_from=folder)
+    print(trainer.model.state_dict())
 """
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """Return what runs the script."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    return [sys.executable, str(script)]
+
+
+def weights_printed(command: list[str], folder: Path, workers: int) -> str:
+    """Run the script to its end, and return the weights that it prints."""
+    output = subprocess.check_output([*command, str(folder), str(workers)], text=True)
+    return output[output.index("OrderedDict") :]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_script_that_lets_it_through_ends_with_the_shells_code(
-    tmp_path: Path, number: int, code: int, workers: int
+def test_a_script_that_lets_it_through_ends_with_the_shells_code_and_resumes(
+    tmp_path: Path, command: list[str], workers: int
 ) -> None:
-    """A real process ends with 130 or 143, a whole checkpoint, and no worker left."""
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
-    folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 3:
-            break
-    # As a terminal does it: Ctrl-C goes to the whole group, workers included.
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-    trainer = quiet_trainer(
-        torch.nn.Linear(4, 3), callbacks=[ModelCheckpoint(folder, every_n_epochs=100)]
-    )
-    trainer.load_checkpoint(folder)
-    assert trainer.state.step >= 3
+    """A real process ends with 130 or 143, no worker left, and goes on bit for bit."""
+    whole = weights_printed(command, tmp_path / "whole", workers)
+    moments = random.Random(workers)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        folder = tmp_path / str(code)
+        process = subprocess.Popen(
+            [*command, str(folder), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        last = moments.randrange(1, 90)
+        next(line for line in process.stdout if int(line) >= last)
+        time.sleep(moments.random() * 0.02)  # Anywhere in a step.
+        # As a terminal does it: Ctrl-C goes to the whole group, workers included.
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert weights_printed(command, folder, workers) == whole
 
 
 def test_a_signal_while_the_datas_workers_are_awaited_ends_the_training() -> None:
