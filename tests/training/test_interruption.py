@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from training.tiny import network, points, quiet_trainer, same_weights
 
 DATA = points()
 VAL = points(10, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_as_python_has_it() -> Iterator[None]:
+    """Undo that a shell may have started the tests with Ctrl-C ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 class SignalAt(Callback):
@@ -148,6 +157,7 @@ def test_a_training_in_another_thread_sets_no_handlers() -> None:
 
 
 SCRIPT = """
+    import signal
     import sys
     import time
     import torch
@@ -169,6 +179,7 @@ SCRIPT = """
             print(context.state.step, flush=True)
             time.sleep(0.01)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, workers = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     torch.manual_seed(0)
