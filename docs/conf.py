@@ -66,7 +66,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os|enum)\..*"),
     (
         r"py:.*",
-        r"(Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",
+        r"(OnError|Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",
     ),
     (r"py:.*", "|".join(autodoc_type_aliases)),
     (r"py:.*", r"(Exception|ValueError|TypeError|LookupError|OSError|RuntimeError)"),
