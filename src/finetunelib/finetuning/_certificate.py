@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from finetunelib.finetuning._digests import loaded_digests
 from finetunelib.finetuning._fingerprint import fingerprint
-from finetunelib.finetuning._listing import listed
+from finetunelib.finetuning._listing import quoted
 from finetunelib.finetuning._own_names import own_name, unwrapped
 
 
@@ -96,7 +96,7 @@ class Witness:
         fresh = [name for name in moved if before.get(name) != now[name]]
         if fresh:
             warnings.warn(
-                f"{len(fresh)} frozen tensors changed in the training: {_quoted(fresh)}. Something "
+                f"{len(fresh)} frozen tensors changed in the training: {quoted(fresh)}. Something "
                 "other than the optimizer wrote to them, or they were unfrozen for a while; the "
                 "certificate leaves them out.",
                 UserWarning,
@@ -118,7 +118,3 @@ def _loaded(model: nn.Module) -> dict[str, str]:
         for prefix, module in reversed(list(unwrapped(model).named_modules()))
         for name, seen in loaded_digests(module).items()
     }
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return listed([f"`{name}`" for name in names])

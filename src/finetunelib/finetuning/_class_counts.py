@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from finetunelib.finetuning._head import layers_of, out_features_of
-from finetunelib.finetuning._own_names import listed, own_modules
+from finetunelib.finetuning._listing import quoted
+from finetunelib.finetuning._own_names import own_modules
 
 #: What models call their number of classes: torchvision's and timm's, and transformers'.
 _ATTRIBUTES = ("num_classes", "num_labels")
@@ -95,7 +96,7 @@ def remove_auxiliary_heads(model: nn.Module, name: str, width: int) -> Callable[
     if removed:
         try:
             warnings.warn(
-                f"The auxiliary heads {listed([names[part] for _, _, part in removed])} made "
+                f"The auxiliary heads {quoted([names[part] for _, _, part in removed])} made "
                 f"{width} classes in training and are removed (`aux_logits=False`), so that the "
                 "model's one output is that of the new head.",
                 UserWarning,

@@ -15,10 +15,10 @@ from finetunelib.finetuning._dry_run import DryRun, dry_run
 from finetunelib.finetuning._head import HEAD_LAYERS, Head, describe_head
 from finetunelib.finetuning._head_graph import HeadGraph
 from finetunelib.finetuning._head_names import head_by_names
+from finetunelib.finetuning._listing import quoted
 from finetunelib.finetuning._own_names import (
     checked_model,
     last_layers,
-    listed,
     own_modules,
     own_name,
     unwrapped,
@@ -128,7 +128,7 @@ def _head_by_data(model: nn.Module, run: DryRun) -> Head:
         first_hits = [layers[0] for layers in hits[:_LISTED]]
         more = f" and {len(hits) - _LISTED} more" if len(hits) > _LISTED else ""
         raise AmbiguousHeadError(
-            f"The outputs come from {len(hits)} layers: {listed(first_hits)}{more}. Name the one "
+            f"The outputs come from {len(hits)} layers: {quoted(first_hits)}{more}. Name the one "
             "to replace with `at=`; where the model has no head, pass one with `head=`, and its "
             "place with `at=`."
         )
@@ -223,7 +223,7 @@ def _check_has_layers_to_find(model: nn.Module) -> None:
     ]
     if scripted:
         kinds = {layer.__name__ for layer in HEAD_LAYERS}
-        last = listed([name for name, kind in scripted if kind in kinds][-5:]) or "none"
+        last = quoted([name for name, kind in scripted if kind in kinds][-5:]) or "none"
         raise HeadNotFoundError(
             "The model is scripted (torch.jit), and parts of a compiled program cannot be "
             "replaced. Pass the model as it was before `torch.jit.script` or `torch.jit.trace`; "
@@ -237,7 +237,7 @@ def _check_has_layers_to_find(model: nn.Module) -> None:
     ]
     if packed:
         raise HeadNotFoundError(
-            f"The model is quantized: {listed(packed[-_LISTED:])} can be neither followed by "
+            f"The model is quantized: {quoted(packed[-_LISTED:])} can be neither followed by "
             "gradients nor trained. Replace the head before the model is quantized."
         )
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):

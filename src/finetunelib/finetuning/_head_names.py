@@ -15,7 +15,8 @@ from finetunelib.finetuning._head import (
     layers_of,
     out_features_of,
 )
-from finetunelib.finetuning._own_names import last_layers, listed, own_modules
+from finetunelib.finetuning._listing import quoted
+from finetunelib.finetuning._own_names import last_layers, own_modules
 
 #: What the libraries call the heads of their classifiers.
 _NAMES = (
@@ -65,7 +66,7 @@ def head_by_names(model: nn.Module, reason: str) -> Head:
     if rivals:
         raise AmbiguousHeadError(
             f"{reason} By its names the head is `{name}`, but there are others that make {width} "
-            f"features: {listed(rivals[-5:])}. Or name the head with `at=`."
+            f"features: {quoted(rivals[-5:])}. Or name the head with `at=`."
         )
     return describe_head(name, layers[name], found_by)
 
@@ -91,7 +92,7 @@ def _declared_head(model: nn.Module, get_classifier: Callable[[], object], reaso
         )
     if len(known) > 1:
         raise AmbiguousHeadError(
-            f"{reason} Its `get_classifier()` names {len(known)} layers: {listed(known)}. "
+            f"{reason} Its `get_classifier()` names {len(known)} layers: {quoted(known)}. "
             "Name the one to replace with `at=`."
         )
     return describe_head(known[0], layers[0], "the model's own get_classifier")

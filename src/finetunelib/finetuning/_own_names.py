@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
 from finetunelib.errors import InvalidTypeError
+from finetunelib.finetuning._listing import quoted
 
 #: What `torch.compile` puts into a dotted name.
 _COMPILED = "_orig_mod"
@@ -62,11 +63,6 @@ def without_wrappers(name: str, model: nn.Module) -> str:
     return own_name(name)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names as a message shows them."""
-    return ", ".join(f"`{name}`" for name in names)
-
-
 def last_layers(modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> str:
     """Return the names of the last five modules of some kinds as a message shows them."""
-    return listed([name for name, module in modules.items() if isinstance(module, kinds)][-5:])
+    return quoted([name for name, module in modules.items() if isinstance(module, kinds)][-5:])

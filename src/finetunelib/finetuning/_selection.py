@@ -20,7 +20,7 @@ from finetunelib.errors import (
     InvalidTypeError,
 )
 from finetunelib.finetuning._find_head import find_head
-from finetunelib.finetuning._listing import listed
+from finetunelib.finetuning._listing import quoted
 from finetunelib.finetuning._own_names import own_name
 
 #: A module of the model, a dotted name, a pattern over names, or several of these.
@@ -84,7 +84,7 @@ def select(model: nn.Module, parts: Parts, argument: str = "parts") -> Selection
     if not selected:
         raise InvalidArgumentError(
             f"`{argument}` is empty and selects nothing. Leave it out, or name a part, such as "
-            f"{_quoted(_top_names(model))}."
+            f"{quoted(_top_names(model))}."
         )
     return _union(selected)
 
@@ -198,7 +198,7 @@ def _select_one(model: nn.Module, part: object, argument: str) -> Selection:
         near = difflib.get_close_matches(part, names, n=4, cutoff=0.5)
         raise InvalidArgumentError(
             f"`{argument}` has {part!r}, which matches no module and no parameter of the model. "
-            + (f"Near it: {_quoted(near)}." if near else f"It has {_quoted(_top_names(model))}.")
+            + (f"Near it: {quoted(near)}." if near else f"It has {quoted(_top_names(model))}.")
         )
     return _union(
         whole(modules[name])
@@ -218,7 +218,7 @@ def _select_module(model: nn.Module, part: nn.Module, argument: str) -> Selectio
         return _union(whole(child) for child in children)
     raise InvalidArgumentError(
         f"`{argument}` has a {type(part).__name__} that is no part of the model. It has "
-        f"{_quoted(_top_names(model))}."
+        f"{quoted(_top_names(model))}."
     )
 
 
@@ -233,7 +233,3 @@ def _union(selections: Iterable[Selection]) -> Selection:
 
 def _top_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_children()] or [n for n, _ in model.named_parameters()]
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return listed([f"`{name}`" for name in names])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -175,15 +176,20 @@ def load_weights(
         )
     if not 0.0 <= minimum_match <= 1.0:
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], but is {minimum_match}.")
-    report = read_weights(model, file, minimum_match=minimum_match, rename=rename or {})
+    report, digests = read_weights(model, file, minimum_match=minimum_match, rename=rename or {})
+    report = replace(report, digests=digests())
     remember_loaded(unwrapped(model), report.digests)
     return report
 
 
 def read_weights(
     model: nn.Module, file: StrPath | Enum, *, minimum_match: float, rename: Mapping[str, str]
-) -> LoadReport:
-    """Load a weights file as `load_weights` does, but note nothing of it on the model."""
+) -> tuple[LoadReport, Callable[[], dict[str, str]]]:
+    """Load a weights file as `load_weights` does, but note nothing of it on the model.
+
+    Returns:
+        The report without digests, and what computes them: that reads every byte once more.
+    """
     model = unwrapped(model)
     state = tensors_of(model)
     check_takes_values(model, state)
@@ -200,7 +206,7 @@ def read_weights(
     check_leaves_no_meta(model, state, sources)
     firsts = [(group[0], sources[group[0]]) for group in tied if group[0] in sources]
     written = write_values(model, state, firsts)
-    return replace(report, digests=_digests(written, tied, set(report.loaded)))
+    return report, partial(_digests, written, tied, set(report.loaded))
 
 
 def _refusal(report: LoadReport) -> str:

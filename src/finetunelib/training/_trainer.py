@@ -383,7 +383,6 @@ class Trainer:
         self, train: Batches, val: Batches | None, last_epoch: float, last_step: float
     ) -> Loop:
         """Return the loop of one training, put together from its parts."""
-        optimizer, schedule = self._prepare()
         training, inside = self._training(), self._inside
         # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
         measured = Measurement(copy.deepcopy(self._metrics), "train_")
@@ -391,7 +390,7 @@ class Trainer:
         names = (*measured.names, *(validated.names if val else ()))
         context = TrainContext(
             self.model,
-            optimizer,
+            training.optimizer,
             self.state,
             self.history,
             measures=(*names, "lr", "seconds", "samples_per_second"),
@@ -403,7 +402,7 @@ class Trainer:
             resumed=inside is not None,
         )
         return Loop(
-            step=self._step(optimizer, schedule),
+            step=self._step(training.optimizer, training.schedule),
             evaluation=self._evaluation,
             train=train,
             val=val,
