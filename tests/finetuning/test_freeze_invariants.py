@@ -7,10 +7,8 @@ of them, by hand, and its stored results are looked at here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from conformance.freezing import RESULTS, check, names
 
@@ -39,12 +37,8 @@ SMALLEST = (
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def always_one_thread(one_thread: None) -> None:
     """Run torch on one thread: images this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

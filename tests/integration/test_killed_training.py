@@ -10,12 +10,10 @@ import select
 import signal
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._checkpoint import newest_checkpoint
@@ -32,12 +30,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def always_one_thread(one_thread: None) -> None:
     """Run torch on one thread: a forked process must not wait for threads that it has not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Reporter(Callback):

@@ -17,20 +17,9 @@ from finetunelib import Trainer
 from finetunelib.callbacks import EMA, EarlyStopping
 from finetunelib.data._batches import Data
 from finetunelib.errors import CheckpointError, FileMissingError
-from finetunelib.training import Callback, TrainContext
+from finetunelib.training import Callback
 from training.checkpoint_files import DATA, INPUTS, bits, forge, model, trainer
-
-
-class SaveAt(Callback):
-    """Writes a checkpoint after a step."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step = step
-        self.path = path
-
-    def on_step_end(self, context: TrainContext) -> None:
-        if context.state.step == self.step:
-            context.request_checkpoint(self.path)
+from training.stopping import SaveAt
 
 
 def saved(folder: Path, data: Data = DATA, **options: Any) -> Path:

@@ -22,29 +22,11 @@ from finetunelib.data._batches import Data
 from finetunelib.errors import CallbackError
 from finetunelib.finetuning import fingerprint
 from finetunelib.training import Accuracy, Callback, TrainContext
+from training.stopping import StopAfter, Stopped
 from training.tiny import cut
 
 EPOCHS = 3
 TIMINGS = ("seconds", "samples_per_second")
-
-
-class Stopped(BaseException):
-    """Stands for a process that ends at once."""
-
-
-class StopAfter(Callback):
-    """Writes a checkpoint after a step, and ends the process when it is on the disk."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step = step
-        self.path = path
-
-    def on_step_end(self, context: TrainContext) -> None:
-        if context.state.step == self.step:
-            context.request_checkpoint(self.path)
-
-    def on_checkpoint(self, context: TrainContext) -> None:
-        raise Stopped
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):

@@ -17,15 +17,12 @@ from finetunelib import Trainer, build_mlp
 from finetunelib.callbacks import EMA
 from finetunelib.finetuning._digests import digest
 from finetunelib.training import Callback, TrainContext
+from training.stopping import Stopped
 
 EPOCHS, STEPS = 4, 15
 INPUTS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(60) % 3
 VAL = (INPUTS[:9], TARGETS[:9])
-
-
-class Stopped(BaseException):
-    """Stands for a process that ends at once."""
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):

@@ -20,27 +20,12 @@ from finetunelib import Trainer, build_mlp, freeze_and_replace_head
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
 from finetunelib.errors import CallbackError, CheckpointError, TrainingInterrupted
 from finetunelib.training import Callback, TrainContext
+from training.stopping import SaveAt
 from training.tiny import points, quiet_trainer, same_weights, weights_of
 
 DATA = points(22)
 VAL = points(9, seed=1)
 PAIRS = TensorDataset(*DATA)
-
-
-class Stopped(BaseException):
-    """Stands for a process that ends at once."""
-
-
-class SaveAt(Callback):
-    """Writes a checkpoint after a step, and lets the training go on."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step = step
-        self.path = path
-
-    def on_step_end(self, context: TrainContext) -> None:
-        if context.state.step == self.step:
-            context.request_checkpoint(self.path)
 
 
 def network() -> nn.Module:
@@ -64,10 +49,6 @@ def check_exact(
         assert same_weights(resumed.model, whole.model), step
         assert resumed.history["train_loss"] == whole.history["train_loss"], step
         assert resumed.history["val_loss"] == whole.history["val_loss"], step
-
-
-def nothing() -> None:
-    """Return no validation data."""
 
 
 def test_a_generator_of_two_loaders_is_that_of_the_training(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Callbacks that write a checkpoint after a step, and may end the process there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetunelib.training import Callback, TrainContext
+
+
+class Stopped(BaseException):
+    """Stands for a process that ends at once."""
+
+
+class SaveAt(Callback):
+    """Writes a checkpoint after a step, and lets the training go on."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step = step
+        self.path = path
+
+    def on_step_end(self, context: TrainContext) -> None:
+        if context.state.step == self.step:
+            context.request_checkpoint(self.path)
+
+
+class StopAfter(SaveAt):
+    """Writes a checkpoint after a step, and ends the process when it is on the disk."""
+
+    def on_checkpoint(self, context: TrainContext) -> None:
+        raise Stopped
