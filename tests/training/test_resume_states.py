@@ -486,3 +486,16 @@ def test_a_foreign_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"manifest\.json"):
         resumed.fit(DATA, epochs=1, resume_from=tmp_path)
     assert resumed.state.epoch == 1
+
+
+def test_what_differs_is_said_before_anything_is_changed(tmp_path: Path) -> None:
+    """Who makes an error of the warning has the training as it was."""
+    first = trainer(seed=1)
+    first.fit(DATA, epochs=1)
+    path = first.save_checkpoint(tmp_path / "one")
+    other = trainer(seed=2)
+    before = weights_of(other.model)
+    with pytest.raises(UserWarning, match="seed 1 -> 2"):  # As the tests' settings have it.
+        other.load_checkpoint(path)
+    assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
+    assert other.state.epoch == 0

@@ -65,6 +65,22 @@ class Batches(Protocol):
         """Take up what `state_dict` returned."""
 
 
+class SeededBatches:
+    """What sources share whose order (seed, epoch) alone decides: any batch can be read again."""
+
+    replayable = True
+
+    def inexact(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the protocol's form
+        """Return None: a training can be gone on with from any batch."""
+        return None
+
+    def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing, for nothing else decides an epoch."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 #: What a user may train on, evaluate on or predict for. A tensor alone is inputs alone.
 Data: TypeAlias = (
     TensorLike

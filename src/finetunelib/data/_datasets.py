@@ -14,15 +14,14 @@ from typing_extensions import TypeIs
 
 from finetunelib._preserve import derive_seed
 from finetunelib._typing import Batch, SizedDataset
+from finetunelib.data._batches import SeededBatches
 
 
-class DatasetBatches:
+class DatasetBatches(SeededBatches):
     """Batches of a dataset with a length, collated by torch's DataLoader.
 
     Shuffling and the workers' seeds depend on (seed, epoch) alone.
     """
-
-    replayable = True
 
     def __init__(
         self,
@@ -68,16 +67,6 @@ class DatasetBatches:
     def all_targets(self) -> Tensor | None:
         """Return None: reading every sample for its target would be a pass over the data."""
         return None
-
-    def inexact(self, *, inside_epoch: bool = True) -> str | None:  # noqa: ARG002
-        """Return None: any batch of any epoch can be read again."""
-        return None
-
-    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing: the seed and the epoch's number decide everything."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def _loader(self, order: Iterable[int], generator: torch.Generator) -> Iterable[Batch]:
         return DataLoader(

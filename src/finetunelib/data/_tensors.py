@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from typing_extensions import TypeIs
 
 from finetunelib._preserve import derive_seed
 from finetunelib._typing import TensorLike
+from finetunelib.data._batches import SeededBatches
 from finetunelib.errors import (
     DataError,
     EmptyDataError,
@@ -21,7 +21,7 @@ from finetunelib.errors import (
 )
 
 
-class TensorBatches:
+class TensorBatches(SeededBatches):
     """Batches of tensors in memory, shuffled anew each epoch in a reproducible order.
 
     The order of an epoch is a pure function of `seed` and the epoch's number: the permutation
@@ -55,8 +55,6 @@ class TensorBatches:
         >>> [inputs.tolist() for (inputs,) in batches.in_order()]
         [[0, 1], [2, 3], [4]]
     """
-
-    replayable = True
 
     def __init__(
         self,
@@ -111,16 +109,6 @@ class TensorBatches:
     def all_targets(self) -> Tensor | None:
         """Return the second tensor, the targets of every sample, or None if there is none."""
         return self.tensors[1] if len(self.tensors) > 1 else None
-
-    def inexact(self, *, inside_epoch: bool = True) -> str | None:  # noqa: ARG002
-        """Return None: any batch of any epoch can be read again."""
-        return None
-
-    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing: `seed` and the epoch's number decide everything."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def is_tensor_like(value: object) -> TypeIs[TensorLike]:

@@ -39,7 +39,9 @@ class Training:
     """The parts of a training that have a state.
 
     Attributes:
-        settings: What else the bits of the training depend on: the kind of device and the seed.
+        loss: The loss, where it is a module and may have buffers.
+        settings: What else the user chose that a checkpoint is compared with: the kind of device,
+            the seed and the learning rate.
     """
 
     model: nn.Module
@@ -102,6 +104,7 @@ class Training:
         self._check(checkpoint.path, about, saved)
         if reading is not None and about["batch"]:
             check_same_reading(saved["inside"]["reading"], reading)
+        self._say_what_differs(checkpoint.path, about)
         before = copy.deepcopy(self._small_states())
         try:
             self._load_small_states(saved)
@@ -119,7 +122,6 @@ class Training:
                 f"`{checkpoint.path}` holds a state that does not fit: {error or repr(error)} Pass "
                 "the same optimizer, schedule and callbacks."
             ) from error
-        self._say_what_differs(checkpoint.path, about)
         self.witness.load_state_dict(saved["frozen"])
         self._load_buffers(saved)
         self.history.rows[:] = history.rows
