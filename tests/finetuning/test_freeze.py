@@ -633,3 +633,11 @@ def test_reading_digests_leaves_memory_that_can_be_resized() -> None:
     freeze(model)
     cast("Tensor", model.seen).resize_(5)
     assert cast("Tensor", model.seen).shape == (5,)
+
+
+def test_everything_by_a_pattern_leaves_nothing_to_freeze() -> None:
+    """The root, which no pattern names, holds nothing by itself."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3)))
+    with pytest.raises(InvalidArgumentError, match="nothing is left"):
+        freeze(model, except_="*")
+    assert not held(model)

@@ -88,7 +88,9 @@ def freeze(
         freed = select_last(inner, except_last, "except_last")
     elif except_ is not None:
         freed = select(inner, except_, "except_")
-    if frozen.modules <= freed.modules and (
+    left = frozen.modules - freed.modules
+    # A module around others is nothing by itself: "*" names all but the root.
+    if not any(not list(module.children()) for module in left) and (
         frozen.parameter_names(inner) <= freed.parameter_names(inner)
     ):
         raise InvalidArgumentError(
