@@ -118,6 +118,7 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
         sys.exit(f"train/ holds the classes {classes}, but val/ holds {val_classes}.")
     print(f"Images: {len(train)} to train on, {len(val)} to measure on, {len(classes)} classes.")
 
+    torch.manual_seed(options.seed)
     model = build(options.model)
     if weights is None:
         print("No --weights: the backbone is random, and its features say little.", flush=True)

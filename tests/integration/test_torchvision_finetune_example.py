@@ -78,6 +78,22 @@ def test_example_takes_a_folder_of_images(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
+def test_example_with_a_random_backbone_is_the_same_each_time(tmp_path: Path) -> None:
+    """The seed decides the backbone's weights too, where no file does."""
+    write_images(tmp_path / "images" / "train", "dark", "light")
+    write_images(tmp_path / "images" / "val", "dark", "light")
+    written = []
+    for name in ("first", "second"):
+        done = run(
+            tmp_path,
+            *("--images", "images", "--model", "squeezenet1_1", "--epochs", "1"),
+            *("--size", "32", "--output-dir", name),
+        )
+        assert done.returncode == 0, done.stderr
+        written.append((tmp_path / name / "fine_tuned.safetensors").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_example_names_models_like_the_one_asked_for(tmp_path: Path) -> None:
     """A name that torchvision does not know ends with code 2 and similar names."""
     done = run(tmp_path, "--model", "resnet19")
