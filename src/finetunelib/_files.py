@@ -94,18 +94,18 @@ def whole_file(path: StrPath) -> Iterator[Path]:
             prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}", dir=target.parent
         )
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise not_written(target, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
         try:
             flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            ordinary_file(temporary)
             temporary.replace(target)
-            _flush_folder(target.parent)
+            flush_folder(target.parent)
         except OSError as error:
-            raise _not_written(target, error) from error
+            raise not_written(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -137,16 +137,15 @@ def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for name in names:
-            # A writer may have made it for its owner alone; it is a file like any other.
-            (temporary / name).chmod(0o666 & ~_umask())
+            ordinary_file(temporary / name)
             flush(temporary / name)
-        _flush_folder(temporary)
+        flush_folder(temporary)
         _put_in_place(temporary, target, names)
     except PathNotWritableError as error:  # Of a file in it, whose own path says nothing to a user.
         message = str(error).replace(str(temporary), str(target))
         raise PathNotWritableError(message) from error
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise not_written(target, error) from error
     finally:
         _delete(temporary, names)
 
@@ -214,7 +213,7 @@ def _put_in_place(temporary: Path, target: Path, names: Iterable[str]) -> None:
         if former is not None:
             former.rename(target)
         raise
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
     for entry in _formers(target):
         _delete(entry, names)
 
@@ -238,11 +237,17 @@ def write_whole(path: StrPath, content: bytes) -> Path:
         try:
             temporary.write_bytes(content)
         except OSError as error:
-            raise _not_written(Path(path), error) from error
+            raise not_written(Path(path), error) from error
     return Path(path)
 
 
-def _not_written(target: Path, error: OSError) -> PathNotWritableError:
+def ordinary_file(file: Path) -> None:
+    """Let others read a file that its writer may have made for its owner alone."""
+    file.chmod(0o666 & ~_umask())
+
+
+def not_written(target: Path, error: OSError) -> PathNotWritableError:
+    """Return the error about a file that the system did not write."""
     return PathNotWritableError(
         f"`{target}` could not be written: {error.strerror or error}. "
         "The former file, if there was one, is unchanged."
@@ -258,7 +263,7 @@ def flush(file: Path) -> None:
         os.close(descriptor)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Let a folder's names reach the disk, where the system does that."""
     # The files are there already; Windows, for one, cannot open a folder.
     with contextlib.suppress(OSError):

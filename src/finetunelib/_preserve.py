@@ -31,11 +31,10 @@ def modes_preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back all that a forward pass may change, and run what is compiled uncompiled.
+def attributes_preserved(model: nn.Module) -> Iterator[None]:
+    """Put back every attribute of every submodule: modes, hooks, caches, what a forward sets.
 
-    Old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
-    Parameters and buffers are not copied: call the model with copies in their place.
+    Parameters and buffers are put back as the objects that they were; their values are not copied.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     contents = [
@@ -44,15 +43,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for value in values.values()
         if type(value) in (dict, OrderedDict, list, set)
     ]
-    eager = (
-        torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
-        else contextlib.nullcontext()
-    )
     try:
-        with random_state_preserved(), warnings.catch_warnings(), eager:
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for module, values in attributes:
             vars(module).update(values)
@@ -61,6 +53,41 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for container, values in contents:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(values)
+
+
+@contextlib.contextmanager
+def buffers_preserved(model: nn.Module) -> Iterator[None]:
+    """Put back the values of all buffers, which a forward may change in eval mode too."""
+    saved = [
+        (buffer, buffer._version, buffer.detach().clone())  # noqa: SLF001 - torch's own counter
+        for buffer in model.buffers()
+        if not buffer.is_meta
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, value in saved:
+                if buffer._version != version:  # noqa: SLF001
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back all that a forward pass may change, and run what is compiled uncompiled.
+
+    Old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
+    Parameters and buffers are not copied: call the model with copies in their place.
+    """
+    eager = (
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
+        else contextlib.nullcontext()
+    )
+    silent = warnings.catch_warnings()
+    with attributes_preserved(model), random_state_preserved(), eager, silent:
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

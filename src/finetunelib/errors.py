@@ -147,7 +147,18 @@ class ExportError(FinetuneLibError, RuntimeError):
 
 
 class ExportMismatchError(ExportError):
-    """The exported file computes something else than the model."""
+    """The exported file computes something else than the model.
+
+    Attributes:
+        node: The name of the first node of the file that departs from the model, where one was
+            found.
+        module: The dotted name of the module in the model that this node comes from.
+    """
+
+    def __init__(self, message: str, *, node: str | None = None, module: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+        self.module = module
 
 
 class UnsupportedFileError(FinetuneLibError, ValueError):

@@ -137,12 +137,11 @@ def test_another_ending_is_an_error(tmp_path: Path, name: str) -> None:
     assert name in str(caught.value)
 
 
-def test_a_model_above_two_gigabytes_is_an_error(tmp_path: Path) -> None:
-    """More than one file can hold is named by its size; the weights here take no memory."""
-    model = nn.Linear(30_000, 30_000, bias=False, device="meta")
+def test_a_model_without_values_is_an_error(tmp_path: Path) -> None:
+    """Weights on the meta device are named before any work is done."""
     with pytest.raises(ExportError) as caught:
-        export_onnx(model, tmp_path / "large.onnx", samples(2, 4))
-    assert "3.6 GB" in str(caught.value)
+        export_onnx(nn.Linear(4, 3, device="meta"), tmp_path / "m.onnx", samples(2, 4))
+    assert "meta" in str(caught.value)
 
 
 def test_something_else_than_a_module_is_an_error(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_a_wrong_number_of_input_names_is_an_error(tmp_path: Path, names: list[s
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), input_names=names)
     assert f"`input_names` holds {len(names)}" in str(caught.value)
-    assert "takes 1" in str(caught.value)
+    assert "has 1 inputs" in str(caught.value)
 
 
 @pytest.mark.parametrize("names", [[], ["a", "b"]])

@@ -12,10 +12,14 @@ from finetunelib.export._report import tensor_infos
 
 _INPUT = TensorInfo("inputs", "float32", ("batch", 4))
 _OUTPUT = TensorInfo("output", "float16", ("batch", 3))
-_VERIFIED = Verification("verified", (1, 2), 1e-3, (Comparison("output", 2e-7, 2.0, 1e-7),))
-_INCONCLUSIVE = Verification(
-    "inconclusive", (1, 2), 1e-3, (Comparison("output", 0.0, 0.0, float("inf")),)
-)
+
+
+def _comparison(error: float) -> Comparison:
+    return Comparison("output", 2, error * 2.0, 2.0, error, 1.0, None)
+
+
+_VERIFIED = Verification("verified", (1, 2), 1e-3, (_comparison(1e-7),))
+_INCONCLUSIVE = Verification("inconclusive", (1, 2), 1e-3, (_comparison(0.0),))
 
 
 def _report(*, size: int = 3400, verification: Verification | None = _VERIFIED) -> ExportReport:
@@ -29,7 +33,7 @@ def _report(*, size: int = 3400, verification: Verification | None = _VERIFIED) 
         (999_900, "999.9 kB"),
         (1_000_000, "1.0 MB"),
         (1_593_210, "1.6 MB"),
-        (1_900_000_000, "1900.0 MB"),
+        (1_900_000_000, "1.9 GB"),
     ],
 )
 def test_the_size_has_a_unit_that_fits(size: int, text: str) -> None:
@@ -52,15 +56,15 @@ def test_inputs_and_outputs_have_a_line_each() -> None:
 
 
 def test_the_comparison_is_in_the_report() -> None:
-    """The last line is what the verification says."""
-    assert str(_report()).splitlines()[-1] == str(_VERIFIED)
+    """One line is what the verification says."""
+    assert str(_VERIFIED) in str(_report()).splitlines()
 
 
 def test_a_file_that_was_not_compared_says_so() -> None:
     """Without a verification the report does not read as if there had been one."""
     text = str(_report(verification=None))
     assert "Not verified" in text
-    assert "ONNX Runtime" not in text
+    assert "Verified" not in text
 
 
 def test_a_verification_names_sizes_error_and_tolerance() -> None:
@@ -73,7 +77,7 @@ def test_a_verification_names_sizes_error_and_tolerance() -> None:
 
 def test_the_worst_of_several_outputs_is_named() -> None:
     """Of several outputs the largest error counts."""
-    outputs = (Comparison("a", 1.0, 1e6, 1e-6), Comparison("b", 1.0, 1e4, 1e-4))
+    outputs = (_comparison(1e-6), _comparison(1e-4))
     assert "1.0e-04" in str(Verification("verified", (1,), 1e-3, outputs))
 
 

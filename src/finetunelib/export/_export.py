@@ -2,80 +2,125 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import dataclasses
+import shutil
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from finetunelib._files import check_writable, whole_file
+from finetunelib._files import check_writable, whole_folder
+from finetunelib._preserve import attributes_preserved, buffers_preserved
+from finetunelib._progress import Progress, choose_progress
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
     CorruptFileError,
     ExportError,
+    ExportMismatchError,
     InvalidArgumentError,
-    InvalidTypeError,
     PathNotWritableError,
 )
+from finetunelib.export._annotations import annotate
+from finetunelib.export._description import Description, self_test_of, weights_sha256
+from finetunelib.export._dynamic_shapes import AxisName, DynamicShapes, dynamic_axes
 from finetunelib.export._inputs import Inputs, ModelInputs
+from finetunelib.export._metadata import OnnxMetadata, SelfTest, append_metadata, encode
+from finetunelib.export._names import check_classes, input_names_of, output_names_of
+from finetunelib.export._outputs import flat_outputs, named_outputs, run_model
+from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
 from finetunelib.export._report import ExportReport, tensor_infos
-from finetunelib.export._tracing import trace
-from finetunelib.export._verification import Verification, model_outputs, verify_onnx
+from finetunelib.export._samples import batches, checked_samples
+from finetunelib.export._session import open_session
+from finetunelib.export._tracing import fixed_batch, inner_name, trace
+from finetunelib.export._verification import Verification, compare
+from finetunelib.export._whole_model import LARGEST_FILE, data_file, whole_model
+from finetunelib.finetuning._certificate import Certificate
+from finetunelib.finetuning._own_names import checked_model, unwrapped
 
-#: Sizes that differ from what is usually traced: 1 and an odd one.
-_BATCH_SIZES = (1, 2, 7)
-
-#: Protocol buffers end at 2 GB; the rest is for the graph itself.
-_LARGEST = 2_000_000_000
+#: From this size on an export takes long enough to say how far it is.
+_LARGE = 200_000_000
 
 
-def export_onnx(
+def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     model: nn.Module,
     path: StrPath,
     example_input: ModelInputs,
     *,
     dynamic_batch: bool = True,
+    dynamic_shapes: DynamicShapes | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     verify: bool = True,
     sample_inputs: ModelInputs | None = None,
     tolerance: float = 1e-3,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    softmax: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    certificate: Certificate | None = None,
+    self_test: bool = False,
     opset_version: int | None = None,
+    keep_mismatch: bool = False,
 ) -> ExportReport:
     """Export a model to one ONNX file, and compare the file with the model before keeping it.
 
     The file is exported in eval mode by `torch.onnx.export`, freed of paths and source lines of
     this machine, checked by ONNX, and run by ONNX Runtime beside the model at batch sizes 1, 2
     and 7. It appears under its name only when all of this went well; a former file stays as it
-    was otherwise. The model is left as it was, the modes of its submodules included.
+    was otherwise. The model is left as it was: modes, buffers, hooks and random states.
+
+    The file tells what it is (see `finetunelib.export.load_onnx_metadata`), and each node of its
+    graph says which module it comes from and whether that module's parameters are frozen. A model
+    above 2 GB becomes two files, `model.onnx` and `model.onnx.data`.
 
     Args:
         model: The model, whose output is a tensor or a structure of tensors.
         path: The file to write, ending in `.onnx`. Missing folders are made.
         example_input: What the model takes, on the model's device: a tensor `(batch, ...)`,
-            several in a tuple, or a dict by argument name.
+            several in a tuple, or a dict by argument name. With `preprocessing`, what that takes.
         dynamic_batch: Whether the file takes any batch size. `False` fixes the example's.
+        dynamic_shapes: Further dynamic axes: their names by number, in a dict by the input's
+            name or in a list in the inputs' order. `{"tokens": {1: "length"}}` leaves the length
+            of a text open. A `torch.export.Dim` in place of a name has bounds.
         input_names: Names of the graph's inputs. `None` takes those of `forward`'s arguments.
-        output_names: Names of the graph's outputs. `None` is `output`, or `output_0`,
-            `output_1` and so on.
+        output_names: Names of the graph's outputs. `None` takes those that the model's output
+            has (of a dict or named tuple), else `output`, or `output_0`, `output_1` and so on;
+            `probabilities` with `softmax`.
         verify: Whether to compare the file with the model.
         sample_inputs: Real samples to compare on, in the form of `example_input`. `None` varies
             the example.
         tolerance: The largest error allowed, as a share of the outputs' spread over the samples.
+        labels: The names of the classes, in the order of the output; kept in the file.
+        preprocessing: What the graph does before the model: a module, a preset of torchvision
+            (`weights.transforms()`), or `(mean, std)` for raw images `(batch, channels, height,
+            width)`, uint8 from 0 to 255. The file then takes what this takes.
+        softmax: Whether the graph ends with a softmax over the classes.
+        metadata: Texts to keep in the file, such as `{"description": ..., "author": ...}`.
+        certificate: `History.certificate` of the training: its tensors are hashed again, and the
+            file says which ones were frozen throughout.
+        self_test: Whether the file carries two samples and what the model makes of them, so that
+            whoever runs it can check the installation.
         opset_version: The version of ONNX's operators. `None` is the exporter's default.
+        keep_mismatch: Whether a file that differs from the model is kept beside the path for a
+            look, in a folder `model.mismatch`.
 
     Returns:
         What was written and what was proven; print it.
 
     Raises:
         PathNotWritableError: Nothing can be written at `path`.
-        InvalidArgumentError: `path` does not end in `.onnx`, the numbers of names and tensors
-            differ, or `tolerance` is not above 0.
-        InvalidTypeError: `example_input` or the model's output holds something else than tensors.
+        InvalidArgumentError: `path` does not end in `.onnx`, the numbers of names, labels and
+            tensors do not fit, `dynamic_shapes` names what there is not, or `tolerance` is not
+            above 0.
+        InvalidTypeError: An argument is of a kind that cannot be used, or the model's output holds
+            something else than tensors.
         InvalidInputError: The model cannot take `example_input` or `sample_inputs`.
+        FreezeError: A tensor of `certificate` has changed since the training.
         ExportError: The exporter cannot export the model, fixed its batch size, cannot write
             `opset_version`, or wrote what ONNX or ONNX Runtime cannot read.
         ExportMismatchError: The file computes something else than the model. No file is kept.
@@ -93,171 +138,242 @@ def export_onnx(
         >>> report.verification.status, report.inputs[0].shape
         ('verified', ('batch', 4))
     """
-    file = _check_arguments(model, path, tolerance)
-    inputs = Inputs.of(example_input, "example_input")
-    # Dry runs, so that bad inputs fail here and readably.
-    outputs = model_outputs(model, inputs, "example_input")
-    samples = inputs
-    if sample_inputs is not None:
-        samples = _samples(model, sample_inputs, inputs)
-    program = trace(
-        model,
-        inputs.at_least_two_rows() if dynamic_batch else inputs,
-        dynamic_batch=dynamic_batch,
-        input_names=_input_names(model, inputs, input_names),
-        output_names=_output_names(outputs, output_names),
-        opset_version=opset_version,
-    )
-    with whole_file(file) as temporary:
-        _save(program, temporary, file)
-        graph = _read_graph(temporary, opset_version)
-        report = ExportReport(
-            path=file,
-            size=temporary.stat().st_size,
-            opset_version=graph.opset_import[0].version,
-            inputs=tensor_infos(graph.graph.input),
-            outputs=tensor_infos(graph.graph.output),
-            verification=None,
+    file = _check_path(path)
+    _check_tolerance(tolerance)
+    own = unwrapped(checked_model(model))
+    if any(tensor.is_meta for tensor in own.state_dict().values()):
+        raise ExportError(
+            "The model holds tensors on the meta device, which have no values. Load its weights."
         )
-        if dynamic_batch:
-            _check_dynamic(report)
-        if verify:
-            batches = _batches(
-                inputs, samples, dynamic_batch=dynamic_batch, varied=sample_inputs is None
+    description = Description.of(labels, metadata, certificate, own)
+    given = Inputs.of(example_input, "example_input")
+    exported, reference, inputs = pipelines(own, given, preprocessing, softmax=softmax)
+    with contextlib.ExitStack() as as_it_was:
+        for module in (exported, reference):
+            as_it_was.enter_context(attributes_preserved(module))
+            as_it_was.enter_context(buffers_preserved(module))
+        # Dry runs, so that bad inputs fail here and readably.
+        outputs = named_outputs(run_model(reference, inputs, "example_input"))
+        check_classes(outputs, labels, softmax=softmax)
+        samples = None
+        if sample_inputs is not None:
+            samples = checked_samples(reference, sample_inputs, inputs)
+        names = input_names_of(own, given, input_names)
+        axes = dynamic_axes(names, inputs.tensors, dynamic_shapes, dynamic_batch=dynamic_batch)
+        plan = _Plan(
+            file=file,
+            exported=exported,
+            reference=reference,
+            inputs=inputs,
+            samples=samples,
+            input_names=names,
+            output_names=output_names_of(outputs, output_names, softmax=softmax),
+            axes=axes,
+            dynamic_batch=dynamic_batch,
+            opset_version=opset_version,
+            tolerance=tolerance if verify else None,
+            two_files=_size(own) > LARGEST_FILE,
+            keep_mismatch=keep_mismatch,
+        )
+        carried = _self_test(plan, tolerance) if self_test else None
+
+        def texts(verification: Verification | None) -> OnnxMetadata:
+            return description.complete(
+                pipeline=exported.preprocessing if isinstance(exported, Pipeline) else None,
+                softmax=softmax,
+                weights=weights_sha256(own),
+                verification=verification,
+                self_test=carried,
             )
-            report = _verified(report, _verify(temporary, model, batches, tolerance))
+
+        report = _export(plan, texts, choose_progress(_size(own) > _LARGE))
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
 
 
-def _check_arguments(model: nn.Module, path: StrPath, tolerance: float) -> Path:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"`model` must be a torch.nn.Module, but is {type(model).__name__}.")
-    file = check_writable(path)
-    if file.suffix != ".onnx":
-        raise InvalidArgumentError(f"`path` must end in .onnx, but is `{file}`.")
-    if not tolerance > 0.0:
-        raise InvalidArgumentError(f"`tolerance` must be above 0, but is {tolerance}.")
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    if size > _LARGEST:
-        raise ExportError(
-            f"The model's weights take {size / 1e9:.1f} GB, and a single ONNX file holds at most "
-            "2 GB. Export it in half precision: `model.half()` and a half-precision example."
-        )
-    return file
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """An export of which all arguments were checked."""
+
+    file: Path
+    exported: nn.Module
+    reference: nn.Module
+    inputs: Inputs
+    samples: Inputs | None
+    input_names: list[str]
+    output_names: list[str]
+    axes: list[dict[int, AxisName]]
+    dynamic_batch: bool
+    opset_version: int | None
+    tolerance: float | None
+    two_files: bool
+    keep_mismatch: bool
 
 
-def _samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs) -> Inputs:
-    samples = Inputs.of(sample_inputs, "sample_inputs")
-    if len(samples.tensors) != len(inputs.tensors):
-        raise InvalidArgumentError(
-            f"`sample_inputs` holds {len(samples.tensors)} tensors, but `example_input` holds "
-            f"{len(inputs.tensors)}. Pass both in the same form."
-        )
-    model_outputs(model, samples, "sample_inputs")
-    return samples
-
-
-def _input_names(model: nn.Module, inputs: Inputs, names: Sequence[str] | None) -> list[str]:
-    count = len(inputs.tensors)
-    if names is not None:
-        if len(names) != count:
-            raise InvalidArgumentError(
-                f"`input_names` holds {len(names)} names, but the model takes {count} inputs."
-            )
-        return list(names)
-    arguments = list(inspect.signature(model.forward).parameters.values())
-    positional = [a.name for a in arguments if a.kind is not inspect.Parameter.VAR_POSITIONAL]
-    if len(positional) < len(inputs.args):
-        positional = ["input", *(f"input_{i}" for i in range(1, len(inputs.args)))]
-    return [*positional[: len(inputs.args)], *inputs.kwargs]
-
-
-def _output_names(outputs: list[Tensor], names: Sequence[str] | None) -> list[str]:
-    if names is None:
-        many = len(outputs) > 1
-        return [f"output_{i}" if many else "output" for i in range(len(outputs))]
-    if len(names) != len(outputs):
-        raise InvalidArgumentError(
-            f"`output_names` holds {len(names)} names, but the model has {len(outputs)} outputs."
-        )
-    return list(names)
-
-
-def _save(program: Any, temporary: Path, file: Path) -> None:
+def _export(
+    plan: _Plan, texts: Callable[[Verification | None], OnnxMetadata], progress: Progress
+) -> ExportReport:
+    """Trace, write, check, compare and describe; the file has its name when all went well."""
+    started = time.monotonic()
+    progress.start(f"Exporting {plan.file.name}", 3)
     try:
-        program.save(temporary, external_data=False)
+        program = _traced(plan)
+        progress.advance()
+        with whole_model(plan.file, two_files=plan.two_files) as temporary:
+            _save(program, temporary, plan)
+            report = _read(temporary, plan)
+            progress.advance()
+            if plan.tolerance is not None:
+                with _kept_for_a_look(temporary, plan):
+                    verification = _verify(temporary, program, plan, plan.tolerance)
+                report = dataclasses.replace(report, verification=verification)
+            metadata = texts(report.verification)
+            append_metadata(temporary, encode(metadata), metadata.get("description"))
+            report = dataclasses.replace(report, size=_bytes(temporary))
+            progress.advance()
+    except BaseException:
+        progress.abort()
+        raise
+    progress.finish(f"Exported {plan.file} in {time.monotonic() - started:.0f} s.")
+    return report
+
+
+def _traced(plan: _Plan) -> Any:
+    # The example's own size where it stays fixed; a batch of one would be taken for a constant.
+    inputs = plan.inputs.at_least_two_rows() if plan.dynamic_batch else plan.inputs
+    program = trace(
+        plan.exported,
+        inputs,
+        axes=plan.axes,
+        input_names=plan.input_names,
+        output_names=plan.output_names,
+        opset_version=plan.opset_version,
+    )
+    annotate(program, plan.exported, inner_name(plan.exported))
+    return program
+
+
+def _save(program: Any, temporary: Path, plan: _Plan) -> None:
+    try:
+        program.save(temporary, external_data=plan.two_files)
     except OSError as error:
-        raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
+        raise PathNotWritableError(f"`{plan.file}` could not be written: {error}") from error
 
 
-def _read_graph(path: Path, opset_version: int | None) -> Any:
+def _read(path: Path, plan: _Plan) -> ExportReport:
+    """Check the graph that was written, and return what it is."""
     import onnx
 
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise ExportError(f"The exported graph is invalid: {_first_line(error)}") from error
-    graph = onnx.load(path)
-    written = graph.opset_import[0].version
-    if opset_version not in (None, written):
+    model = onnx.load(path, load_external_data=False)
+    written = model.opset_import[0].version
+    if plan.opset_version not in (None, written):
         raise ExportError(
-            f"`opset_version` is {opset_version}, but the exporter could only write {written}. "
-            f"The installed onnx knows versions up to {onnx.defs.onnx_opset_version()}."
+            f"`opset_version` is {plan.opset_version}, but the exporter could only write "
+            f"{written}. The installed onnx knows versions up to {onnx.defs.onnx_opset_version()}."
         )
-    return graph
+    report = ExportReport(
+        path=plan.file,
+        size=_bytes(path),
+        opset_version=written,
+        inputs=tensor_infos(model.graph.input),
+        outputs=tensor_infos(model.graph.output),
+        verification=None,
+        data_path=data_file(plan.file) if plan.two_files else None,
+        example_shapes=tuple(tuple(tensor.shape) for tensor in plan.inputs.tensors),
+    )
+    _check_dynamic(report, plan)
+    return report
 
 
-def _check_dynamic(report: ExportReport) -> None:
-    for info in (*report.inputs, *report.outputs):
-        if info.shape and isinstance(info.shape[0], int):
-            raise ExportError(
-                f"The batch size is fixed to {info.shape[0]} in the exported graph (`{info}`): "
-                "the model's forward turns it into a constant, for example in a reshape. Use "
-                "`x.shape[0]` or -1 there, or pass `dynamic_batch=False`."
-            )
+def _check_dynamic(report: ExportReport, plan: _Plan) -> None:
+    """Check in the saved graph itself that what is to be dynamic is."""
+    must = [(i, axis) for i, axes in zip(report.inputs, plan.axes, strict=True) for axis in axes]
+    if plan.dynamic_batch:
+        must += [(info, 0) for info in report.outputs if info.shape]
+    for info, axis in must:
+        if isinstance(info.shape[axis], int):
+            shown = f" to {info.shape[axis]} in the exported graph (axis {axis} of `{info}`)"
+            raise fixed_batch(plan.exported, plan.inputs, shown)
 
 
-def _batches(
-    inputs: Inputs, samples: Inputs, *, dynamic_batch: bool, varied: bool
-) -> list[ModelInputs]:
-    """Return batches of different samples: of several sizes, or of the example's own."""
-    lengths = [len(tensor) for tensor in inputs.tensors]
-    sizes = [[*_BATCH_SIZES] if dynamic_batch else [length] * 2 for length in lengths]
-    totals = [sum(size) for size in sizes]
-    if varied:
-        pool = samples.resized(totals, torch.Generator().manual_seed(0))
-    else:
-        pool = samples.first_rows(totals)
-    parts = [torch.split(tensor, size) for tensor, size in zip(pool.tensors, sizes, strict=True)]
-    batches = [pool.with_tensors(part) for part in zip(*parts, strict=True)]
-    return [batch.kwargs or batch.args for batch in batches]
-
-
-def _verify(
-    path: Path, model: nn.Module, batches: list[ModelInputs], tolerance: float
-) -> Verification:
+def _verify(path: Path, program: Any, plan: _Plan, tolerance: float) -> Verification:
     try:
-        return verify_onnx(path, model, batches, tolerance=tolerance)
+        session = open_session(path, checked=True)
     except CorruptFileError as error:
         raise ExportError(
             "ONNX Runtime cannot load the exported graph: "
             f"{_first_line(error.__cause__ or error)}. `verify=False` keeps the file for another "
             "engine."
         ) from error
+    return compare(
+        session,
+        path,
+        plan.reference,
+        batches(
+            plan.reference, plan.inputs, plan.samples, plan.axes, dynamic_batch=plan.dynamic_batch
+        ),
+        tolerance,
+        program=lambda: program.exported_program,
+    )
+
+
+@contextlib.contextmanager
+def _kept_for_a_look(temporary: Path, plan: _Plan) -> Iterator[None]:
+    """Keep a file that differs from the model in a folder beside it, where that was asked for."""
+    try:
+        yield
+    except ExportMismatchError as error:
+        if not plan.keep_mismatch:
+            raise
+        folder = plan.file.with_name(f"{plan.file.stem}.mismatch")
+        names = [plan.file.name, *([data_file(plan.file).name] if plan.two_files else [])]
+        with whole_folder(folder, names=names) as kept:
+            shutil.copyfile(temporary, kept / plan.file.name)
+            if plan.two_files:
+                shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
+        raise ExportMismatchError(
+            f"{error} The file is in `{folder}`.", node=error.node, module=error.module
+        ) from error
+
+
+def _self_test(plan: _Plan, tolerance: float) -> SelfTest:
+    """Return two samples (all of a fixed batch) and what the model makes of them."""
+    source = plan.samples or plan.inputs
+    rows = [2 if plan.dynamic_batch else len(tensor) for tensor in plan.inputs.tensors]
+    batch = source.first_rows(rows)
+    outputs = flat_outputs(run_model(plan.reference, batch, "example_input"))
+    return self_test_of(
+        plan.input_names,
+        batch.tensors,
+        dict(zip(plan.output_names, outputs, strict=True)),
+        tolerance,
+    )
+
+
+def _check_path(path: StrPath) -> Path:
+    file = check_writable(path)
+    if file.suffix != ".onnx":
+        raise InvalidArgumentError(f"`path` must end in .onnx, but is `{file}`.")
+    return file
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance > 0.0:
+        raise InvalidArgumentError(f"`tolerance` must be above 0, but is {tolerance}.")
+
+
+def _size(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _verified(report: ExportReport, verification: Verification) -> ExportReport:
-    return ExportReport(
-        report.path,
-        report.size,
-        report.opset_version,
-        report.inputs,
-        report.outputs,
-        verification,
-    )

@@ -62,16 +62,29 @@ class Inputs:
         count = len(self.args)
         return Inputs(tuple(tensors[:count]), dict(zip(self.kwargs, tensors[count:], strict=True)))
 
+    def in_order(self, names: Sequence[str]) -> Inputs:
+        """Return the inputs that were given by name in the order of these names."""
+        if self.kwargs.keys() != set(names):
+            return self
+        return Inputs((), {name: self.kwargs[name] for name in names})
+
+    def by_position(self) -> Inputs:
+        """Return the inputs without names, in their order."""
+        return Inputs(self.tensors, {})
+
     def at_least_two_rows(self) -> Inputs:
         """Return the inputs with a batch of one doubled: the exporter takes a 1 for a constant."""
         return self.with_tensors(
             [t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in self.tensors]
         )
 
-    def resized(self, rows: Sequence[int], generator: torch.Generator) -> Inputs:
-        """Return so many samples of each input: the first of them, and variations of all."""
+    def resized(self, rows: Sequence[int], generator: torch.Generator, *, kept: int = 1) -> Inputs:
+        """Return so many samples of each input: the first `kept` as they are, then variations."""
         return self.with_tensors(
-            [_resized(t.detach(), n, generator) for t, n in zip(self.tensors, rows, strict=True)]
+            [
+                _resized(t.detach(), n, generator, min(kept, len(t)))
+                for t, n in zip(self.tensors, rows, strict=True)
+            ]
         )
 
     def first_rows(self, rows: Sequence[int]) -> Inputs:
@@ -80,23 +93,32 @@ class Inputs:
             [_first_rows(t, n) for t, n in zip(self.tensors, rows, strict=True)]
         )
 
+    def shortened(self, sizes: Sequence[Mapping[int, int]]) -> Inputs:
+        """Return the inputs with only the first elements of some axes, of each input its own."""
+        tensors = []
+        for tensor, own in zip(self.tensors, sizes, strict=True):
+            for axis, size in own.items():
+                tensor = tensor.narrow(axis, 0, size)  # noqa: PLW2901 - cut axis by axis
+            tensors.append(tensor)
+        return self.with_tensors(tensors)
+
 
 def _first_rows(tensor: Tensor, rows: int) -> Tensor:
     return tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
 
 
-def _resized(tensor: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+def _resized(tensor: Tensor, rows: int, generator: torch.Generator, kept: int) -> Tensor:
     repeated = _first_rows(tensor, rows)
     if tensor.is_floating_point():
         spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
         noise = torch.randn(repeated.shape, generator=generator) * (spread or 1.0)
-        # The first row stays the example itself: users compare with what they passed.
-        noise[0] = 0
+        # The first rows stay the example itself: users compare with what they passed.
+        noise[:kept] = 0
         return repeated + noise.to(device=tensor.device, dtype=tensor.dtype)
     if tensor.dtype == torch.bool:
         return repeated
     low, high = int(tensor.min()), int(tensor.max())
     # Whole numbers are often indices, so that only values that were seen are safe.
     values = torch.randint(low, high + 1, repeated.shape, generator=generator)
-    values[0] = repeated[0].cpu()
+    values[:kept] = repeated[:kept].cpu()
     return values.to(device=tensor.device, dtype=tensor.dtype)

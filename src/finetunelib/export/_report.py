@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +34,18 @@ class TensorInfo:
 class ExportReport:
     """What `export_onnx` wrote and what was proven about it.
 
+    Printed, it ends with two commands to paste: one that runs the file with ONNX Runtime, and one
+    that shows it in Netron.
+
     Attributes:
         path: The file.
-        size: Its size in bytes.
+        size: Its size in bytes, that of `data_path` included.
         opset_version: The version of ONNX's operators that it uses.
         inputs: The inputs of the graph.
         outputs: The outputs of the graph.
         verification: The comparison with the model, or `None` with `verify=False`.
+        data_path: The file beside it that holds the weights of a model above 2 GB, else `None`.
+        example_shapes: A shape that each input takes, in the inputs' order.
     """
 
     path: Path
@@ -46,17 +54,42 @@ class ExportReport:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     verification: Verification | None
+    data_path: Path | None = None
+    example_shapes: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
-        verification = self.verification or "Not verified, as asked."
-        size, unit = (self.size / 1e6, "MB") if self.size >= 1e6 else (self.size / 1e3, "kB")
+        beside = f", its weights in {self.data_path.name} beside it" if self.data_path else ""
         return "\n".join(
             [
-                f"{self.path} ({size:.1f} {unit}, opset {self.opset_version})",
+                f"{self.path} ({_size(self.size)}, opset {self.opset_version}{beside})",
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
-                str(verification),
+                str(self.verification or "Not verified, as asked."),
+                f"Run it:      {self.run_command}",
+                f"Look at it:  {self.view_command}",
             ]
+        )
+
+    @property
+    def run_command(self) -> str:
+        """A line for a shell that runs the file on zeros with ONNX Runtime and numpy alone."""
+        shapes: Sequence[Sequence[int | str]] = self.example_shapes or [
+            info.shape for info in self.inputs
+        ]
+        feed = ", ".join(
+            f"{_text(info.name)}: np.zeros({_shape(shape)}, {_text(info.dtype)})"
+            for info, shape in zip(self.inputs, shapes, strict=True)
+        )
+        return _python(
+            "import numpy as np, onnxruntime as ort; "
+            f"print(ort.InferenceSession({_text(str(self.path))}).run(None, {{{feed}}}))"
+        )
+
+    @property
+    def view_command(self) -> str:
+        """A line for a shell that shows the file in Netron until Ctrl-C."""
+        return _python(
+            f"from finetunelib import visualize; visualize({_text(str(self.path))}, block=True)"
         )
 
 
@@ -74,3 +107,23 @@ def tensor_infos(values: Any) -> tuple[TensorInfo, ...]:
         )
         infos.append(TensorInfo(value.name, dtype, shape))
     return tuple(infos)
+
+
+def _size(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def _python(code: str) -> str:
+    return f"python -c {shlex.quote(code)}"
+
+
+def _text(text: str) -> str:
+    # Double quotes, since a shell's are single.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return str(tuple(2 if isinstance(size, str) else size for size in shape))

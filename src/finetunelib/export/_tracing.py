@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,27 +15,42 @@ from torch import nn
 
 from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib.errors import ExportError
+from finetunelib.export._dynamic_shapes import AxisName
+from finetunelib.export._fixed_batch import module_that_fixes_the_batch
 from finetunelib.export._inputs import Inputs
+from finetunelib.export._preprocessing import MODEL, Pipeline
+from finetunelib.export._trace_errors import explain, says_static
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 #: What the exporter stores about the exporting machine: paths, and lines of the user's source.
 _LEAKS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
+#: What it stores about its own insides, a page of text a graph.
+_INSIDES = "pkg.torch.export."
+
 
 def trace(
     model: nn.Module,
     inputs: Inputs,
     *,
-    dynamic_batch: bool,
+    axes: Sequence[Mapping[int, AxisName]],
     input_names: Sequence[str] | None,
-    output_names: Sequence[str],
+    output_names: Sequence[str] | None,
     opset_version: int | None,
 ) -> Any:
     """Return the model as an ONNX program of torch's exporter, without traces of this machine.
 
+    Args:
+        model: The model, or a pipeline with it.
+        inputs: What it is called with.
+        axes: The dynamic axes of each input.
+        input_names: The names of the inputs in the graph.
+        output_names: The names of the outputs in the graph.
+        opset_version: The version of the operators, `None` for the exporter's own choice.
+
     Raises:
-        ExportError: The exporter cannot export the model.
+        ExportError: The exporter cannot export the model, or the model fixes its batch size.
     """
     with evaluating(model), random_state_preserved(), _quiet():
         try:
@@ -42,7 +58,7 @@ def trace(
                 model,
                 inputs.args,
                 kwargs=inputs.kwargs or None,
-                dynamic_shapes=_dynamic_shapes(inputs) if dynamic_batch else None,
+                dynamic_shapes=_dynamic_shapes(model, inputs, axes),
                 input_names=input_names,
                 output_names=output_names,
                 opset_version=opset_version,
@@ -51,20 +67,51 @@ def trace(
             )
         # The exporter lets through whatever tracing a user's forward can raise.
         except Exception as error:
-            raise ExportError(
-                f"torch.onnx.export cannot export this model: {_cause(error)}"
-            ) from error
+            if says_static(error):
+                raise fixed_batch(model, inputs, _fixed_size(error)) from error
+            message = explain(error, model, inner_name(model))
+            raise ExportError(message) from error
     if program is None:
         raise ExportError("torch.onnx.export returned nothing for this model.")
     _strip(program.model)
     return program
 
 
-def _dynamic_shapes(inputs: Inputs) -> Any:
-    batch = {0: "batch"}
-    if inputs.kwargs:
-        return dict.fromkeys(inputs.kwargs, batch)
-    return tuple(batch for _ in inputs.args)
+def inner_name(model: nn.Module) -> str:
+    """Return what the user's model is called in what is exported, `""` where it is that itself."""
+    return MODEL if isinstance(model, Pipeline) else ""
+
+
+def fixed_batch(model: nn.Module, inputs: Inputs, shown: str) -> ExportError:
+    """Return the error about an axis that the model's forward fixes, with the module's name."""
+    module = module_that_fixes_the_batch(model, inputs)
+    where = (module or "the model").replace(f"`{inner_name(model)}.", "`")
+    return ExportError(
+        f"An axis that must be dynamic is fixed{shown}: the forward of {where} turns it into a "
+        "constant, for example in a reshape. Use `x.shape[0]` or -1 there, or pass "
+        "`dynamic_batch=False`."
+    )
+
+
+def _fixed_size(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    found = re.search(r"static shape of (\d+)|constant \((\d+)\)", str(error))
+    return f" to {found[1] or found[2]}" if found else ""
+
+
+def _dynamic_shapes(
+    model: nn.Module, inputs: Inputs, axes: Sequence[Mapping[int, AxisName]]
+) -> Any:
+    if not any(axes):
+        return None
+    # One text and one Dim of the same name would be two axes to the exporter.
+    per_input = [dict(own) for own in axes]
+    if isinstance(model, Pipeline):
+        return (tuple(per_input),)  # Its forward takes `*inputs`: one argument that is a tuple.
+    if not inputs.kwargs:
+        return tuple(per_input)
+    return dict(zip(inputs.kwargs, per_input, strict=True))
 
 
 @contextlib.contextmanager
@@ -86,18 +133,11 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first statement of what lies at the bottom of the exporter's chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A line that ends in a colon only announces the reason.
-    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return f"{type(error).__name__}: {reason or 'no reason given'}"
-
-
 def _strip(model: Any) -> None:
     for graph in (model.graph, *model.functions.values()):
+        graph.doc_string = None
+        for key in [key for key in graph.metadata_props if key.startswith(_INSIDES)]:
+            del graph.metadata_props[key]
         for node in graph.all_nodes():
             for key in _LEAKS:
                 node.metadata_props.pop(key, None)

@@ -1,0 +1,116 @@
+"""Which axes of the inputs are dynamic: the batch, and what `dynamic_shapes` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.export import Dim
+
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+
+#: What names a dynamic axis: a name, or a `torch.export.Dim` with bounds.
+AxisName: TypeAlias = str | Dim
+
+#: The dynamic axes of an input, by their number.
+Axes: TypeAlias = Mapping[int, AxisName]
+
+#: The dynamic axes of the inputs: by an input's name, or in the inputs' order.
+DynamicShapes: TypeAlias = Mapping[str, Axes] | Sequence[Axes | None]
+
+#: The name of the batch axis in the exported graph.
+BATCH = "batch"
+
+
+def dynamic_axes(
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+    dynamic_shapes: DynamicShapes | None,
+    *,
+    dynamic_batch: bool,
+) -> list[dict[int, AxisName]]:
+    """Return the dynamic axes of each input.
+
+    Args:
+        names: The names of the inputs in the graph.
+        tensors: The example's tensors, in the same order.
+        dynamic_shapes: What the user passed.
+        dynamic_batch: Whether the first axis of every input is the batch.
+
+    Raises:
+        InvalidArgumentError: `dynamic_shapes` names an input or axis that there is not, or an axis
+            that has a single element in the example, which the exporter would take for a constant.
+        InvalidTypeError: It is not made of names and numbers.
+    """
+    given = _by_position(names, dynamic_shapes)
+    found: list[dict[int, AxisName]] = []
+    for name, tensor, axes in zip(names, tensors, given, strict=True):
+        own: dict[int, AxisName] = {0: BATCH} if dynamic_batch else {}
+        for axis, size_name in axes.items():
+            own[_checked_axis(name, tensor, axis, size_name)] = size_name
+        found.append(own)
+    return found
+
+
+def axis_name(name: AxisName) -> str:
+    """Return the name that an axis has in the exported graph."""
+    return name if isinstance(name, str) else name.__name__
+
+
+def _by_position(
+    names: Sequence[str], dynamic_shapes: DynamicShapes | None
+) -> list[Mapping[int, AxisName]]:
+    if dynamic_shapes is None:
+        return [{} for _ in names]
+    if isinstance(dynamic_shapes, Mapping):
+        unknown = [name for name in dynamic_shapes if name not in names]
+        if unknown:
+            raise InvalidArgumentError(
+                f"`dynamic_shapes` names the input `{unknown[0]}`, but the inputs are "
+                f"{', '.join(f'`{name}`' for name in names)}."
+            )
+        parts: list[Any] = [dynamic_shapes.get(name) for name in names]
+    else:
+        parts = list(dynamic_shapes)
+        if len(parts) != len(names):
+            raise InvalidArgumentError(
+                f"`dynamic_shapes` holds {len(parts)} entries, but the model takes {len(names)} "
+                "inputs. Pass one an input (None: nothing further), or a dict by name."
+            )
+    for part in parts:
+        if part is not None and not isinstance(part, Mapping):
+            raise InvalidTypeError(
+                "Each entry of `dynamic_shapes` must be a dict from an axis to its name, such as "
+                f"{{1: 'length'}}, but is {part!r}."
+            )
+    return [part or {} for part in parts]
+
+
+def _checked_axis(name: str, tensor: Tensor, axis: object, size_name: object) -> int:
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise InvalidTypeError(
+            f"An axis in `dynamic_shapes` must be a whole number, but is {axis!r} (of `{name}`)."
+        )
+    if not isinstance(size_name, str | Dim):
+        raise InvalidTypeError(
+            f"The name of axis {axis} of `{name}` in `dynamic_shapes` must be text or a "
+            f"torch.export.Dim, but is {size_name!r}."
+        )
+    if isinstance(size_name, str) and not size_name.isidentifier():
+        raise InvalidArgumentError(
+            f"The name of axis {axis} of `{name}` in `dynamic_shapes` must be an identifier, such "
+            f"as 'length', but is {size_name!r}."
+        )
+    if not -tensor.dim() <= axis < tensor.dim():
+        raise InvalidArgumentError(
+            f"`dynamic_shapes` names axis {axis} of `{name}`, but the example's shape is "
+            f"{tuple(tensor.shape)}."
+        )
+    axis %= tensor.dim()
+    if axis and tensor.shape[axis] == 1:
+        raise InvalidArgumentError(
+            f"Axis {axis} of `{name}` is to be dynamic, but has a single element in the example, "
+            "which the exporter takes for a constant. Pass an example with two or more there."
+        )
+    return axis

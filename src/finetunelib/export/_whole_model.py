@@ -1,0 +1,116 @@
+"""An ONNX model that appears under its name whole or not at all, also where it is two files."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetunelib._files import (
+    check_writable,
+    flush,
+    flush_folder,
+    not_written,
+    ordinary_file,
+    whole_file,
+)
+
+#: Protocol Buffers end at 2 GB; the rest is for the graph itself.
+LARGEST_FILE = 1_900_000_000
+
+
+def data_file(file: Path) -> Path:
+    """Return where the weights of a large model lie, beside its graph."""
+    return file.with_name(f"{file.name}.data")
+
+
+@contextlib.contextmanager
+def whole_model(file: Path, *, two_files: bool) -> Iterator[Path]:
+    """Yield a temporary path for a model, and rename it into place when the block succeeds.
+
+    Where the weights lie in a file of their own, the block writes that one beside the temporary
+    path. When the block raises, nothing temporary stays, and what was there before is unchanged.
+
+    Raises:
+        PathNotWritableError: The files cannot be written or renamed (disk full, permissions).
+    """
+    if two_files:
+        with _pair(file) as temporary:
+            yield temporary
+        return
+    former = _refers_to_data(file)
+    with whole_file(file) as temporary:
+        yield temporary
+    if former:
+        # Only now: until the rename, the former graph needed it.
+        data_file(file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _pair(file: Path) -> Iterator[Path]:
+    check_writable(file)
+    check_writable(data_file(file))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", suffix=".tmp", dir=file.parent))
+    except OSError as error:
+        raise not_written(file, error) from error
+    try:
+        yield folder / file.name
+        try:
+            for name in (data_file(file).name, file.name):
+                ordinary_file(folder / name)
+                flush(folder / name)
+            _swap(folder, file)
+            flush_folder(file.parent)
+        except OSError as error:
+            raise not_written(file, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, file: Path) -> None:
+    """Put a new pair in the place of a former one.
+
+    The former graph leaves first and the new one comes last, so that at no moment a graph stands
+    beside the weights of another. A crash in between leaves no graph under the name, and the
+    former pair in the hidden folder.
+    """
+    steps: list[tuple[Path, Path]] = []
+    moves = [
+        (file, folder / "former.onnx"),
+        (data_file(file), folder / "former.data"),
+        (folder / data_file(file).name, data_file(file)),
+        (folder / file.name, file),
+    ]
+    try:
+        for source, target in moves:
+            if source.exists():
+                source.rename(target)
+                steps.append((source, target))
+    except BaseException:
+        for source, target in reversed(steps):
+            target.rename(source)
+        raise
+
+
+def _refers_to_data(file: Path) -> bool:
+    """Return whether a file is the graph of a pair, so that its weights go with it."""
+    if not file.is_file() or not data_file(file).is_file():
+        return False
+    import onnx
+
+    try:
+        model = onnx.load(file, load_external_data=False)
+    # What is there may be anything, and is about to be replaced.
+    except Exception:  # noqa: BLE001
+        return False
+    locations = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return data_file(file).name in locations
