@@ -62,9 +62,10 @@ benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
 
-conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (an hour)
+conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (two hours)
 	$(BIN)/python tests/conformance/heads.py
 	$(BIN)/python tests/conformance/freezing.py
+	$(BIN)/python tests/conformance/export.py
 
 clean: ## Remove environments and everything that was built
 	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache
