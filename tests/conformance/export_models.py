@@ -137,15 +137,15 @@ def wide(width: int) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(IMAGES, 8, generator=generator)
 
 
-def images(size: int) -> Tensor:
-    """Return images `(IMAGES, 3, size, size)` that differ in colour, in shapes and in noise.
+def images(size: int, count: int = IMAGES, *, seed: int = 0) -> Tensor:
+    """Return images `(count, 3, size, size)` that differ in colour, in shapes and in noise.
 
     Of noise alone a deep model sees the mean, which is the same in all of them.
     """
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.randn(IMAGES, 3, 1, 1, generator=generator)
-    shapes = torch.randn(IMAGES, 3, 4, 4, generator=generator)
-    noise = torch.randn(IMAGES, 3, size, size, generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randn(count, 3, 1, 1, generator=generator)
+    shapes = torch.randn(count, 3, 4, 4, generator=generator)
+    noise = torch.randn(count, 3, size, size, generator=generator)
     return colours + functional.interpolate(shapes, size, mode="bilinear") + 0.3 * noise
 
 
@@ -156,30 +156,46 @@ def _torchvision(name: str, size: int) -> tuple[nn.Module, Tensor]:
         own["init_weights"] = False  # Theirs takes minutes, and announces its end.
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
-    return _varied(model.eval(), images(size))
+    _fill_statistics(model, size)
+    samples = images(size)
+    _redraw_head(model.eval(), samples)
+    return model, samples
 
 
-def _varied(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """Give a model statistics of these samples and a random head, as if it had been trained."""
+def _fill_statistics(model: nn.Module, size: int) -> None:
+    """Give every BatchNorm statistics of images, and the weights that it may have after training.
+
+    Half of the images are as noisy as those that an export makes of its example. On images that
+    its statistics do not cover, and with weights near one, a deep model with random weights grows
+    from block to block, until its outputs are of rounding alone: a float64 copy of EfficientNet-B7
+    differs from it by two thirds of the outputs' spread.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    seen = images(size, 32, seed=1)
+    seen[16:] += seen.std() * torch.randn(seen[16:].shape)
+    momentum = [norm.momentum for norm in norms]
+    model.eval()
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.weight, 0.1, 0.4)
         nn.init.normal_(norm.bias, std=0.2)
         norm.train()
-    momentum = [norm.momentum for norm in norms]
-    for norm in norms:
         norm.momentum = 1.0
-    for name, parameter in model.named_parameters():
-        if name.endswith("layer_scale") or "layer_scale_parameter" in name:
-            nn.init.ones_(parameter)  # ConvNeXt's 1e-6 would hide what its branches do.
     with torch.no_grad():
-        model(**example) if isinstance(example, dict) else model(example)
+        model(seen)
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
-    head = find_head(model, example)
+
+
+def _redraw_head(model: nn.Module, samples: Any) -> None:
+    """Give a model a random head, and branches of ConvNeXt that its output depends on."""
+    for name, parameter in model.named_parameters():
+        if "layer_scale" in name:
+            nn.init.ones_(parameter)  # The 1e-6 that training begins with hides them.
+    head = find_head(model, samples)
     assert isinstance(head.module, nn.Linear | nn.Conv2d)
     _normal(head.module)
-    return model.eval(), example
 
 
 def _normal(layer: nn.Linear | nn.Conv2d) -> None:
@@ -220,7 +236,8 @@ def _from_config(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of weights that were not loaded.
         model: nn.Module = getattr(transformers, f"{family}For{task}")(config)
-    return _varied(model.eval(), example)
+    _redraw_head(model.eval(), example)
+    return model, example
 
 
 def _lstm() -> tuple[nn.Module, Tensor]:
@@ -230,9 +247,9 @@ def _lstm() -> tuple[nn.Module, Tensor]:
 
 def _two_and_two() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    pictures = images(32)
-    model = _TwoAndTwo().eval()
-    return model, (pictures, torch.randn(len(pictures), 5))
+    model = _TwoAndTwo()
+    _fill_statistics(model.backbone, 32)
+    return model.eval(), (images(32), torch.randn(IMAGES, 5))
 
 
 class _Recurrent(nn.Module):
