@@ -377,3 +377,7 @@ def _bytes(path: Path) -> int:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+# The path that users import from, for tracebacks and pickles.
+export_onnx.__module__ = "finetunelib"

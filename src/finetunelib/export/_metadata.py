@@ -139,13 +139,11 @@ def encode(metadata: OnnxMetadata) -> dict[str, str]:
     """Return metadata as texts."""
     texts: dict[str, str] = {}
     for key, value in metadata.items():
-        if key == _SELF_TEST:
-            texts[key] = _encode_self_test(metadata["self_test"])
-        elif key == "extra":
-            texts.update(metadata["extra"])
-        else:
+        if key in (*_TEXTS, *_JSON):
             texts[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return texts
+    if "self_test" in metadata:
+        texts[_SELF_TEST] = _encode_self_test(metadata["self_test"])
+    return {**texts, **metadata.get("extra", {})}
 
 
 def decode(texts: Mapping[str, str]) -> OnnxMetadata:

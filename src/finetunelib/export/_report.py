@@ -127,3 +127,8 @@ def _text(text: str) -> str:
 
 def _shape(shape: Sequence[int | str]) -> str:
     return str(tuple(2 if isinstance(size, str) else size for size in shape))
+
+
+# The path that users import from, for tracebacks and pickles.
+TensorInfo.__module__ = "finetunelib.export"
+ExportReport.__module__ = "finetunelib.export"

@@ -54,7 +54,7 @@ class Verification:
     comparisons: tuple[Comparison, ...]
 
     def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.batch_sizes))
+        sizes = ", ".join(map(str, dict.fromkeys(self.batch_sizes)))
         if self.status == "inconclusive":
             return (
                 f"Inconclusive at batch {sizes}: nothing differs, but the model's outputs do not "
@@ -231,3 +231,8 @@ def _traced_again(model: nn.Module, inputs: Inputs, session: Any) -> Any:
         output_names=None,
         opset_version=None,
     ).exported_program
+
+
+# The path that users import from, for tracebacks and pickles.
+Verification.__module__ = "finetunelib.export"
+verify_onnx.__module__ = "finetunelib.export"
