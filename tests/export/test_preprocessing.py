@@ -82,7 +82,7 @@ def test_the_file_says_what_it_does_before_and_after(
 ) -> None:
     """Nobody normalises a second time who reads it."""
     metadata = load_onnx_metadata(pipeline[1].path)
-    assert "mean=[0.5, 0.4, 0.3]" in metadata["preprocessing"]
+    assert "mean=[0.5, 0.4, 0.3]" in str(metadata["preprocessing"])
     assert metadata["postprocessing"] == "softmax"
 
 

@@ -229,7 +229,7 @@ def _export(
                     verification = _verify(temporary, program, plan, plan.tolerance)
                 report = dataclasses.replace(report, verification=verification)
             metadata = texts(report.verification)
-            append_metadata(temporary, encode(metadata), metadata.get("description"))
+            append_metadata(temporary, encode(metadata), metadata["description"])
             report = dataclasses.replace(report, size=_bytes(temporary))
             progress.advance()
     except BaseException:
