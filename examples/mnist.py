@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -63,7 +64,19 @@ def main() -> int:
     save_weights(tuned, folder / "fine_tuned.safetensors")
     history.to_json(folder / "fine_tuned_history.json")
 
-    report = export_onnx(tuned, folder / "mnist.onnx", test[0][:2], sample_inputs=test[0][:100])
+    raw = test[0][:100].mul(255).round().to(torch.uint8)  # As in MNIST's own files.
+    np.save(folder / "digits.npy", raw[:10].numpy())
+    report = export_onnx(
+        tuned,
+        folder / "mnist.onnx",
+        raw[:2],
+        sample_inputs=raw,
+        preprocessing=(0.0, 1.0),  # What `ToTensor` does, in the graph.
+        softmax=True,
+        labels=[str(digit) for digit in range(10)],
+        certificate=history.certificate,
+        self_test=True,
+    )
     print(f"6. Exported {report}")
 
     with visualize(report.path, browser=None if options.view else False, block=options.view) as it:

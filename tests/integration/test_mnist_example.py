@@ -39,6 +39,7 @@ def test_example_runs_on_the_digits_of_scikit_learn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert min(accuracies(done.stdout)) > 85.0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "digits.npy",
         "fine_tuned.safetensors",
         "fine_tuned_history.json",
         "mnist.onnx",

@@ -89,7 +89,9 @@ class ExportReport:
     def view_command(self) -> str:
         """A line for a shell that shows the file in Netron until Ctrl-C."""
         return _python(
-            f"from finetunelib import visualize; visualize({_text(str(self.path))}, block=True)"
+            "from finetunelib import visualize; "
+            f"v = visualize({_text(str(self.path))}, block=False); "
+            "print(v.url, flush=True); v.wait()"
         )
 
 
