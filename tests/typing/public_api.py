@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
 from finetunelib.data import InMemoryDataset, TensorBatches, in_memory
-from finetunelib.export import ExportReport, Verification, verify_onnx
+from finetunelib.export import (
+    ExportReport,
+    OnnxMetadata,
+    Verification,
+    load_onnx_metadata,
+    verify_onnx,
+)
 from finetunelib.finetuning import (
     Certificate,
     Head,
@@ -78,6 +84,18 @@ assert_type(load_weights(model, Path("a.safetensors")), LoadReport)
 report = export_onnx(model, "a.onnx", inputs, sample_inputs=inputs)
 assert_type(report, ExportReport)
 export_onnx(model, "a.onnx", (inputs, targets))
+export_onnx(
+    model,
+    "a.onnx",
+    {"tokens": inputs},
+    dynamic_shapes={"tokens": {1: "length"}},
+    labels=("a", "b"),
+    preprocessing=((0.1, 0.2, 0.3), 0.5),
+    metadata={"author": "me"},
+    certificate=trainer.history.certificate,
+)
+metadata: OnnxMetadata = load_onnx_metadata("a.onnx")
+labels: list[str] | None = metadata["labels"]
 export_onnx(model, "a.onnx", {"inputs": inputs})
 assert_type(verify_onnx("a.onnx", model, [inputs]), Verification)
 
