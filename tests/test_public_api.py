@@ -57,7 +57,15 @@ NAMES = {
         "Verification",
         "verify_onnx",
     ],
-    "finetunelib.visualization": ["NetronServer", "Summary", "SummaryRow", "summary"],
+    "finetunelib.visualization": [
+        "NetronServer",
+        "Summary",
+        "SummaryRow",
+        "plot_confusion",
+        "plot_history",
+        "plot_predictions",
+        "summary",
+    ],
 }
 
 #: Packages that cost time to import, or that a user may not have.

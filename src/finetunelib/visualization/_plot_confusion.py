@@ -213,7 +213,7 @@ def _write_numbers(
     both = len(counts) <= _TWO_NUMBERS
     size = 10.0 if both else min(8.5, 26 * cell)
     for row, column in zip(*counts.nonzero(), strict=True):
-        count, share = f"{counts[row, column]:,}", percent(shares[row, column])
+        count, share = f"{counts[row, column]:,}", percent(float(shares[row, column]))
         first, second = (share, count) if normalize else (count, share)
         if not both:
             first = first.removesuffix("%")

@@ -6,7 +6,7 @@ What is kept of the batches is the pictures' business; here nothing is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -188,7 +188,7 @@ def _split(batch: Batch) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
-    if isinstance(batch, dict) and "labels" in batch:
+    if isinstance(batch, Mapping) and "labels" in batch:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
     raise InvalidTypeError(
         "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets under "
