@@ -104,21 +104,23 @@ def test_choice_does_not_depend_on_the_batches() -> None:
 
 def test_only_shown_images_are_kept_in_memory() -> None:
     """A stream of any length is drawn from with the memory of a few batches."""
-    alive: list[weakref.ref[Tensor]] = []
+    memory: list[weakref.ref[Any]] = []
     most = 0
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal most
         for number in range(20):
-            batch, labels = answering([1] * 8, [0] * 8, [0.5 + number / 50] * 8)
-            alive.append(weakref.ref(batch.untyped_storage()))  # type: ignore[arg-type]  # of storages
-            yield batch, labels
-            del batch
+            images, labels = answering([1] * 8, [0] * 8, [0.5 + number / 50] * 8)
+            # A tensor of an array keeps it alive, and so does every view of the tensor.
+            array = images.numpy().copy()
+            memory.append(weakref.ref(array))
+            yield torch.from_numpy(array), labels
+            del array
             gc.collect()
-            most = max(most, sum(storage() is not None for storage in alive))
+            most = max(most, sum(array() is not None for array in memory))
 
     plot_predictions(Answers(3), stream(), count=4)
-    assert len(alive) == 20
+    assert len(memory) == 20
     # The first batch was looked at before the pass, and one more may be in hand.
     assert most <= 3
 
