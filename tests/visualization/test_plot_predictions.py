@@ -109,8 +109,9 @@ def test_only_shown_images_are_kept_in_memory() -> None:
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal most
-        for number in range(20):
-            images, labels = answering([1] * 8, [0] * 8, [0.5 + number / 50] * 8)
+        for _ in range(20):
+            # One of each batch will be shown.
+            images, labels = answering([1] * 8, [0] * 8, [0.9] + [0.5] * 7)
             # A tensor of an array keeps it alive, and so does every view of the tensor.
             array = images.numpy().copy()
             memory.append(weakref.ref(array))
@@ -119,7 +120,7 @@ def test_only_shown_images_are_kept_in_memory() -> None:
             gc.collect()
             most = max(most, sum(array() is not None for array in memory))
 
-    plot_predictions(Answers(3), stream(), count=4)
+    plot_predictions(Answers(3), stream(), count=20)
     assert len(memory) == 20
     # The first batch was looked at before the pass, and one more may be in hand.
     assert most <= 3
