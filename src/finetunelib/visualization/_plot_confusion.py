@@ -87,7 +87,7 @@ def plot_confusion(
         dark: Whether the picture is for a dark page.
 
     Returns:
-        A figure that no window shows: it is the last line of a cell in a notebook, or
+        A figure that no window shows. In a notebook it is the last line of a cell; elsewhere
         `figure.savefig("confusion.png")` writes it.
 
     Raises:

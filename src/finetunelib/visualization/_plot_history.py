@@ -86,7 +86,7 @@ def plot_history(
         dark: Whether the picture is for a dark page.
 
     Returns:
-        A figure that no window shows: it is the last line of a cell in a notebook, or
+        A figure that no window shows. In a notebook it is the last line of a cell; elsewhere
         `figure.savefig("history.png")` writes it. Its axes are the panels in order.
 
     Raises:
