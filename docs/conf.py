@@ -52,6 +52,7 @@ autodoc_type_aliases = {
         "SizedDataset",
         "StrPath",
         "TensorLike",
+        "ToImage",
     )
 }
 python_use_unqualified_type_names = True
@@ -66,7 +67,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os|enum)\..*"),
     (
         r"py:.*",
-        r"(OnError|Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",
+        r"(Figure|OnError|Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",
     ),
     (r"py:.*", "|".join(autodoc_type_aliases)),
     (r"py:.*", r"(Exception|ValueError|TypeError|LookupError|OSError|RuntimeError)"),

@@ -60,7 +60,15 @@ NAMES = {
         "load_onnx_metadata",
         "verify_onnx",
     ],
-    "finetunelib.visualization": ["NetronServer", "Summary", "SummaryRow", "summary"],
+    "finetunelib.visualization": [
+        "NetronServer",
+        "Summary",
+        "SummaryRow",
+        "plot_confusion",
+        "plot_history",
+        "plot_predictions",
+        "summary",
+    ],
 }
 
 #: All five names: each is imported when it is first asked for.
