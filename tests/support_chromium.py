@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
     # Whatever the browser itself or a page wants to know of the world, it finds nobody.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
 #: Chromium reads from file descriptor 3 and writes to 4; Popen passes others.
@@ -61,6 +62,33 @@ _SHOWN = """new Promise((resolve) => {
     look();
 })"""
 
+#: Finds the middle of the first node that shows a text.
+_MIDDLE = """(() => {
+    const texts = [...document.querySelectorAll("#nodes .node-item text")];
+    const box = texts.find((text) => text.textContent === TEXT).getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
+
+#: Resolves with the names and values in Netron's sidebar, when it has been drawn and stands still.
+_SIDEBAR = """new Promise((resolve) => {
+    let before = null;
+    const look = () => {
+        const sidebar = document.querySelector("#sidebar");
+        const items = [...document.querySelectorAll("#sidebar .sidebar-item")];
+        const left = sidebar ? sidebar.getBoundingClientRect().left : null;
+        if (items.length && left === before)
+            resolve(items.map((item) => [
+                item.querySelector("input").value,
+                item.querySelector(".sidebar-item-value-list").innerText.trim(),
+            ]));
+        else {
+            before = left;
+            setTimeout(look, 100);
+        }
+    };
+    look();
+})"""
+
 _LOADED = """new Promise((resolve) => document.readyState === "complete"
     ? resolve(true) : addEventListener("load", () => resolve(true)))"""
 
@@ -79,6 +107,8 @@ class Page:
     edges: list[str] = field(default_factory=list)
     title: str = ""
     picture: bytes = b""
+    sidebar: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Chromium:
@@ -93,13 +123,47 @@ class Chromium:
         self._reader = os.fdopen(read, "rb")
         self._number = 0
         self._events: list[dict[str, Any]] = []
+        self._opened = 0.0
 
     def graph(self, url: str) -> Page:
         """Open Netron's page, wait until its graph is drawn, and take a picture of it."""
         with self._tab(url) as session:
-            shown = self._evaluate(session, _SHOWN)
-            picture = self._call("Page.captureScreenshot", session, format="png")["data"]
-            return Page(self._requests(), **shown, picture=base64.b64decode(picture))
+            return self._drawn(session, session)
+
+    def node(self, url: str, text: str) -> Page:
+        """Open Netron's page and click on the first node that shows `text`."""
+        with self._tab(url) as session:
+            self._evaluate(session, _SHOWN)
+            x, y = self._evaluate(session, _MIDDLE.replace("TEXT", json.dumps(text)))
+            for kind in ("mousePressed", "mouseReleased"):
+                click = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
+                self._call("Input.dispatchMouseEvent", session, **click)
+            sidebar = [(name, value) for name, value in self._evaluate(session, _SIDEBAR)]
+            page = self._drawn(session, session)
+            page.sidebar = sidebar
+            return page
+
+    def framed(self, url: str) -> Page:
+        """Open a page that holds Netron's in a frame of another site, and wait for its graph."""
+        with self._tab(url) as session:
+            self._evaluate(session, _LOADED)
+            (frame,) = [
+                event["params"]["sessionId"]
+                for event in self._events
+                if event["method"] == "Target.attachedToTarget"
+                and event["params"]["targetInfo"]["type"] == "iframe"
+            ]
+            return self._drawn(frame, session)
+
+    def _drawn(self, session: str, screen: str) -> Page:
+        shown = self._evaluate(session, _SHOWN)
+        picture = self._call("Page.captureScreenshot", screen, format="png")["data"]
+        return Page(
+            self._requests(),
+            **shown,
+            picture=base64.b64decode(picture),
+            seconds=time.perf_counter() - self._opened,
+        )
 
     def plain(self, url: str) -> Page:
         """Open any page and wait until it has loaded, failed requests included."""
@@ -119,16 +183,24 @@ class Chromium:
         self._events.clear()
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Network.enable", session)
+        self._watch(session)
         self._call("Page.enable", session)
         # The window's own size would count the bar of its title.
         width, height = self._size
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", session, **screen)
         self._call("Emulation.setScrollbarsHidden", session, hidden=True)
+        self._opened = time.perf_counter()
         self._call("Page.navigate", session, url=url)
         yield session
         self._call("Target.closeTarget", targetId=target)
+
+    def _watch(self, session: str) -> None:
+        """Record the requests of a page, and of its frames and workers from their beginning on."""
+        self._send("Network.enable", session)
+        attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+        self._send("Target.setAutoAttach", session, **attach)
+        self._send("Runtime.runIfWaitingForDebugger", session)
 
     def _evaluate(self, session: str, expression: str) -> Any:
         answer = self._call(
@@ -145,20 +217,31 @@ class Chromium:
         return [event["params"]["request"]["url"] for event in sent]
 
     def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if session is not None:
-            message["sessionId"] = session
-        self._writer.write(json.dumps(message).encode() + b"\0")
+        number = self._send(method, session, **params)
         while True:
             answer = self._receive()
-            if answer.get("id") == self._number:
+            if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 result: dict[str, Any] = answer["result"]
                 return result
             if "method" in answer:
                 self._events.append(answer)
+                self._notice(answer)
+
+    def _notice(self, event: dict[str, Any]) -> None:
+        """Watch a frame or a worker that a page has started."""
+        attached = event["method"] == "Target.attachedToTarget"
+        if attached and event["params"]["targetInfo"]["type"] != "page":
+            self._watch(event["params"]["sessionId"])
+
+    def _send(self, method: str, session: str | None = None, **params: Any) -> int:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        self._writer.write(json.dumps(message).encode() + b"\0")
+        return self._number
 
     def _receive(self) -> dict[str, Any]:
         parts = []

@@ -128,12 +128,7 @@ def _check_safetensors(file: Path) -> None:
 def _check_zip(file: Path, suffix: str) -> None:
     """Read an archive's directory, which stands at its end, and look for a model in it."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            begins_at = min((entry.header_offset for entry in archive.infolist()), default=0)
-        if begins_at:
-            # What is left of a file that lost its end may close with an archive within it.
-            raise zipfile.BadZipFile("its directory is missing")
+        names = _names_in_zip(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CorruptFileError(
             f"`{file}` is no whole {suffix} file (the archive in it cannot be read: {error}). "
@@ -147,6 +142,14 @@ def _check_zip(file: Path, suffix: str) -> None:
         raise CorruptFileError(
             f"`{file}` is an archive without a model of PyTorch in it. Write or copy it again."
         )
+
+
+def _names_in_zip(file: Path) -> list[str]:
+    with zipfile.ZipFile(file) as archive:
+        if min((entry.header_offset for entry in archive.infolist()), default=0) > 0:
+            # What is left of a file that lost its end may close with an archive within it.
+            raise zipfile.BadZipFile("its directory is missing")
+        return archive.namelist()
 
 
 def _check_legacy(file: Path, head: bytes) -> None:

@@ -50,7 +50,7 @@ class NetronServer:
         page = _page.page(file.name)
         try:
             self._server = PageServer(host, port, file, page)
-        except (OSError, OverflowError, ValueError) as error:
+        except (OSError, OverflowError, ValueError, TypeError) as error:  # TypeError: a NUL in it.
             raise ServerError(
                 f"The viewer cannot listen on {host}:{port}: "
                 f"{getattr(error, 'strerror', None) or error}. "

@@ -46,16 +46,15 @@ def remove_abandoned() -> None:
 def _made() -> tuple[Path, int | None]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        if sys.platform == "win32":
-            return folder, None
-        lock = _locked(folder)
-        # Another process may take the folder for an abandoned one until it is locked.
-        if lock is not None and _is_at(folder, lock):
-            return folder, lock
-        if lock is not None:
-            os.close(lock)
-        elif folder.exists():
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # Another process took it for an abandoned one, and is removing it.
+        except OSError:
             return folder, None  # A file system without locks; then nothing is removed on it.
+        if lock is None or _is_at(folder, lock):
+            return folder, lock
+        os.close(lock)
 
 
 def _is_own_folder(entry: os.DirEntry[str]) -> bool:
@@ -67,28 +66,30 @@ def _is_own_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    lock = _locked(folder)
-    if lock is None:
-        return  # In use.
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
+        lock = _lock(folder)
+    except OSError:
+        return  # In use, or gone.
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
         os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """Return a descriptor that holds the folder's lock, or None where it cannot be had."""
+def _lock(folder: Path) -> int | None:
+    """Return a descriptor that holds the folder's lock, or None where there are no locks.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        OSError: The folder is gone, or its file system has no locks.
+    """
     if sys.platform == "win32":
         return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        return None
+        raise
     return descriptor
 
 
