@@ -52,6 +52,8 @@ _SHOWN = """new Promise((resolve) => {
             resolve({
                 nodes: nodes.map((node) => [...node.querySelectorAll(".node-item text")]
                     .map((text) => text.textContent).join(" ")).filter(Boolean),
+                weights: [...document.querySelectorAll("#nodes .node-argument text")]
+                    .map((text) => text.textContent),
                 edges: [...document.querySelectorAll("#edge-labels text")]
                     .map((text) => text.textContent),
                 title: document.title,
@@ -104,6 +106,7 @@ class Page:
 
     requests: list[str]
     nodes: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
     title: str = ""
     picture: bytes = b""
@@ -170,6 +173,12 @@ class Chromium:
         with self._tab(url) as session:
             self._evaluate(session, _LOADED)
             return Page(self._requests())
+
+    def value(self, url: str, expression: str) -> Any:
+        """Open Netron's page, wait until its graph is drawn, and evaluate JavaScript in it."""
+        with self._tab(url) as session:
+            self._evaluate(session, _SHOWN)
+            return self._evaluate(session, expression)
 
     def close(self) -> None:
         """End the browser."""
