@@ -66,8 +66,11 @@ def main() -> int:
     report = export_onnx(tuned, folder / "mnist.onnx", test[0][:2], sample_inputs=test[0][:100])
     print(f"6. Exported {report}")
 
-    with visualize(report.path, browser=None if options.view else False, block=options.view) as it:
-        print(f"7. Shown in Netron at {it.url}" + ("" if options.view else "; --view opens it."))
+    with visualize(report.path, browser=None if options.view else False, block=False) as viewer:
+        hint = "Ctrl-C closes it" if options.view else "--view opens it"
+        print(f"7. Shown in Netron at {viewer.url}; {hint}.", flush=True)
+        if options.view:
+            viewer.wait()
 
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     print(f"Done in {time.perf_counter() - started:.0f} s. In {folder}: {files}")

@@ -189,20 +189,27 @@ class Chromium:
 
     @contextlib.contextmanager
     def _tab(self, url: str) -> Iterator[str]:
-        self._events.clear()
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._watch(session)
-        self._call("Page.enable", session)
-        # The window's own size would count the bar of its title.
-        width, height = self._size
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._call("Emulation.setDeviceMetricsOverride", session, **screen)
-        self._call("Emulation.setScrollbarsHidden", session, hidden=True)
-        self._opened = time.perf_counter()
-        self._call("Page.navigate", session, url=url)
-        yield session
-        self._call("Target.closeTarget", targetId=target)
+        watchdog = threading.Timer(60.0, self._process.kill)
+        watchdog.start()
+        try:
+            self._events.clear()
+            target = self._call("Target.createTarget", url="about:blank")["targetId"]
+            attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+            session = attached["sessionId"]
+            self._watch(session)
+            self._call("Page.enable", session)
+            # The window's own size would count the bar of its title.
+            width, height = self._size
+            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            self._call("Emulation.setDeviceMetricsOverride", session, **screen)
+            self._call("Emulation.setScrollbarsHidden", session, hidden=True)
+            self._opened = time.perf_counter()
+            self._call("Page.navigate", session, url=url)
+            yield session
+            self._call("Target.closeTarget", targetId=target)
+        finally:
+            watchdog.cancel()
+            watchdog.join()
 
     def _watch(self, session: str) -> None:
         """Record the requests of a page, and of its frames and workers from their beginning on."""
@@ -264,7 +271,9 @@ class Chromium:
 
 @contextlib.contextmanager
 def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Chromium]:
-    """Run a browser with a profile of its own; killed after a minute, so that nothing hangs.
+    """Run a browser with a profile of its own.
+
+    It is killed after a minute on one page, or ten in all, so that nothing hangs.
 
     Args:
         path: The browser.
@@ -285,7 +294,7 @@ def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Ch
             )
         os.close(child_read)
         os.close(child_write)
-        watchdog = threading.Timer(60.0, process.kill)
+        watchdog = threading.Timer(600.0, process.kill)
         watchdog.start()
         browser = Chromium(process, write, read, (width, height))
         try:

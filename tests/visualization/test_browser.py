@@ -134,6 +134,12 @@ def test_a_kernel_is_a_notebook(
     assert in_notebook() is expected
 
 
+def test_a_notebook_needs_no_tab(desktop: pytest.MonkeyPatch) -> None:
+    """A notebook shows the page in a frame, and a second one beside it is one too many."""
+    desktop.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
+    assert not browser_available()
+
+
 def test_a_program_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without IPython there is none."""
     monkeypatch.delitem(sys.modules, "IPython", raising=False)

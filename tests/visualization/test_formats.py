@@ -123,7 +123,7 @@ def test_an_archive_of_tape_is_taken(tmp_path: Path) -> None:
 def test_programs_of_pytorch_are_taken(tmp_path: Path) -> None:
     """TorchScript and `torch.export` write archives that are taken as they are."""
     model, example = nn.Linear(4, 3).eval(), torch.zeros(2, 4)
-    torch.jit.trace(model, example).save(str(tmp_path / "traced.pt"))
+    torch.jit.save(torch.jit.trace(model, example), tmp_path / "traced.pt")  # type: ignore[no-untyped-call] # It has no types.
     torch.export.save(torch.export.export(model, (example,)), tmp_path / "exported.pt2")
     assert check_viewable(tmp_path / "traced.pt").is_file()
     path = check_viewable(tmp_path / "exported.pt2")

@@ -121,8 +121,8 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("annotated") / "annotated.onnx"
     model = onnx.load(write_mlp(path, nn.Linear(784, 500), nn.Linear(500, 10)))
     for name in ("hidden", "active"):
-        value = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 500])
-        model.graph.value_info.append(value)
+        shape = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 500])
+        model.graph.value_info.append(shape)
     origin = {
         "module": "backbone.0",
         "class": "torch.nn.modules.linear.Linear",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import html.parser
 import logging
@@ -11,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ import pytest
 
 from finetunelib.errors import FinetuneLibError, ServerError
 from finetunelib.visualization import NetronServer, _page
+from finetunelib.visualization._temporary_folder import temporary_folder
 from support_http import connected, raw, request
 
 _CONTENT = bytes(range(256)) * 5
@@ -416,15 +419,21 @@ def _held() -> tuple[set[str], int]:
     return _threads(), sum(1 for _ in folder.iterdir())
 
 
-def test_fifty_servers_leave_nothing(file: Path) -> None:
-    """Fifty that were opened, asked and closed leave no thread, port or descriptor."""
+def test_fifty_servers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty that were opened, asked and closed leave no thread, port, descriptor or file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = _held()
     urls = []
     for _ in range(50):
-        with NetronServer(file, host="127.0.0.1", port=0) as server:
+        with contextlib.ExitStack() as owned:
+            path = owned.enter_context(temporary_folder()) / "model.onnx"
+            path.write_bytes(_CONTENT)
+            server = NetronServer(path, host="127.0.0.1", port=0, owned=owned)
+        with server:
             urls.append(server.url)
             assert request(server.url, "/data/model.onnx").body == _CONTENT
     assert _held() == before
+    assert list(tmp_path.iterdir()) == []
     for url in urls:
         _assert_unreachable(url)
 

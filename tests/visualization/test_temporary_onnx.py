@@ -126,10 +126,10 @@ def test_the_error_of_a_module_that_cannot_be_exported_is_the_first(tmp_path: Pa
 
 
 def test_an_example_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """An example of another kind is named by its type."""
+    """An example without a tensor is named by its type."""
     with pytest.raises(InvalidTypeError) as caught:
-        write_temporary_onnx(nn.Linear(4, 3), "text", tmp_path / "none.onnx")
-    assert "str" in str(caught.value)
+        write_temporary_onnx(nn.Linear(4, 3), (), tmp_path / "none.onnx")
+    assert "tuple" in str(caught.value)
 
 
 def test_a_module_without_a_first_layer_is_an_error(tmp_path: Path) -> None:

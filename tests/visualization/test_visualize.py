@@ -371,7 +371,7 @@ def test_two_threads_show_modules_at_once(temporary: Path) -> None:
     def show(features: int) -> int:
         with visualize(nn.Linear(4, features), browser=False) as server:
             graph = onnx.load_from_string(request(server.url, "/data/Linear.onnx").body).graph
-            return graph.output[0].type.tensor_type.shape.dim[1].dim_value
+            return int(graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(show, [3, 5])) == [3, 5]

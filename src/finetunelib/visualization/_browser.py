@@ -10,8 +10,8 @@ from finetunelib.visualization._remote import over_ssh
 
 
 def browser_available() -> bool:
-    """Return whether a page that is opened here would be seen."""
-    if os.environ.get("CI") or over_ssh():
+    """Return whether a page that is opened here would be seen; a notebook shows it itself."""
+    if os.environ.get("CI") or over_ssh() or in_notebook():
         return False
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

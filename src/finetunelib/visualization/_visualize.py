@@ -47,7 +47,7 @@ def visualize(
         example_input: What the module takes, as for `export_onnx`. `None` guesses it from the
             first layer. Not used for a file.
         browser: Whether to open a browser. `None` opens one where there is one: not in CI, not
-            without a display, not over ssh.
+            without a display, not over ssh, not in a notebook.
         host: The address to listen on. Any but a loopback address shows the model to the network.
         port: The port to listen on; 0 takes a free one.
         block: Whether to return only when the viewer is closed (Ctrl-C). `None` blocks in a
