@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,7 @@ def test_a_module_above_two_gigabytes_is_written_in_little(tmp_path: Path) -> No
     assert _shape(graph.output[0]) == ["batch", 23_500]
 
 
+@pytest.mark.slow
 def test_a_module_of_one_batch_size_is_written_with_it(tmp_path: Path) -> None:
     """A batch that the forward fixes is shown as the number that it is."""
     model = nn.Sequential(nn.Linear(4, 3), Function(lambda inputs: inputs.reshape(2, 3)))
@@ -103,6 +103,7 @@ def test_a_module_of_one_batch_size_is_written_with_it(tmp_path: Path) -> None:
     assert _shape(_graph(tmp_path / "fixed.onnx").output[0]) == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_module_that_returns_a_structure_is_guessed_for(tmp_path: Path) -> None:
     """An input is guessed also where there are several outputs, or one without a batch."""
 
@@ -117,6 +118,7 @@ def test_a_module_that_returns_a_structure_is_guessed_for(tmp_path: Path) -> Non
     assert [_shape(value) for value in graph.output] == [["batch", 3], [], ["batch"]]
 
 
+@pytest.mark.slow
 def test_the_error_of_a_module_that_cannot_be_exported_is_the_first(tmp_path: Path) -> None:
     """What the exporter says of any batch size is what the user reads; nothing is written."""
     with pytest.raises(ExportError) as caught:
@@ -137,18 +139,3 @@ def test_a_module_without_a_first_layer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         write_temporary_onnx(nn.ReLU(), None, tmp_path / "none.onnx")
     assert "`example_input=`" in str(caught.value)
-
-
-@pytest.mark.slow
-def test_two_threads_may_write_at_once(tmp_path: Path) -> None:
-    """The exporter's own state, which is the process's, is not torn between them."""
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
-
-    def write(number: int) -> list[str | int]:
-        path = tmp_path / f"{number}.onnx"
-        write_temporary_onnx(model if number % 2 else nn.Linear(5, number + 1), None, path)
-        return _shape(_graph(path).output[0])
-
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(write, range(4))) == [["batch", n] for n in (1, 3, 3, 3)]
-    assert all(module.training for module in model.modules())

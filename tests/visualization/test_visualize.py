@@ -365,16 +365,22 @@ def test_the_next_viewer_removes_what_a_killed_process_left(file: Path, temporar
 
 
 @pytest.mark.slow
-def test_two_threads_show_modules_at_once(temporary: Path) -> None:
-    """Each gets its own page and content, and nothing is left of either."""
+def test_threads_show_modules_at_once(temporary: Path) -> None:
+    """Each gets its own page and content, also of one module, of which nothing is changed or left.
 
-    def show(features: int) -> int:
-        with visualize(nn.Linear(4, features), browser=False) as server:
-            graph = onnx.load_from_string(request(server.url, "/data/Linear.onnx").body).graph
+    The exporter's state, like that of warnings and stderr, is the process's.
+    """
+    shared = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
+
+    def show(model: nn.Module) -> int:
+        with visualize(model, browser=False) as server:
+            content = request(server.url, f"/data/{type(model).__name__}.onnx").body
+            graph = onnx.load_from_string(content).graph
             return int(graph.output[0].type.tensor_type.shape.dim[1].dim_value)
 
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(show, [3, 5])) == [3, 5]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(show, [shared, nn.Linear(4, 5), shared])) == [3, 5, 3]
+    assert all(module.training for module in shared.modules())
     assert _left_in(temporary) == []
 
 
