@@ -84,8 +84,11 @@ def main() -> int:
 
     print(f"7. {draw(folder, {'from scratch': pretraining, 'new head': history}, tuned, test)}")
 
-    with visualize(report.path, browser=None if options.view else False, block=options.view) as it:
-        print(f"8. Shown in Netron at {it.url}" + ("" if options.view else "; --view opens it."))
+    with visualize(report.path, browser=None if options.view else False, block=False) as viewer:
+        hint = "Ctrl-C closes it" if options.view else "--view opens it"
+        print(f"8. Shown in Netron at {viewer.url}; {hint}.", flush=True)
+        if options.view:
+            viewer.wait()
 
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     print(f"Done in {time.perf_counter() - started:.0f} s. In {folder}: {files}")

@@ -81,6 +81,18 @@ def test_a_frozen_node_says_so(tmp_path: Path) -> None:
     assert notes["Gemm"]["state"] == "trainable"
 
 
+def test_a_node_says_the_shape_of_its_output(folding: Notes) -> None:
+    """With the dynamic axes by their names."""
+    assert folding["Gemm"]["output"] == "batch x 2"
+    assert folding["Conv"]["output"] == "batch x 4 x 6 x 6"
+
+
+def test_the_exporters_notes_about_itself_are_gone(folding: Notes) -> None:
+    """What is left is the path of modules, which other tools read."""
+    keys = {key for notes in folding.values() for key in notes}
+    assert keys == {"module", "class", "parameters", "state", "output", "namespace"}
+
+
 def test_the_model_as_a_whole_has_a_name_too(folding: Notes) -> None:
     """What its own forward does is said to be its own."""
     assert folding["ReduceMean"]["module"] == "(the model)"
