@@ -7,7 +7,7 @@ Run it from the repository's root, with Chromium or Chrome installed:
 `mlp` or a model of torchvision in place of a file, with random weights, is exported as by
 `visualize`. These make the pictures of the documentation:
 
-    ... mlp docs/_static/netron-layer.png --node Gemm --width 1000 --height 640
+    ... mlp docs/_static/netron-layer.png --node Gemm --width 1000 --height 780
     ... resnet18 docs/_static/netron-resnet18.png --width 800 --height 700
 
 Netron writes brackets that a machine without a font for Chinese or Japanese (such as Debian's

@@ -13,10 +13,11 @@ import pytest
 from onnx import TensorProto, helper
 from torch import nn
 
-from finetunelib import build_mlp, visualize
+from finetunelib import build_mlp, freeze_and_replace_head, visualize
 from finetunelib.visualization._temporary_onnx import leave_large_weights_out
 from support_chromium import Chromium, Page, chromium, find_chromium
 from support_http import answering, request
+from support_models import samples
 from support_onnx import write_mlp
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,16 @@ def test_the_sidebar_of_a_layer_without_notes_has_none(browser: Chromium, annota
         sidebar = dict(browser.node(server.url, "Relu").sidebar)
     assert sidebar["type"].endswith("Relu")
     assert "state" not in sidebar
+
+
+def test_the_sidebar_of_an_exported_layer_says_what_the_export_noted(browser: Chromium) -> None:
+    """Of a fine-tuned model: which module, its parameters, their state, and the output's shape."""
+    model = freeze_and_replace_head(build_mlp(784, [500], 10, seed=0), num_classes=5)
+    with visualize(model, samples(2, 784), browser=False) as server:
+        sidebar = dict(browser.node(server.url, "Gemm").sidebar)
+    assert (sidebar["class"], sidebar["state"]) == ("Linear", "frozen")
+    assert sidebar["parameters"].startswith("backbone.1.weight [500, 784], backbone.1.bias")
+    assert sidebar["output"] == "batch x 500"
 
 
 def test_the_page_is_drawn_in_a_notebook(browser: Chromium, annotated: Path) -> None:
