@@ -1,14 +1,15 @@
 """What the Trainer adds to a step of the loop written by hand, in microseconds.
 
-    python benchmarks/step_overhead.py [--rounds 1000] [--steps 10]
+    python benchmarks/step_overhead.py [--rounds 2000] [--steps 10]
 
 One process, one thread, and one `fit` for each row: its data hands out a block of `steps` batches,
 then runs the plain loop over the same batches, and so on, `rounds` times. A block of the Trainer is
 compared with the mean of the plain blocks before and after it. The clock is the thread's own, which
-stands while another program has the core. Prints JSON: medians over the rounds and their quartiles,
-for an almost empty model (one Linear of 2 x 2) without metrics and bar, with the default metric,
-and with that and a bar; the same and the ratio for the 784-500-10 network; and what making a
-Trainer and a `fit` cost once, which is in none of the others.
+stands while another program has the core. Prints JSON: medians of the differences and their
+quartiles (and as `quiet` what undisturbed rounds show), for an almost empty model (one Linear of
+2 x 2) without metrics and bar, with the default metric, and with that and a bar; the same and the
+ratio for the 784-500-10 network; and what making a Trainer and a `fit` cost once, which is in none
+of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -96,6 +98,43 @@ class Alternating:
         self.plain.append(time.thread_time() - started)
 
 
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What one `fit` beside the plain loop has shown: microseconds of a step.
+
+    Attributes:
+        plain: By hand, before and after each round.
+        ours: By the Trainer, in each round.
+    """
+
+    plain: list[float]
+    ours: list[float]
+
+    @property
+    def hand(self) -> list[float]:
+        """What a round of the Trainer is compared with."""
+        return [(before + after) / 2 for before, after in pairwise(self.plain)]
+
+    @property
+    def added(self) -> list[float]:
+        """What the Trainer adds."""
+        return [ours - hand for ours, hand in zip(self.ours, self.hand, strict=True)]
+
+    @property
+    def ratios(self) -> list[float]:
+        """A step of the Trainer over a plain one."""
+        return [ours / hand for ours, hand in zip(self.ours, self.hand, strict=True)]
+
+    @property
+    def quiet(self) -> float:
+        """What is added in the undisturbed rounds of both: the difference of their first deciles.
+
+        Another program on the same core or cache makes rounds longer, never shorter.
+        """
+        ours, plain = (statistics.quantiles(us, n=10)[0] for us in (self.ours, self.plain))
+        return ours - plain
+
+
 def paired(
     make_model: Callable[[], nn.Module],
     batches: Batches,
@@ -103,17 +142,17 @@ def paired(
     *,
     metric: bool,
     bar: bool = False,
-) -> tuple[float, list[float], list[float]]:
-    """Return microseconds of a plain step, of what is added to it, and ratios, by the round."""
+) -> Rounds:
+    """Run a `fit` and the plain loop by turns."""
     data = Alternating(PlainLoop(make_model()), batches, WARM_UP + rounds)
     with redirect_stderr(Terminal() if bar else sys.stderr):
         trainer = Trainer(make_model(), metrics=None if metric else {}, device="cpu", progress=bar)
         trainer.fit(data, epochs=1)
-    around = [(before + after) / 2 for before, after in pairwise(data.plain)]
-    pairs = list(zip(data.ours, around, strict=True))[WARM_UP:]
     us = 1e6 / len(batches)
-    plain = statistics.median(hand for _, hand in pairs) * us
-    return plain, [(ours - hand) * us for ours, hand in pairs], [o / h for o, h in pairs]
+    return Rounds(
+        [seconds * us for seconds in data.plain[WARM_UP:]],
+        [seconds * us for seconds in data.ours[WARM_UP:]],
+    )
 
 
 def once(batches: Batches, rounds: int) -> list[float]:
@@ -133,7 +172,7 @@ def once(batches: Batches, rounds: int) -> list[float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -150,19 +189,18 @@ def main() -> None:
         ("tiny_metric", True, False),
         ("tiny_metric_bar", True, True),
     ):
-        plain, added, _ = paired(
-            lambda: nn.Linear(2, 2), tiny, options.rounds, metric=metric, bar=bar
-        )
-        result.setdefault("tiny_plain_us", round(plain, 1))
-        report(f"{name}_added_us", added, 1)
+        seen = paired(lambda: nn.Linear(2, 2), tiny, options.rounds, metric=metric, bar=bar)
+        result.setdefault("tiny_plain_us", round(statistics.median(seen.plain), 1))
+        report(f"{name}_added_us", seen.added, 1)
+        result[f"{name}_added_quiet_us"] = round(seen.quiet, 1)
     images = [(torch.rand(100, 784), torch.randint(0, 10, (100,))) for _ in range(options.steps)]
     for name, metric in (("mlp", False), ("mlp_metric", True)):
-        plain, added, ratios = paired(
+        seen = paired(
             lambda: build_mlp(784, [500], 10), images, options.rounds // 10, metric=metric
         )
-        result.setdefault("mlp_plain_us", round(plain, 1))
-        report(f"{name}_added_us", added, 1)
-        report(f"{name}_ratio", ratios, 3)
+        result.setdefault("mlp_plain_us", round(statistics.median(seen.plain), 1))
+        report(f"{name}_added_us", seen.added, 1)
+        report(f"{name}_ratio", seen.ratios, 3)
     report("tiny_fit_added_ms", once(tiny, options.rounds // 10), 2)
     print(json.dumps(result))
 
