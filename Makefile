@@ -61,6 +61,7 @@ benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/export.py
 
 conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (an hour)
 	$(BIN)/python tests/conformance/heads.py
