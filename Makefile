@@ -45,7 +45,7 @@ doctest: $(VENV)/.dev ## Run the examples in the docstrings
 	$(BIN)/python -m pytest -q -p no:randomly --doctest-modules src
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+	$(BIN)/sphinx-build -n -T -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
 
 wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
