@@ -48,12 +48,16 @@ html_theme_options = {
     "light_css_variables": {
         "color-brand-primary": "#0b5cad",
         "color-brand-content": "#0b5cad",
+        "color-api-name": "#0b5cad",
+        "color-api-pre-name": "#5a6270",
         "font-stack": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', "
         "'Noto Sans CJK SC', 'PingFang SC', 'Microsoft YaHei', sans-serif",
     },
     "dark_css_variables": {
         "color-brand-primary": "#7ab8f5",
         "color-brand-content": "#7ab8f5",
+        "color-api-name": "#7ab8f5",
+        "color-api-pre-name": "#9aa4b2",
     },
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -104,10 +104,20 @@ print(places.classifier)
 # From here on each is a model like any other.
 
 models = {"cosine": cosine, "two layers": layers, "without pooling": places}
+histories = {}
 for name, model in models.items():
     trainer = Trainer(model, lr=0.02, batch_size=10, progress=False)
-    trainer.fit(few, epochs=30)
-    print(f"{name:<24}{trainer.evaluate(test)['accuracy']:.1%}")
+    histories[name] = trainer.fit(few, test, epochs=30)
+    print(f"{name:<18}{histories[name]['val_accuracy'][-1]:.1%}")
+
+import matplotlib.pyplot as plt
+
+figure, axis = plt.subplots(figsize=(6, 3))
+for name, history in histories.items():
+    axis.plot(history["epoch"], history["val_accuracy"], label=name)
+axis.set(xlabel="epoch", ylabel="val_accuracy", ylim=(0, 1))
+axis.legend(frameon=False, loc="lower right")
+figure.tight_layout()
 
 # %%
 # Which one wins depends on the data; measure on yours.

@@ -53,7 +53,17 @@ session = onnxruntime.InferenceSession(report.path)
 name = session.get_inputs()[0].name
 image = inputs[-1].numpy()
 (logits,) = session.run(None, {name: image[np.newaxis]})
-print("It is a", int(targets[-1]), "and the file says", int(logits.argmax()))
+
+import matplotlib.pyplot as plt
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.4), width_ratios=[1, 2])
+left.imshow(image[0], cmap="gray_r")
+left.set_title(f"a {int(targets[-1])}", fontsize=10)
+left.axis("off")
+right.bar(range(10), logits[0])
+right.set_xticks(range(10))
+right.set(xlabel="class", ylabel="logit")
+figure.tight_layout()
 
 # %%
 # Serve it

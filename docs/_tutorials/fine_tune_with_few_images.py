@@ -2,16 +2,16 @@
 Fine-tune with few images
 =========================
 
-Ten images of each new digit are too few to learn from nothing. A network that has seen other
-digits knows already what strokes are: its *backbone* stays as it is, and only its last layer, the
-*head*, is new.
+Forty images are few to learn from. A network that has learned from many others knows what to look
+at: its *backbone* stays as it is, and only its last layer, the *head*, is new.
 """
 
 # %%
 # An old task and a new one
 # -------------------------
-# The digits 0 to 4 stand for the large data that somebody else had. The digits 5 to 9 are ours,
-# with ten images of each to learn from. The rest of them is for measuring.
+# The first 1,200 images, with the digits as their targets, stand for the large data that somebody
+# else had. Our own question is another one, whether a digit is odd, and we have forty images with
+# an answer. The rest of them is for measuring.
 
 import torch
 from sklearn.datasets import load_digits
@@ -20,19 +20,16 @@ digits = load_digits()
 inputs = torch.as_tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
 targets = torch.as_tensor(digits.target, dtype=torch.int64)
 
-old = targets < 5
-new_inputs, new_targets = inputs[~old], targets[~old] - 5  # Classes are counted from 0.
-rows = torch.cat([(new_targets == digit).nonzero()[:10, 0] for digit in range(5)])
-rest = torch.ones(len(new_targets), dtype=torch.bool).index_fill(0, rows, value=False)
-few, test = (new_inputs[rows], new_targets[rows]), (new_inputs[rest], new_targets[rest])
-print(f"{int(old.sum())} old images")
-print(f"{len(few[1])} new ones to learn from, {len(test[1])} to measure on")
+large = (inputs[:1200], targets[:1200])
+odd = targets % 2
+few, test = (inputs[1200:1240], odd[1200:1240]), (inputs[1240:], odd[1240:])
+print(f"{len(few[1])} images to learn from, {len(test[1])} to measure on")
 
 # %%
 # Pretraining
 # -----------
-# A small convolutional network learns the old digits. With pretrained weights from somewhere else
-# this part is a file: see :doc:`/how-to/weights`.
+# A small convolutional network learns to tell the ten digits apart. With pretrained weights from
+# somewhere else this part is a file: see :doc:`/how-to/weights`.
 
 from torch import nn
 
@@ -51,8 +48,8 @@ def network(classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-pretrained = network(5)
-Trainer(pretrained, lr=0.05, progress=False).fit((inputs[old], targets[old]), epochs=8)
+pretrained = network(10)
+Trainer(pretrained, lr=0.05, progress=False).fit(large, epochs=6)
 
 # %%
 # A new head
@@ -69,7 +66,7 @@ print(find_head(pretrained, inputs[:2]))
 
 torch.manual_seed(0)  # The new head's first weights.
 model = copy.deepcopy(pretrained)
-freeze_and_replace_head(model, num_classes=5, example_input=inputs[:2])
+freeze_and_replace_head(model, num_classes=2, example_input=inputs[:2])
 print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 # %%
@@ -85,19 +82,26 @@ print(history.certificate)
 # %%
 # Was it worth it?
 # ----------------
-# The same network, on the same fifty images, from random weights:
+# The same network, on the same forty images, from random weights:
 
-scratch = network(5)
-from_nothing = Trainer(scratch, lr=0.02, batch_size=10, progress=False).fit(few, test, epochs=30)
+scratch = Trainer(network(2), lr=0.02, batch_size=10, progress=False)
+from_nothing = scratch.fit(few, test, epochs=30)
+print(f"{from_nothing['val_accuracy'][-1]:.1%} from random weights")
 
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3))
 axis.plot(history["epoch"], history["val_accuracy"], label="a new head on a frozen backbone")
 axis.plot(from_nothing["epoch"], from_nothing["val_accuracy"], label="from random weights")
-axis.set(xlabel="epoch", ylabel="val_accuracy", ylim=(0, 1))
+axis.set(xlabel="epoch", ylabel="val_accuracy", ylim=(0.4, 1))
 axis.legend(frameon=False)
 figure.tight_layout()
+
+# %%
+# Features help where they are about what the new task asks for. Who knows the ten digits knows
+# which of them are odd. Had the network learned the digits 0 to 4, and were the new task the
+# digits 5 to 9, the two curves would lie close together: on images so small, strokes are quickly
+# learned.
 
 # %%
 # A little deeper

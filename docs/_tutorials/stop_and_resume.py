@@ -88,6 +88,18 @@ resumed = train(folder, Beginning())
 ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
 assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 assert resumed.history["train_loss"] == whole.history["train_loss"]
+
+import matplotlib.pyplot as plt
+
+figure, axis = plt.subplots(figsize=(6, 3))
+for name, trainer, style in (("never stopped", whole, "-"), ("stopped and resumed", resumed, "o")):
+    axis.plot(trainer.history["step"], trainer.history["train_loss"], style, label=name)
+axis.axvline(50, linestyle=":", color="gray")
+axis.annotate("the lights go out", (51, 1.9), fontsize=9)
+axis.set(xlabel="step", ylabel="train_loss")
+axis.legend(frameon=False)
+figure.tight_layout()
+
 print(f"{len(theirs)} tensors and the losses of {len(whole.history)} epochs are the same")
 
 # %%
