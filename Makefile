@@ -48,6 +48,10 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -n -T -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
 
+.PHONY: start-test
+start-test: ## Follow the Start pages literally, in a clean environment
+	$(PYTHON) tests/docs/follow_start.py docs/start/quickstart.md
+
 wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --wheel --outdir dist

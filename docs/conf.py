@@ -39,6 +39,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+pygments_dark_style = "a11y-dark"
 html_title = "finetunelib"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

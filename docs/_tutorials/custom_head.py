@@ -29,7 +29,7 @@ pretrained = nn.Sequential()
 pretrained.backbone = nn.Sequential(
     nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
     nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-)  # fmt: skip
+)
 pretrained.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
 Trainer(pretrained, lr=0.05, progress=False).fit((inputs[old], targets[old]), epochs=8)
 

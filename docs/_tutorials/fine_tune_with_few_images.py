@@ -45,7 +45,7 @@ def network(classes: int) -> nn.Module:
             nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
         ),
         nn.Sequential(nn.Flatten(), nn.Linear(256, classes)),
-    )  # fmt: skip
+    )
 
 
 pretrained = network(10)

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from finetunelib import Trainer, build_mlp
 from finetunelib.callbacks import ModelCheckpoint
-from finetunelib.training import Callback
+from finetunelib.training import Callback, TrainContext
 
 digits = load_digits()
 inputs = torch.as_tensor(digits.images, dtype=torch.float32).div(16)
@@ -51,7 +51,7 @@ print(whole.history)
 class PowerCut(Callback):
     """Raises at the fiftieth step."""
 
-    def on_step_end(self, context):  # noqa: ANN001, ANN201
+    def on_step_end(self, context: TrainContext) -> None:
         """End it all."""
         if context.state.step == 50:
             raise RuntimeError("the lights went out")
@@ -74,7 +74,7 @@ print(sorted(path.name for path in folder.iterdir()))
 class Beginning(Callback):
     """Prints where a training begins."""
 
-    def on_fit_start(self, context):  # noqa: ANN001, ANN201
+    def on_fit_start(self, context: TrainContext) -> None:
         """Print it."""
         print(f"goes on in epoch {context.state.epoch + 1}, after step {context.state.step}")
 
