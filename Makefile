@@ -71,7 +71,7 @@ conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transform
 	$(BIN)/python tests/conformance/freezing.py
 
 clean: ## Remove environments and everything that was built
-	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-wheel dist build docs/_build docs/tutorials runs .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.demo: pyproject.toml
 	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples

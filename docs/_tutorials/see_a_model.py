@@ -78,8 +78,9 @@ linear = build_mlp(64, [], 10, seed=0)
 Trainer(linear, lr=0.05, progress=False).fit((inputs, targets), epochs=30)
 
 figure, axes = plt.subplots(2, 5, figsize=(7, 3.2))
-for digit, (axis, weights) in enumerate(zip(axes.flat, linear.head.weight.detach(), strict=True)):
-    axis.imshow(weights.reshape(8, 8), cmap="RdBu", vmin=-1, vmax=1)
+images = linear.head.weight.detach().cpu().numpy().reshape(10, 8, 8)
+for digit, (axis, image) in enumerate(zip(axes.flat, images, strict=True)):
+    axis.imshow(image, cmap="RdBu", vmin=-1, vmax=1)
     axis.set_title(digit, fontsize=10)
     axis.axis("off")
 figure.tight_layout()

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.4))
 for axis, image, target in zip(axes, inputs, targets, strict=False):
-    axis.imshow(image[0], cmap="gray_r")
+    axis.imshow(image[0].numpy(), cmap="gray_r")
     axis.set_title(f"{int(target)}", fontsize=10)
     axis.axis("off")
 
@@ -89,7 +89,7 @@ print(f"{len(wrong)} of {len(val[1])} are wrong; {trainer.evaluate(val)}")
 
 figure, axes = plt.subplots(1, 6, figsize=(8, 1.8))
 for axis, row in zip(axes, wrong, strict=False):
-    axis.imshow(val[0][row, 0], cmap="gray_r")
+    axis.imshow(val[0][row, 0].numpy(), cmap="gray_r")
     said = f"is {int(val[1][row])}, said {int(answers[row])}"
     axis.set_title(f"{said}\n{confidence[row]:.0%}", fontsize=9)
 for axis in axes:

@@ -26,8 +26,9 @@ PAGE = "docs/start/quickstart.md"
 #: Where the page's commands make the environment.
 PYTHON = ".venv/bin/python"
 
-#: What a newcomer's folder must not have from ours.
-LEFT_OUT = (".git", ".venv*", "build", "dist", "runs", "data", "_build", "__pycache__", ".*_cache")
+#: What a newcomer's folder must not have from ours: at its top, and anywhere.
+LEFT_OUT = {".git", ".venv", ".venv-wheel", "build", "dist", "runs", "data"}
+LEFT_OUT_ANYWHERE = {"__pycache__", "_build"}
 
 
 def commands_of(text: str) -> list[str]:
@@ -80,12 +81,18 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="start-") as temporary:
         folder = Path(temporary) / "finetunelib"
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(ROOT, folder, ignore=_left_out)
         try:
             follow(page, folder)
         except subprocess.CalledProcessError as error:
             sys.exit(f"A newcomer who follows {page} gets stuck: {error}")
     _say(f"{page} works as it is written ({time.perf_counter() - started:.0f} s).")
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Return which names in a folder are not copied."""
+    top = LEFT_OUT if Path(folder) == ROOT else set()
+    return (top | LEFT_OUT_ANYWHERE).intersection(names)
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,14 @@ from support_pages import ROOT, Watched, blocks_of, idle_names, name_of, pages, 
 
 #: Languages of blocks that are read and not run; Python that is not run says why, in a comment.
 NOT_PYTHON = {"console", "text", "toml"}
-DIRECTIVES = {"{toctree}", "{include}", "{eval-rst}", "{glossary}", "{container}", "{note}"}
+DIRECTIVES = {
+    "{toctree}",
+    "{include}",
+    "{eval-rst}",
+    "{glossary}",
+    "{container}",
+    "{literalinclude}",
+}
 
 WITH_PYTHON = [p for p in pages() if "```python" in p.read_text(encoding="utf-8")]
 
