@@ -6,8 +6,10 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import MemberDescriptorType
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 # The tutorials run while the documentation is built: they open no browser, and their networks are
@@ -149,6 +151,17 @@ def _show_aliases(*event: object) -> tuple[str | None, str | None]:
     return signature, returns
 
 
+def _skip_fields(*event: object) -> bool | None:
+    """Leave out the fields of a slotted dataclass, which its docstring lists with their meaning."""
+    return True if isinstance(event[3], MemberDescriptorType) else None
+
+
+for _field in PyObject.doc_field_types:
+    if _field.name == "variable":
+        _field.label = "Attributes"  # What the docstrings call them.
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
+    app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-signature", _show_aliases)

@@ -44,7 +44,7 @@ print(str(report).replace(f"{folder}/", ""))
 #
 # Use the file
 # ------------
-# ONNX Runtime and numpy are all that is needed, in this language or another one.
+# ONNX Runtime and numpy are all that is needed, in a program that knows nothing of PyTorch.
 
 import numpy as np
 import onnxruntime
@@ -56,21 +56,22 @@ image = inputs[-1].numpy()
 
 import matplotlib.pyplot as plt
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.4), width_ratios=[1, 2])
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(6, 2.4), width_ratios=[1, 2], layout="constrained"
+)
 left.imshow(image[0], cmap="gray_r")
 left.set_title(f"a {int(targets[-1])}", fontsize=10)
 left.axis("off")
 right.bar(range(10), logits[0])
 right.set_xticks(range(10))
 right.set(xlabel="class", ylabel="logit")
-figure.tight_layout()
 
 # %%
 # Serve it
 # --------
 # Python's own web server is enough to see how it works: it takes the 64 pixels of an image as
-# JSON, and answers with the digit. The work is divided by 16 here, as it was in training: a file
-# knows only what was exported.
+# JSON, and answers with the digit. The pixels are divided by 16 here, as they were for training:
+# a file knows only what was exported.
 
 import json
 import threading
