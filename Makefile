@@ -45,8 +45,12 @@ doctest: $(VENV)/.dev ## Run the examples in the docstrings
 	$(BIN)/python -m pytest -q -p no:randomly --doctest-modules src
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+	$(BIN)/sphinx-build -n -T -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
+
+.PHONY: start-test
+start-test: ## Follow the Start pages literally, in a clean environment
+	$(PYTHON) tests/docs/follow_start.py docs/start/quickstart.md
 
 wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	rm -rf dist .venv-wheel
@@ -68,7 +72,7 @@ conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transform
 	$(BIN)/python tests/conformance/freezing.py
 
 clean: ## Remove environments and everything that was built
-	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-wheel dist build docs/_build docs/tutorials runs .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.demo: pyproject.toml
 	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples
