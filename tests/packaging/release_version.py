@@ -1,15 +1,13 @@
-"""The version against the changelog: python release_version.py [--tag v1.2.3].
+"""The version against the changelog.
 
 The version stands in `finetunelib/__init__.py` alone. It is that of the changelog's topmost
-release, or of the one being prepared; with `--tag` it has to be released: a dated heading, and
+release, or of the one being prepared; with a tag it has to be released: a dated heading, and
 nothing left over.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,16 +97,3 @@ def problems_of_tree(root: Path, tag: str | None = None) -> list[str]:
 def as_numbers(version: str) -> tuple[int, ...]:
     """Return a version as numbers that compare."""
     return tuple(map(int, version.split(".")))
-
-
-def main() -> int:
-    """Print the problems, and return 0 if there are none."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tag", help="the tag that releases this tree, such as v1.2.3")
-    found = problems_of_tree(ROOT, parser.parse_args().tag)
-    sys.stderr.writelines(f"{problem}\n" for problem in found)
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
