@@ -44,7 +44,7 @@ def test_lowest_dependencies_are_tried_on_the_oldest_python(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Old releases of a dependency have no files for new Pythons."""
-    calls = []
+    calls: list[str] = []
     monkeypatch.setattr(release_pythons, "find_python", lambda version: f"/bin/python{version}")
     monkeypatch.setattr(release_check, "try_both", calls.append)
     monkeypatch.setattr(release_check, "try_lowest", lambda python, project: calls.append(python))
