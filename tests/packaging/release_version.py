@@ -78,7 +78,7 @@ def problems_of_tag(version: str, newest: str, tag: str, *, unreleased: bool) ->
     if tag != f"v{version}":
         found.append(f"The tag must be v{version}, but is {tag!r}.")
     if version != newest:
-        found.append(f"The changelog needs a heading for {version}; its topmost is {newest}.")
+        found.append(f"The changelog's topmost release must be {version}.")
     elif unreleased:
         found.append("[Unreleased] must be empty at a release.")
     return found

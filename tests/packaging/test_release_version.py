@@ -33,7 +33,7 @@ def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: st
         ("1.0.0", RELEASED, None, "already at 1.1.0"),
         ("1.1.0", PENDING, None, "1.1.0 is released, but [Unreleased] has entries"),
         ("1.2", PENDING, None, "'1.2'"),
-        ("1.2.0", PENDING, "v1.2.0", "topmost is 1.1.0"),
+        ("1.2.0", PENDING, "v1.2.0", "topmost release must be 1.2.0"),
         ("1.1.0", RELEASED, "1.1.0", "v1.1.0, but is '1.1.0'"),
         ("1.1.0", PENDING, "v1.1.0", "[Unreleased] must be empty"),
         (
