@@ -60,6 +60,10 @@ wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	.venv-wheel/bin/python -m pip install --disable-pip-version-check -q dist/*.whl pytest
 	sh tests/packaging/run_public_tests.sh .venv-wheel/bin/python
 
+.PHONY: release-check
+release-check: $(VENV)/.dev ## Build a release and try it on every Python here (half an hour)
+	$(BIN)/python tests/packaging/release_check.py
+
 benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
