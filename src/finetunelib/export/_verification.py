@@ -19,10 +19,16 @@ from finetunelib.errors import ExportMismatchError, InvalidArgumentError
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
-from finetunelib.export._locating import Departure, locate, locate_failure
+from finetunelib.export._locating import Departure, locate
 from finetunelib.export._outputs import flat_outputs, run_model
 from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
-from finetunelib.export._session import Array, RunError, open_session, run_session
+from finetunelib.export._session import (
+    Array,
+    RefusedError,
+    RunError,
+    open_session,
+    run_session,
+)
 from finetunelib.export._tracing import inner_name, trace
 
 
@@ -122,23 +128,29 @@ def verify_onnx(
     if not inputs:
         raise InvalidArgumentError("`inputs` is empty. Pass at least one batch to compare on.")
     file = check_readable(path, purpose="ONNX file")
-    session = open_session(file)
-    names = [value.name for value in session.get_inputs()]
+    session: Any = None
+    refusal: RefusedError | None = None
+    try:
+        session = open_session(file)
+    except RefusedError as error:
+        refusal = error
+    declared = _declared_inputs(file) if session is None else _inputs_of(session)
     batches = [
-        Inputs.of(batch, f"inputs[{number}]").in_order(names) for number, batch in enumerate(inputs)
+        Inputs.of(batch, f"inputs[{number}]").in_order(list(declared))
+        for number, batch in enumerate(inputs)
     ]
     exported, reference, first = pipelines(model, batches[0], preprocessing, softmax=softmax)
     if isinstance(reference, Pipeline):
         batches = [batch.by_position() for batch in batches]
+    program = partial(_traced_again, exported, first, list(declared.values()))
     with attributes_preserved(reference), buffers_preserved(reference):
-        return compare(
-            session,
-            file,
-            reference,
-            batches,
-            tolerance,
-            program=lambda: _traced_again(exported, first, session),
-        )
+        if refusal is None:
+            return compare(session, file, reference, batches, tolerance, program=program)
+        # What the runtime refuses may be a right file for another one, or a file that was changed.
+        found = _sought(file, program, batches[0], inner_name(reference), tolerance)
+        if found is None:
+            raise refusal
+        raise _mismatch(str(refusal), found) from refusal
 
 
 def compare(
@@ -162,7 +174,7 @@ def compare(
         try:
             actual.append(run_session(session, batch))
         except RunError as error:
-            found = _sought(partial(_stopped, file, program, batch, prefix))
+            found = _sought(file, program, batch, prefix, tolerance)
             raise _mismatch(str(error), found) from error
     names = [output.name for output in session.get_outputs()]
     if len(names) != len(expected[0]):
@@ -176,8 +188,7 @@ def compare(
     ]
     for finding in findings:
         if finding.problem:
-            batch = batches[finding.batch]
-            found = _sought(partial(_departed, file, program, batch, prefix, tolerance))
+            found = _sought(file, program, batches[finding.batch], prefix, tolerance)
             raise _mismatch(finding.problem, found)
     return Verification(
         status="verified" if all(finding.varies for finding in findings) else "inconclusive",
@@ -187,22 +198,12 @@ def compare(
     )
 
 
-def _stopped(
-    file: Path, program: Callable[[], Any], batch: Inputs, prefix: str
-) -> Departure | None:
-    return locate_failure(file, program(), batch, prefix)
-
-
-def _departed(
+def _sought(
     file: Path, program: Callable[[], Any], batch: Inputs, prefix: str, tolerance: float
 ) -> Departure | None:
-    return locate(file, program(), batch, prefix, tolerance)
-
-
-def _sought(search: Callable[[], Departure | None]) -> Departure | None:
     """Search for where a file departs; not finding it must not hide that it does."""
     with contextlib.suppress(Exception):
-        return search()
+        return locate(file, program(), batch, prefix, tolerance)
     return None
 
 
@@ -217,11 +218,30 @@ def _run_model(model: nn.Module, batch: Inputs, name: str) -> list[Array]:
     return [tensor.detach().cpu().to(torch.float64).numpy() for tensor in outputs]
 
 
-def _traced_again(model: nn.Module, inputs: Inputs, session: Any) -> Any:
+def _inputs_of(session: Any) -> dict[str, list[int | str | None]]:
+    """Return the names and shapes of a file's inputs."""
+    return {value.name: value.shape for value in session.get_inputs()}
+
+
+def _declared_inputs(file: Path) -> dict[str, list[int | str | None]]:
+    """Return the same of a file that the runtime does not load."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if value.name not in weights
+    }
+
+
+def _traced_again(
+    model: nn.Module, inputs: Inputs, shapes: Sequence[Sequence[int | str | None]]
+) -> Any:
     """Return the exported program of a model, with the dynamic axes of a file of it."""
     axes: list[dict[int, AxisName]] = [
-        {axis: size for axis, size in enumerate(value.shape) if isinstance(size, str)}
-        for value in session.get_inputs()
+        {axis: size for axis, size in enumerate(shape) if isinstance(size, str)} for shape in shapes
     ]
     return trace(
         model,
