@@ -21,8 +21,12 @@ from finetunelib.export._session import Array
 #: A node departs when it adds a tenth of the error that is allowed of the outputs.
 _SHARE = 0.1
 
-#: Rounding makes a node's output differ by less than this share of its range.
-_ROUNDING = 1e-6
+#: Rounding alone makes a node's output differ by less than this share of its range.
+_ROUNDING = 2e-5
+
+#: A range counts as no less than this share of the values' size: float32 rounds at the seventh
+#: digit, which would be all that there is of values that hardly vary.
+_FLOOR = 0.01
 
 #: What nodes are called while they are looked at, so that every one has a name to be found by.
 _NUMBERED = "finetunelib_node_{}_"
@@ -217,5 +221,6 @@ def _error(ours: Array, theirs: Array) -> float:
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     largest = float(np.where(same, 0.0, distances).max())
     finite = ours[np.isfinite(ours)]
-    scale = (float(np.ptp(finite)) or float(np.abs(finite).max())) if finite.size else 1.0
-    return largest / (scale or 1.0) if np.isfinite(largest) else float("inf")
+    if not np.isfinite(largest) or not finite.size:
+        return float("inf") if largest else 0.0
+    return largest / (max(float(np.ptp(finite)), _FLOOR * float(np.abs(finite).max())) or 1.0)
