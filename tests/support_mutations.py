@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from finetunelib import export_onnx
 from finetunelib.errors import ExportMismatchError
-from finetunelib.export import Verification, _verification, verify_onnx
+from finetunelib.export import Verification, _tracing, _verification, verify_onnx
 from support_onnx import Array
 
 Mutation = Callable[[ModelProto], None]
@@ -195,7 +195,7 @@ def check_found(
 
 def trace_once(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> None:
     """Trace a model once for all of its files, since their changes do not change it."""
-    real = _verification.trace
+    real = _tracing.trace
 
     def trace(model: nn.Module, inputs: Any, *, axes: Any, **rest: Any) -> Any:
         key = f"{model} {axes}"

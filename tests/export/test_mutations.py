@@ -38,11 +38,11 @@ _programs: dict[str, Any] = {}
 
 def _resnet() -> nn.Module:
     """Return a ResNet-18 with calibrated statistics and a head whose outputs vary."""
-    model = torchvision.models.resnet18(num_classes=10).train()
+    model: nn.Module = torchvision.models.resnet18(num_classes=10).train()
     with torch.no_grad():
         for seed in range(10):
             model(samples(8, 3, 64, 64, seed=seed))
-    nn.init.normal_(model.fc.weight)
+    nn.init.normal_(model.get_parameter("fc.weight"))
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from finetunelib._files import check_writable, whole_folder
+from finetunelib._files import check_writable, not_written, whole_folder
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._typing import StrPath
@@ -229,7 +229,8 @@ def _export(
                     verification = _verify(temporary, program, plan, plan.tolerance)
                 report = dataclasses.replace(report, verification=verification)
             metadata = texts(report.verification)
-            append_metadata(temporary, encode(metadata), metadata.get("description"))
+            with _writing(plan.file):
+                append_metadata(temporary, encode(metadata), metadata.get("description"))
             report = dataclasses.replace(report, size=_bytes(temporary))
             progress.advance()
     except BaseException:
@@ -255,10 +256,17 @@ def _traced(plan: _Plan) -> Any:
 
 
 def _save(program: Any, temporary: Path, plan: _Plan) -> None:
-    try:
+    with _writing(plan.file):
         program.save(temporary, external_data=plan.two_files)
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Name the file that a user asked for in what the system says of a temporary one."""
+    try:
+        yield
     except OSError as error:
-        raise PathNotWritableError(f"`{plan.file}` could not be written: {error}") from error
+        raise not_written(file, error) from error
 
 
 def _read(path: Path, plan: _Plan) -> ExportReport:
@@ -332,12 +340,16 @@ def _kept_for_a_look(temporary: Path, plan: _Plan) -> Iterator[None]:
             raise
         folder = plan.file.with_name(f"{plan.file.stem}.mismatch")
         names = [plan.file.name, *([data_file(plan.file).name] if plan.two_files else [])]
-        with whole_folder(folder, names=names) as kept:
-            shutil.copyfile(temporary, kept / plan.file.name)
-            if plan.two_files:
-                shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
+        try:
+            with whole_folder(folder, names=names) as kept:
+                shutil.copyfile(temporary, kept / plan.file.name)
+                if plan.two_files:
+                    shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
+            where = f"The file is in `{folder}`."
+        except PathNotWritableError as refused:  # Which must not hide what is wrong with the file.
+            where = f"The file could not be kept: {refused}"
         raise ExportMismatchError(
-            f"{error} The file is in `{folder}`.", node=error.node, module=error.module
+            f"{error} {where}", node=error.node, module=error.module
         ) from error
 
 
