@@ -193,7 +193,7 @@ def _own_values(
         session = onnxruntime.InferenceSession(
             whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return dict(zip(names, session.run(None, feed), strict=True))
+        return dict(zip(names, map(np.asarray, session.run(None, feed)), strict=True))
     # ONNX Runtime's own exceptions share no base class but Exception.
     except Exception as error:
         found = _NUMBER.search(str(error))

@@ -140,9 +140,9 @@ def encode(metadata: OnnxMetadata) -> dict[str, str]:
     texts: dict[str, str] = {}
     for key, value in metadata.items():
         if key == _SELF_TEST:
-            texts[key] = _encode_self_test(metadata["self_test"])
+            texts[key] = _encode_self_test(cast("SelfTest", value))
         elif key == "extra":
-            texts.update(metadata["extra"])
+            texts.update(cast("dict[str, str]", value))
         else:
             texts[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return texts

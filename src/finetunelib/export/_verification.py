@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib._files import check_readable
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._typing import StrPath
-from finetunelib.errors import ExportMismatchError, InvalidArgumentError
+from finetunelib.errors import ExportMismatchError, InvalidArgumentError, InvalidTypeError
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
@@ -30,6 +30,7 @@ from finetunelib.export._session import (
     run_session,
 )
 from finetunelib.export._tracing import inner_name, trace
+from finetunelib.finetuning._own_names import checked_model, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +113,26 @@ def verify_onnx(
         The numbers, with the status `"verified"` or `"inconclusive"`.
 
     Raises:
-        ExportMismatchError: One of the four does not hold, or the file takes or returns other
-            tensors than the model. Its `node` and `module` say where, as far as that was found.
+        ExportMismatchError: One of the four does not hold, the file takes or returns other tensors
+            than the model, or it holds a node that ONNX Runtime refuses and the model does not
+            have. Its `node` and `module` say where, as far as that was found.
         FileMissingError: There is no such file.
-        CorruptFileError: The file is no valid ONNX model.
-        InvalidArgumentError: `tolerance` is not above 0, or there is no batch.
+        CorruptFileError: The file is no valid ONNX model, or ONNX Runtime cannot load it.
+        InvalidArgumentError: `tolerance` is not a finite number above 0, or there is no batch.
         InvalidInputError: The model cannot take a batch.
-        InvalidTypeError: A batch or the model's output holds something else than tensors.
+        InvalidTypeError: `model` is no module, `inputs` no list of batches, or a batch or the
+            model's output holds something else than tensors.
 
     Example:
         See `Verification`.
     """
-    if not tolerance > 0.0:
-        raise InvalidArgumentError(f"`tolerance` must be above 0, but is {tolerance}.")
+    check_tolerance(tolerance)
+    model = unwrapped(checked_model(model))
+    if isinstance(inputs, Tensor | Mapping):
+        raise InvalidTypeError(
+            f"`inputs` must be a list of batches, but is of type {type(inputs).__name__}. "
+            "Pass `[inputs]`."
+        )
     if not inputs:
         raise InvalidArgumentError("`inputs` is empty. Pass at least one batch to compare on.")
     file = check_readable(path, purpose="ONNX file")
@@ -151,6 +159,18 @@ def verify_onnx(
         if found is None:
             raise refusal
         raise _mismatch(str(refusal), found) from refusal
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Check a tolerance that a user passed.
+
+    Raises:
+        InvalidArgumentError: No error would be below it, or every one.
+    """
+    if not 0.0 < tolerance < float("inf"):
+        raise InvalidArgumentError(
+            f"`tolerance` must be a finite number above 0, but is {tolerance}."
+        )
 
 
 def compare(
