@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
+from finetunelib.errors import ExportError, ExportMismatchError, PathNotWritableError
 from finetunelib.export import _tracing
 from support_untouched import changed_since, snapshot
 
@@ -144,3 +147,103 @@ class Watch:
         assert self._now() == self._before
         assert changed_since(self._snapshot, self._model) == []
         assert capfd.readouterr() == ("", "")
+
+
+#: Where a failure is put, what raises there, and what the user sees.
+FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
+    "the exporter's call is interrupted": (
+        "torch.onnx.export",
+        raising(KeyboardInterrupt()),
+        KeyboardInterrupt,
+    ),
+    "the exporter raises": ("torch.onnx.export", raising(RuntimeError("broken")), ExportError),
+    "the exporter raises SystemExit": ("torch.onnx.export", raising(SystemExit(3)), SystemExit),
+    "the exporter returns nothing": ("torch.onnx.export", lambda *_, **__: None, ExportError),
+    "the annotations fail": (
+        "finetunelib.export._export.annotate",
+        raising(AttributeError("metadata_props")),
+        AttributeError,
+    ),
+    "the disk is full at the save": (
+        "torch.onnx.ONNXProgram.save",
+        raising(full()),
+        PathNotWritableError,
+    ),
+    "the save is interrupted": (
+        "torch.onnx.ONNXProgram.save",
+        raising(KeyboardInterrupt()),
+        KeyboardInterrupt,
+    ),
+    "the checker refuses": (
+        "onnx.checker.check_model",
+        raising(onnx.checker.ValidationError("not a graph")),
+        ExportError,
+    ),
+    "the checker crashes": (
+        "onnx.checker.check_model",
+        raising(MemoryError()),
+        MemoryError,
+    ),
+    "the file cannot be read again": (
+        "finetunelib.export._export._read",
+        raising(OSError(errno.EIO, "Input/output error")),
+        OSError,
+    ),
+    "no session opens": (
+        "onnxruntime.InferenceSession",
+        raising(RuntimeError("no kernel")),
+        ExportError,
+    ),
+    "the run fails": (
+        "onnxruntime.InferenceSession",
+        running(raising(RuntimeError("no memory"))),
+        ExportMismatchError,
+    ),
+    "the run is interrupted": (
+        "onnxruntime.InferenceSession",
+        running(raising(KeyboardInterrupt())),
+        KeyboardInterrupt,
+    ),
+    "the outputs differ": (
+        "onnxruntime.InferenceSession",
+        running(lambda outputs: [output + 1 for output in outputs]),
+        ExportMismatchError,
+    ),
+    "the outputs are not finite": (
+        "onnxruntime.InferenceSession",
+        running(lambda outputs: [output * np.nan for output in outputs]),
+        ExportMismatchError,
+    ),
+    "the weights cannot be hashed": (
+        "finetunelib.export._export.weights_sha256",
+        raising(RuntimeError("no values")),
+        RuntimeError,
+    ),
+    "the self-test cannot be made": (
+        "finetunelib.export._export.self_test_of",
+        raising(MemoryError()),
+        MemoryError,
+    ),
+    "the disk is full at the metadata": (
+        "finetunelib.export._export.append_metadata",
+        raising(full()),
+        PathNotWritableError,
+    ),
+    "the metadata is interrupted": (
+        "finetunelib.export._export.append_metadata",
+        raising(KeyboardInterrupt()),
+        KeyboardInterrupt,
+    ),
+    "the disk is full at the flush": ("os.fsync", raising(full()), PathNotWritableError),
+    "the file cannot be renamed": (
+        "pathlib.Path.replace",
+        raising(PermissionError(errno.EACCES, "Permission denied")),
+        PathNotWritableError,
+    ),
+    "no temporary file can be made": (
+        "tempfile.mkstemp",
+        raising(full()),
+        PathNotWritableError,
+    ),
+    "the folder is read-only": ("os.access", lambda *_: False, PathNotWritableError),
+}
