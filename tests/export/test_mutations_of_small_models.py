@@ -56,6 +56,19 @@ class Attention(nn.Module):
         return logits
 
 
+class Gate(nn.Module):
+    """A model with values that hardly vary, as in a squeeze-and-excitation that was not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(inputs * torch.sigmoid(1e-6 * self.gate(inputs)))
+        return outputs
+
+
 def _pixels(rows: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator)
@@ -222,3 +235,23 @@ def test_a_change_is_located_where_the_weights_lie_beside(
     path = tmp_path / "large.onnx"
     check_found(made["attention"], mutate, path, "node_layer_norm", "norm")
     assert "large.bin" in {entry.name for entry in tmp_path.iterdir()}
+
+
+def test_what_hardly_varies_is_not_taken_for_a_departure(tmp_path: Path) -> None:
+    """The rounding of such values is large beside their range, and hides no change behind them."""
+    gate = exported(tmp_path, seeded(Gate), samples(7, 4))
+    change = one_weight("head.bias", 0.1)
+    check_found(gate, change, tmp_path / "changed.onnx", "node_linear_1", "head")
+
+
+def test_a_run_that_fails_writes_nothing(
+    made: dict[str, Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What the runtime has to say is in the error, and not on stderr as well."""
+    trace_once(monkeypatch, _programs)
+    fixed = weights("val_6", lambda shape: np.array([2, 144], shape.dtype))
+    check_found(made["pipeline"], fixed, tmp_path / "changed.onnx", "node_Reshape_8", "2")
+    assert capfd.readouterr() == ("", "")

@@ -97,15 +97,18 @@ def verify_onnx(
     no value differs by more than `tolerance`; the norms of what varies agree to `tolerance`; the
     largest value of each sample is at the same place. Errors are measured against the spread of
     the outputs over the samples, since an error that is small beside a large constant may still be
-    all that varies. Where they differ, the model is traced again to find the first node of the
-    file that departs from it.
+    all that varies. One output has one scale: a column that varies a thousand times less than
+    another is not proven by it, so return such columns as outputs of their own.
+
+    Where they differ, the model is traced again, and each node of the file is run on the model's
+    own values to find the first one that departs.
 
     Args:
         path: The ONNX file.
         model: The model.
         inputs: Batches to compare on: each a tensor, several in a tuple in the order of the
             file's inputs, or a dict, by the names of the file's inputs or in their order.
-        tolerance: The largest error allowed, as a share of the outputs' spread; above 0.
+        tolerance: The largest error allowed, as a share of the outputs' spread; finite, above 0.
         preprocessing: What the file does before the model, as for `export_onnx`.
         softmax: Whether the file ends with a softmax.
 
