@@ -256,7 +256,7 @@ def test_a_file_that_differs_names_the_node_and_the_module(tmp_path: Path) -> No
         verify_a_changed_head(tmp_path)
     assert caught.value.node is not None
     assert caught.value.node in str(caught.value)
-    assert caught.value.module == "module `1` (Linear)"
+    assert caught.value.module == "1"
 
 
 def verify_a_changed_head(folder: Path) -> None:
