@@ -39,8 +39,9 @@ report = export_onnx(model, folder / "digits.onnx", inputs[:2], sample_inputs=in
 print(str(report).replace(f"{folder}/", ""))
 
 # %%
-# The line that begins with "Verified" is the proof: ONNX Runtime computed what PyTorch does, at several batch sizes. If
-# it had not, there would be an exception and no file (:doc:`/concepts/verification`).
+# The line that begins with "Verified" is the proof: ONNX Runtime computed what PyTorch does, at
+# several batch sizes. If it had not, there would be an exception and no file
+# (:doc:`/concepts/verification`).
 #
 # Use the file
 # ------------

@@ -82,8 +82,8 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     Args:
         model: The model, whose output is a tensor or a structure of tensors.
         path: The file to write, ending in `.onnx`. Missing folders are made.
-        example_input: What the model takes, on the model's device: a tensor `(batch, ...)`,
-            several in a tuple, or a dict by argument name. With `preprocessing`, what that takes.
+        example_input: What the model takes, on any device: a tensor `(batch, ...)`, several in a
+            tuple, or a dict by argument name. With `preprocessing`, what that takes.
         dynamic_batch: Whether the file takes any batch size. `False` fixes the example's.
         dynamic_shapes: Further dynamic axes: their names by number, in a dict by the input's
             name or in a list in the inputs' order. `{"tokens": {1: "length"}}` leaves the length
@@ -144,7 +144,7 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     own = unwrapped(checked_model(model))
     _check_values(own)
     description = Description.of(labels, metadata, certificate, own)
-    given = Inputs.of(example_input, "example_input")
+    given = Inputs.of(example_input, "example_input").beside(own)
     exported, reference, inputs = pipelines(own, given, preprocessing, softmax=softmax)
     with contextlib.ExitStack() as as_it_was:
         for module in (exported, reference):

@@ -147,7 +147,7 @@ def verify_onnx(
         refusal = error
     declared = _declared_inputs(file) if session is None else _inputs_of(session)
     batches = [
-        Inputs.of(batch, f"inputs[{number}]").in_order(list(declared))
+        Inputs.of(batch, f"inputs[{number}]").beside(model).in_order(list(declared))
         for number, batch in enumerate(inputs)
     ]
     exported, reference, first = pipelines(model, batches[0], preprocessing, softmax=softmax)

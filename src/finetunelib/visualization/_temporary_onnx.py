@@ -50,7 +50,7 @@ def write_temporary_onnx(model: nn.Module, example_input: ModelInputs | None, fi
     with _one_at_a_time:
         inputs = Inputs.of(
             _guess(model) if example_input is None else example_input, "example_input"
-        )
+        ).beside(model)
         outputs = flat_outputs(run_model(model, inputs, "example_input"))
         graph = _traced(model, inputs, len(outputs))
         leave_large_weights_out(graph, LARGEST)
