@@ -5,8 +5,9 @@ Five functions stand here; everything else lives in the sub-packages `models`, `
 first used, so that a program without PyTorch can read what an exported file tells.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from finetunelib._lazy import lazily
 
 if TYPE_CHECKING:
     from finetunelib.export._export import export_onnx
@@ -26,15 +27,6 @@ __all__ = [
     "visualize",
 ]
 
-#: Where each of the five is defined; the package in front of it gives it its public path.
-_HOMES = {
-    "Trainer": "training._trainer",
-    "build_mlp": "models._mlp",
-    "export_onnx": "export._export",
-    "freeze_and_replace_head": "finetuning._replace_head",
-    "visualize": "visualization._visualize",
-}
-
 _PACKAGES = (
     "callbacks",
     "data",
@@ -46,16 +38,16 @@ _PACKAGES = (
     "visualization",
 )
 
-
-def __getattr__(name: str) -> object:
-    if name in _PACKAGES:
-        return importlib.import_module(f"finetunelib.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'finetunelib' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"finetunelib.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+    __getattr__, __dir__ = lazily(
+        __name__,
+        globals(),
+        {
+            "Trainer": "training._trainer",
+            "build_mlp": "models._mlp",
+            "export_onnx": "export._export",
+            "freeze_and_replace_head": "finetuning._replace_head",
+            "visualize": "visualization._visualize",
+            **{package: package for package in _PACKAGES},
+        },
+    )

@@ -3,9 +3,9 @@
 `load_onnx_metadata` needs no PyTorch; the other names are imported when they are first used.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from finetunelib._lazy import lazily
 from finetunelib.export._metadata import OnnxMetadata, SelfTest, load_onnx_metadata
 
 if TYPE_CHECKING:
@@ -24,26 +24,18 @@ __all__ = [
     "verify_onnx",
 ]
 
-#: Where the names that need PyTorch are defined.
-_HOMES = {
-    "Comparison": "_gates",
-    "ExportReport": "_report",
-    "TensorInfo": "_report",
-    "Verification": "_verification",
-    "verify_onnx": "_verification",
-}
-
 for _public in (OnnxMetadata, SelfTest, load_onnx_metadata):
     _public.__module__ = __name__
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'finetunelib.export' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+    __getattr__, __dir__ = lazily(
+        __name__,
+        globals(),
+        {
+            "Comparison": "_gates",
+            "ExportReport": "_report",
+            "TensorInfo": "_report",
+            "Verification": "_verification",
+            "verify_onnx": "_verification",
+        },
+    )

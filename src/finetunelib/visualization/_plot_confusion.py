@@ -321,3 +321,7 @@ def _list_mistakes(
         text = f"{len(absent)} {noun} without samples:\n{few}{more}"
         down = -36 - 29 * max(len(pairs), 1)
         axes.annotate(text, (1, 1), (14, down), fontsize=SMALL, color=theme.muted, **place)
+
+
+# The path that users import from, for tracebacks and pickles.
+plot_confusion.__module__ = "finetunelib.visualization"

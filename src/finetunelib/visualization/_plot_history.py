@@ -359,3 +359,7 @@ def _part_entries(
     if broken:
         cross = Line2D([], [], color=theme.muted, marker="x", markersize=5.5, linestyle="none")
         yield cross, "not finite"
+
+
+# The path that users import from, for tracebacks and pickles.
+plot_history.__module__ = "finetunelib.visualization"

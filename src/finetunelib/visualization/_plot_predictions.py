@@ -265,3 +265,7 @@ def _draw_case(axes: Axes, theme: Theme, case: _Case, image: Pixels, names: Sequ
         color=theme.muted,
         annotation_clip=False,
     )
+
+
+# The path that users import from, for tracebacks and pickles.
+plot_predictions.__module__ = "finetunelib.visualization"

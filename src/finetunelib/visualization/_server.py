@@ -134,3 +134,7 @@ class NetronServer:
             f'<p>Netron shows {name} at <a href="{address}" target="_blank">{address}</a>.'
             f"{hint}</p>"
         )
+
+
+# The path that users import from, for tracebacks and pickles.
+NetronServer.__module__ = "finetunelib.visualization"

@@ -121,3 +121,7 @@ def _check_arguments(host: str, port: int, proxy: str | None) -> None:
             f'`proxy` must hold {PORT} where the port belongs, as in "/proxy/{PORT}/", but is '
             f'"{proxy}".'
         )
+
+
+# The path that users import from, for tracebacks and pickles.
+visualize.__module__ = "finetunelib"
