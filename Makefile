@@ -71,9 +71,10 @@ benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/export.py
 
-conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (an hour)
+conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (two hours)
 	$(BIN)/python tests/conformance/heads.py
 	$(BIN)/python tests/conformance/freezing.py
+	$(BIN)/python tests/conformance/export.py
 
 clean: ## Remove environments and everything that was built
 	rm -rf $(VENV) .venv-wheel dist build docs/_build docs/tutorials runs .coverage .mypy_cache .ruff_cache .pytest_cache

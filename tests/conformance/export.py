@@ -1,0 +1,239 @@
+"""Export every classification model of torchvision and some others, and verify each file.
+
+    python tests/conformance/export.py [--again] [--only NAME]
+
+Each model gets weights whose outputs vary (see `export_models`), is exported with a dynamic batch
+as a user would, compared by the export itself, and once more with images that it had not seen.
+The results, and the page of the documentation that shows them, are written after each model, so
+that a run that was stopped goes on where it was; `--again` begins anew. The largest models take
+some gigabytes of memory and of the temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conformance.export_models import (
+    IMAGES,
+    ROWS,
+    ExportModel,
+    own_models,
+    rows,
+    torchvision_models,
+    transformers_models,
+)
+from finetunelib import export_onnx
+from finetunelib.errors import FinetuneLibError
+from finetunelib.export import ExportReport, load_onnx_metadata, verify_onnx
+from finetunelib.export._description import weights_sha256
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results" / "export.json"
+PAGE = ROOT / "docs" / "conformance-export.md"
+#: What the table on the page shows.
+_MEANING = """\
+The weights are random, but such that the outputs vary: every BatchNorm has statistics of images,
+and the head is drawn anew. Each file has a dynamic batch (texts have a dynamic length too). It
+was compared with the model by `export_onnx` at batch 1, 2 and 7, and by `verify_onnx` on samples
+that it was not exported with; the model was bit for bit the same afterwards. An error is the
+largest of any value, as a share of the outputs' spread over the samples (allowed: 0.001); the norm
+ratio is the one furthest from 1. The seconds are those of `export_onnx`, its verification
+included: by the clock, and in brackets by the processors, which other programs do not prolong. Two
+files are a model above 2 GB, whose weights lie beside the graph."""
+
+PACKAGES = ("finetunelib", "torch", "torchvision", "transformers", "onnx", "onnxscript")
+
+
+def models() -> list[ExportModel]:
+    """Return all models that are exported."""
+    return [*torchvision_models(), *transformers_models(), *own_models()]
+
+
+def key(case: ExportModel) -> str:
+    """Return what a model is called in the results."""
+    return f"{case.library}/{case.name}"
+
+
+def check(case: ExportModel, folder: Path) -> dict[str, Any]:
+    """Export one model into a folder, and return what came of it."""
+    model, samples = case.build()
+    found: dict[str, Any] = {
+        "family": case.family,
+        "inputs": case.inputs,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    before = weights_sha256(model)
+    started, processors = time.perf_counter(), time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # "inconclusive" is one.
+            report = export_onnx(
+                model,
+                folder / "model.onnx",
+                rows(samples, 0, ROWS),
+                dynamic_shapes=case.dynamic_shapes,
+            )
+        found["seconds"] = round(time.perf_counter() - started, 1)
+        found["processor_seconds"] = round(time.process_time() - processors, 1)
+        unseen = verify_onnx(report.path, model, [rows(samples, ROWS, IMAGES)])
+    except (FinetuneLibError, UserWarning) as error:
+        found.setdefault("seconds", round(time.perf_counter() - started, 1))
+        return {**found, "status": "failed", "error": f"{type(error).__name__}: {error}"}
+    assert report.verification is not None
+    comparisons = report.verification.comparisons
+    norms: list[float] = [comparison.norm_ratio for comparison in comparisons]
+    norm = max(norms, key=lambda ratio: abs(ratio - 1))
+    found |= {
+        "megabytes": round(report.size / 1e6, 1),
+        "files": 2 if report.data_path else 1,
+        "largest_error": float(f"{max(c.error for c in comparisons):.2e}"),
+        "largest_error_on_unseen": float(f"{max(c.error for c in unseen.comparisons):.2e}"),
+        "norm_ratio": round(norm, 7),
+        "status": report.verification.status,
+    }
+    wrong = _wrong(case, report, before, weights_sha256(model))
+    if unseen.status != "verified":
+        wrong.append(f"on images that were not exported with: {unseen}")
+    return {**found, "status": "failed", "error": "; ".join(wrong)} if wrong else found
+
+
+def _wrong(case: ExportModel, report: ExportReport, before: str, after: str) -> list[str]:
+    """Return what else is not as it must be."""
+    wrong = [
+        f"the axis 0 of `{info}` is not dynamic"
+        for info in (*report.inputs, *report.outputs)
+        if info.shape[0] != "batch"
+    ]
+    for info in report.inputs:
+        wanted = (case.dynamic_shapes or {}).get(info.name, {})
+        wrong += [
+            f"the axis {axis} of `{info}` is not dynamic"
+            for axis, name in wanted.items()
+            if info.shape[axis] != name
+        ]
+    if after != before:
+        wrong.append("the export changed the model")
+    if load_onnx_metadata(report.path).get("weights_sha256") != before:
+        wrong.append("the file tells of other weights")
+    return wrong
+
+
+def write(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write all results so far, and the page that shows them."""
+    content = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "onnxruntime": version("onnxruntime"),
+        },
+        "tried": len(found),
+        "verified": sum(result["status"] == "verified" for result in found.values()),
+        "seconds": round(sum(float(result["seconds"]) for result in found.values())),
+        "models": found,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    scratch = RESULTS.with_suffix(".partial")
+    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(RESULTS)
+    PAGE.write_text(page(content), encoding="utf-8")
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """Return the page of the documentation that shows the results."""
+    found: Mapping[str, Mapping[str, Any]] = content["models"]
+    failed = {name: result for name, result in found.items() if result["status"] != "verified"}
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    return "\n".join(
+        [
+            "# Models that were exported and verified",
+            "",
+            *textwrap.wrap(
+                f"`python tests/conformance/export.py` of {content['date']}: {content['verified']} "
+                f"of {content['tried']} models verified, in {content['seconds'] / 60:.0f} minutes "
+                f"on a shared machine of {content['cores']} cores, with {versions}.",
+                width=100,
+            ),
+            "",
+            _MEANING,
+            "",
+            *_table(found.items()),
+            "",
+            *(_failures(failed) if failed else []),
+        ]
+    )
+
+
+def _table(found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    lines = [
+        "| model | input | million parameters | files | seconds | error | on unseen | norm ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, result in found:
+        numbers = (
+            [
+                str(result["files"]),
+                f"{result['seconds']} ({result['processor_seconds']})",
+                f"{result['largest_error']:.1e}",
+                f"{result['largest_error_on_unseen']:.1e}",
+                f"{result['norm_ratio']:.6f}",
+            ]
+            if "largest_error" in result
+            else ["", str(result["seconds"]), "failed", "", ""]
+        )
+        size = f"{result['parameters'] / 1e6:.3g}"
+        lines.append(f"| {' | '.join([name, result['inputs'], size, *numbers])} |")
+    return lines
+
+
+def _failures(failed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["## What failed", ""]
+    for name, result in failed.items():
+        error = " ".join(str(result["error"]).split())
+        lines.append(f"- `{name}`: {error}")
+    return [*lines, ""]
+
+
+def main() -> int:
+    """Export what is missing or failed, and return 1 if a model is not verified."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--again", action="store_true", help="export models with a result too")
+    parser.add_argument("--only", help="export the models with this text in their names, anew")
+    options = parser.parse_args()
+    cases = {key(case): case for case in models()}
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.exists() else {}
+    results = {} if options.again else {name: stored[name] for name in cases if name in stored}
+    with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
+        check(own_models()[-1], Path(folder))  # The first export pays for the exporter's imports.
+    for name, case in cases.items():
+        known = name in results and results[name]["status"] == "verified"
+        if options.only not in name if options.only else known:
+            continue
+        with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
+            results[name] = check(case, Path(folder))
+        results = {name: results[name] for name in cases if name in results}
+        write(results)
+        print(name, results[name], flush=True)  # noqa: T201 - a script's own output
+        gc.collect()
+    write(results)
+    return int(any(result["status"] != "verified" for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

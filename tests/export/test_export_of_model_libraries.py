@@ -1,0 +1,149 @@
+"""Exports of torchvision's and transformers' models, and of others that are built unlike them.
+
+Here the smallest model of each family of torchvision; `tests/conformance/export.py` exports all of
+them, by hand, and its stored results are looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conformance.export import PAGE, RESULTS, check, key, models, page
+from conformance.export_models import (
+    ExportModel,
+    images,
+    own_models,
+    torchvision_models,
+    transformers_models,
+)
+
+SMALLEST = (
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "vgg11",
+    "vit_b_16",
+)
+
+TRANSFORMERS = (
+    "BertForSequenceClassification",
+    "ViTForImageClassification",
+    "SwinForImageClassification",
+)
+
+SAMPLE = [
+    *(case for case in torchvision_models() if case.name in SMALLEST),
+    *(case for case in transformers_models() if case.name in TRANSFORMERS),
+    *own_models(),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SAMPLE, ids=key)
+def test_export_is_dynamic_and_verified(case: ExportModel, tmp_path: Path) -> None:
+    """The file computes what the model does, also for samples that it was not exported with."""
+    outcome = check(case, tmp_path)
+    assert (outcome["status"], outcome.get("error")) == ("verified", None)
+
+
+class _Fixed(nn.Module):
+    """A model of which a part takes three samples and no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _Reshape()
+        self.head = nn.Linear(3 * 32 * 32, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(inputs))
+        return logits
+
+
+class _Reshape(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(3, -1)
+
+
+@pytest.mark.slow
+def test_check_tells_of_a_fixed_batch(tmp_path: Path) -> None:
+    """The sweep can fail: a model that takes one batch size does, and its module is named."""
+    case = _case(lambda: _Fixed().eval())
+    outcome = check(case, tmp_path)
+    assert outcome["status"] == "failed"
+    assert "`body` (_Reshape)" in outcome["error"]
+
+
+@pytest.mark.slow
+def test_check_does_not_take_constant_outputs_for_verified(tmp_path: Path) -> None:
+    """The sweep can fail: a head of zeros agrees with any file, and counts as a failure."""
+
+    def untrained() -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+        nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]  # it is a tensor
+        return model.eval()
+
+    outcome = check(_case(untrained), tmp_path)
+    assert outcome["status"] == "failed"
+    assert "Inconclusive" in outcome["error"]
+
+
+def _case(build: Any) -> ExportModel:
+    return ExportModel("torch", "own", "own", "3 x 32 x 32", lambda: (build(), images(32)))
+
+
+def test_images_differ_where_a_deep_model_looks() -> None:
+    """The means over an image, which is what is left after pooling, vary from image to image."""
+    means = images(64).mean(dim=(2, 3))
+    assert float(means.std(dim=0).min()) > 0.3
+    assert torch.equal(images(64), images(64))
+
+
+def test_sample_holds_the_smallest_model_of_each_family() -> None:
+    """None of torchvision's families is left out."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, result in _stored().items():
+        if name.startswith("torchvision/"):
+            family = sizes.setdefault(result["family"], {})
+            family[name.partition("/")[2]] = result["parameters"]
+    assert {min(family, key=lambda name: family[name]) for family in sizes.values()} == set(
+        SMALLEST
+    )
+
+
+def test_stored_results_cover_every_model_and_all_are_verified() -> None:
+    """The run over all models is complete, dated, and every file computes what its model does."""
+    stored = _stored()
+    assert {key(case) for case in models()} == stored.keys()
+    assert len([name for name in stored if name.startswith("torchvision/")]) >= 80
+    assert {name for name, result in stored.items() if result["status"] != "verified"} == set()
+    assert time.strptime(json.loads(RESULTS.read_text(encoding="utf-8"))["date"], "%Y-%m-%d")
+
+
+def test_page_shows_the_stored_results() -> None:
+    """The table in the documentation is that of the stored results."""
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert PAGE.read_text(encoding="utf-8") == page(content)
+
+
+def _stored() -> dict[str, dict[str, Any]]:
+    stored: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
+    return stored
