@@ -173,13 +173,24 @@ def _varied(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
         if name.endswith("layer_scale") or "layer_scale_parameter" in name:
             nn.init.ones_(parameter)  # ConvNeXt's 1e-6 would hide what its branches do.
     with torch.no_grad():
-        model(**example) if isinstance(example, dict) else model(example)
+        model(**example) if isinstance(example, dict) else model(_noisier(example))
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     head = find_head(model, example)
     assert isinstance(head.module, nn.Linear | nn.Conv2d)
     _normal(head.module)
     return model.eval(), example
+
+
+def _noisier(samples: Tensor) -> Tensor:
+    """Return samples with noisy variations of them.
+
+    The statistics of a few images alone leave channels that hardly vary in these and much in
+    others, and a deep model multiplies what is rounded by what such a channel divides by.
+    """
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(3, *samples.shape, generator=generator) * samples.std()
+    return torch.cat([samples, *(samples + noise)])
 
 
 def _normal(layer: nn.Linear | nn.Conv2d) -> None:
