@@ -45,8 +45,12 @@ doctest: $(VENV)/.dev ## Run the examples in the docstrings
 	$(BIN)/python -m pytest -q -p no:randomly --doctest-modules src
 
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+	$(BIN)/sphinx-build -n -T -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
+
+.PHONY: start-test
+start-test: ## Follow the Start pages literally, in a clean environment
+	$(PYTHON) tests/docs/follow_start.py docs/start/quickstart.md
 
 wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	rm -rf dist .venv-wheel
@@ -56,11 +60,16 @@ wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	.venv-wheel/bin/python -m pip install --disable-pip-version-check -q dist/*.whl pytest
 	sh tests/packaging/run_public_tests.sh .venv-wheel/bin/python
 
+.PHONY: release-check
+release-check: $(VENV)/.dev ## Build a release and try it on every Python here (half an hour)
+	$(BIN)/python tests/packaging/release_check.py
+
 benchmark: $(VENV)/.dev ## Measure what the documentation claims
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/export.py
 
 conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (two hours)
 	$(BIN)/python tests/conformance/heads.py
@@ -68,7 +77,7 @@ conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transform
 	$(BIN)/python tests/conformance/export.py
 
 clean: ## Remove environments and everything that was built
-	rm -rf $(VENV) .venv-wheel dist build docs/_build runs .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-wheel dist build docs/_build docs/tutorials runs .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.demo: pyproject.toml
 	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples

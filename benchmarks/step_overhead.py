@@ -1,12 +1,15 @@
 """What the Trainer adds to a step of the loop written by hand, in microseconds.
 
-    python benchmarks/step_overhead.py [--steps 2000] [--rounds 15] [--threads 1]
+    python benchmarks/step_overhead.py [--rounds 2000] [--steps 10]
 
-Both sides take the same batches, one after the other in one process, in turns whose order
-alternates; each round is one fit of `steps` steps after a warm-up. Prints JSON: the median of
-the differences per step, for an almost empty model (one Linear of 2 x 2) without metrics and bar,
-with the default metric, and with the default metric and a bar; and the ratio of a step of the
-784-500-10 network without and with the default metric.
+One process, one thread, and one `fit` for each row: its data hands out a block of `steps` batches,
+then runs the plain loop over the same batches, and so on, `rounds` times. A block of the Trainer is
+compared with the mean of the plain blocks before and after it. The clock is the thread's own, which
+stands while another program has the core. Prints JSON: medians of the differences and their
+quartiles (and as `quiet` what undisturbed rounds show), for an almost empty model (one Linear of
+2 x 2) without metrics and bar, with the default metric, and with that and a bar; the same and the
+ratio for the 784-500-10 network; and what making a Trainer and a `fit` cost once, which is in none
+of the others.
 """
 
 from __future__ import annotations
@@ -17,15 +20,21 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from finetunelib import Trainer, build_mlp
-from finetunelib.training import Accuracy
 
-Batches = list[tuple[Tensor, Tensor]]
+Batches: TypeAlias = list[tuple[Tensor, Tensor]]
+
+#: Blocks at the beginning that are not counted.
+WARM_UP = 20
 
 
 class Terminal(io.StringIO):
@@ -36,74 +45,163 @@ class Terminal(io.StringIO):
         return True
 
 
-def by_hand(model: nn.Module, batches: Batches) -> float:
-    """Return the seconds of the plain loop."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    loss_fn = nn.CrossEntropyLoss()
-    started = time.perf_counter()
-    for inputs, targets in batches:
-        loss = loss_fn(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return time.perf_counter() - started
+class PlainLoop:
+    """The loop written by hand."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        self.loss_fn = nn.CrossEntropyLoss()
+
+    def train(self, batches: Batches) -> None:
+        """Take a step with each batch."""
+        model, optimizer, loss_fn = self.model, self.optimizer, self.loss_fn
+        for inputs, targets in batches:
+            loss = loss_fn(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
 
-def by_trainer(model: nn.Module, batches: Batches, *, metric: bool, bar: bool) -> float:
-    """Return the seconds of an epoch of `fit`, as its history has them."""
-    metrics: Mapping[str, Accuracy] = {"accuracy": Accuracy()} if metric else {}
-    trainer = Trainer(model, metrics=metrics, device="cpu", progress=bar)
-    return trainer.fit(batches, epochs=1)["seconds"][0]
+class Alternating:
+    """Blocks of batches for a Trainer, each timed, with plain blocks before, between and after.
+
+    Attributes:
+        plain: The seconds of the plain blocks, one more than the others.
+        ours: The seconds between handing out a block's first batch and being asked for the next
+            block's.
+    """
+
+    def __init__(self, loop: PlainLoop, batches: Batches, rounds: int) -> None:
+        self.plain: list[float] = []
+        self.ours: list[float] = []
+        self._loop = loop
+        self._batches = batches
+        self._rounds = rounds
+
+    def __len__(self) -> int:
+        """Return the number of the Trainer's batches."""
+        return self._rounds * len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the Trainer's batches, and run the plain loop between blocks."""
+        self._run_plain()
+        for _ in range(self._rounds):
+            started = time.thread_time()
+            yield from self._batches
+            self.ours.append(time.thread_time() - started)
+            self._run_plain()
+
+    def _run_plain(self) -> None:
+        started = time.thread_time()
+        self._loop.train(self._batches)
+        self.plain.append(time.thread_time() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What one `fit` beside the plain loop has shown: microseconds of a step.
+
+    Attributes:
+        plain: By hand, before and after each round.
+        ours: By the Trainer, in each round.
+    """
+
+    plain: list[float]
+    ours: list[float]
+
+    @property
+    def hand(self) -> list[float]:
+        """What a round of the Trainer is compared with."""
+        return [(before + after) / 2 for before, after in pairwise(self.plain)]
+
+    @property
+    def added(self) -> list[float]:
+        """What the Trainer adds."""
+        return [ours - hand for ours, hand in zip(self.ours, self.hand, strict=True)]
+
+    @property
+    def ratios(self) -> list[float]:
+        """A step of the Trainer over a plain one."""
+        return [ours / hand for ours, hand in zip(self.ours, self.hand, strict=True)]
+
+    @property
+    def quiet(self) -> float:
+        """What is added in the undisturbed rounds of both: the difference of their first deciles.
+
+        Another program on the same core or cache makes rounds longer, never shorter.
+        """
+        ours, plain = (statistics.quantiles(us, n=10)[0] for us in (self.ours, self.plain))
+        return ours - plain
 
 
 def paired(
-    make_model: Callable[[], nn.Module], batches: Batches, rounds: int, *, metric: bool, bar: bool
-) -> tuple[float, float, float]:
-    """Return medians: microseconds of a plain step, of what is added, and the ratio."""
-    plain, added, ratios = [], [], []
-    stderr = sys.stderr
-    sys.stderr = Terminal() if bar else stderr
-    try:
-        for turn in range(rounds):
-            first = by_hand(make_model(), batches) if turn % 2 else 0.0
-            ours = by_trainer(make_model(), batches, metric=metric, bar=bar)
-            hand = first or by_hand(make_model(), batches)
-            plain.append(hand / len(batches) * 1e6)
-            added.append((ours - hand) / len(batches) * 1e6)
-            ratios.append(ours / hand)
-    finally:
-        sys.stderr = stderr
-    return statistics.median(plain), statistics.median(added), statistics.median(ratios)
+    make_model: Callable[[], nn.Module],
+    batches: Batches,
+    rounds: int,
+    *,
+    metric: bool,
+    bar: bool = False,
+) -> Rounds:
+    """Run a `fit` and the plain loop by turns."""
+    data = Alternating(PlainLoop(make_model()), batches, WARM_UP + rounds)
+    with redirect_stderr(Terminal() if bar else sys.stderr):
+        trainer = Trainer(make_model(), metrics=None if metric else {}, device="cpu", progress=bar)
+        trainer.fit(data, epochs=1)
+    us = 1e6 / len(batches)
+    return Rounds(
+        [seconds * us for seconds in data.plain[WARM_UP:]],
+        [seconds * us for seconds in data.ours[WARM_UP:]],
+    )
+
+
+def once(batches: Batches, rounds: int) -> list[float]:
+    """Return the milliseconds that making a Trainer and a `fit` of one step add, by the round."""
+    added = []
+    for _ in range(WARM_UP + rounds):
+        started = time.thread_time()
+        PlainLoop(nn.Linear(2, 2)).train(batches[:1])
+        between = time.thread_time()
+        trainer = Trainer(nn.Linear(2, 2), metrics={}, device="cpu", progress=False)
+        trainer.fit(batches[:1], epochs=1)
+        ended = time.thread_time()
+        added.append((ended - between - (between - started)) * 1e3)
+    return added[WARM_UP:]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
+    result: dict[str, float | list[float]] = {"threads": 1}
+
+    def report(name: str, values: list[float], digits: int) -> None:
+        lower, middle, upper = (round(value, digits) for value in statistics.quantiles(values))
+        result[name] = middle
+        result[f"{name}_quartiles"] = [lower, upper]
 
     tiny = [(torch.randn(4, 2), torch.randint(0, 2, (4,))) for _ in range(options.steps)]
-    images = [(torch.rand(100, 784), torch.randint(0, 10, (100,))) for _ in range(300)]
-    result: dict[str, float] = {"threads": options.threads}
     for name, metric, bar in (
         ("tiny", False, False),
         ("tiny_metric", True, False),
         ("tiny_metric_bar", True, True),
     ):
-        plain, added, _ = paired(
-            lambda: nn.Linear(2, 2), tiny, options.rounds, metric=metric, bar=bar
-        )
-        result[f"{name}_added_us"] = round(added, 1)
-        result.setdefault("tiny_plain_us", round(plain, 1))
+        seen = paired(lambda: nn.Linear(2, 2), tiny, options.rounds, metric=metric, bar=bar)
+        result.setdefault("tiny_plain_us", round(statistics.median(seen.plain), 1))
+        report(f"{name}_added_us", seen.added, 1)
+        result[f"{name}_added_quiet_us"] = round(seen.quiet, 1)
+    images = [(torch.rand(100, 784), torch.randint(0, 10, (100,))) for _ in range(options.steps)]
     for name, metric in (("mlp", False), ("mlp_metric", True)):
-        plain, _, ratio = paired(
-            lambda: build_mlp(784, [500], 10), images, options.rounds, metric=metric, bar=False
+        seen = paired(
+            lambda: build_mlp(784, [500], 10), images, options.rounds // 10, metric=metric
         )
-        result[f"{name}_ratio"] = round(ratio, 3)
-        result.setdefault("mlp_plain_us", round(plain, 1))
+        result.setdefault("mlp_plain_us", round(statistics.median(seen.plain), 1))
+        report(f"{name}_added_us", seen.added, 1)
+        report(f"{name}_ratio", seen.ratios, 3)
+    report("tiny_fit_added_ms", once(tiny, options.rounds // 10), 2)
     print(json.dumps(result))
 
 

@@ -16,13 +16,17 @@ import urllib.request
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.datasets import MNIST
 
 from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
+from finetunelib.errors import MissingDependencyError
 from finetunelib.finetuning import load_weights, save_weights
+from finetunelib.training import History
+from finetunelib.visualization import plot_confusion, plot_history, plot_predictions
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
@@ -40,7 +44,7 @@ def main() -> int:
 
     model = build_mlp(784, [500], 10, seed=options.seed)
     trainer = Trainer(model, lr=0.01, batch_size=100, seed=options.seed)
-    history = trainer.fit(train, test, epochs=options.epochs)
+    history = pretraining = trainer.fit(train, test, epochs=options.epochs)
     pretrained = trainer.evaluate(test)["accuracy"]
     seconds = sum(history["seconds"])
     print(f"2. Trained 784-500-10 in {seconds:.1f} s: {pretrained:.2%} of the test set is right.")
@@ -63,16 +67,48 @@ def main() -> int:
     save_weights(tuned, folder / "fine_tuned.safetensors")
     history.to_json(folder / "fine_tuned_history.json")
 
-    report = export_onnx(tuned, folder / "mnist.onnx", test[0][:2], sample_inputs=test[0][:100])
+    raw = test[0][:100].mul(255).round().to(torch.uint8)  # As in MNIST's own files.
+    np.save(folder / "digits.npy", raw[:10].numpy())
+    report = export_onnx(
+        tuned,
+        folder / "mnist.onnx",
+        raw[:2],
+        sample_inputs=raw,
+        preprocessing=(0.0, 1.0),  # What `ToTensor` does, in the graph.
+        softmax=True,
+        labels=[str(digit) for digit in range(10)],
+        certificate=history.certificate,
+        self_test=True,
+    )
     print(f"6. Exported {report}")
 
-    with visualize(report.path, browser=None if options.view else False, block=options.view) as it:
-        print(f"7. Shown in Netron at {it.url}" + ("" if options.view else "; --view opens it."))
+    print(f"7. {draw(folder, {'from scratch': pretraining, 'new head': history}, tuned, test)}")
+
+    with visualize(report.path, browser=None if options.view else False, block=False) as viewer:
+        hint = "Ctrl-C closes it" if options.view else "--view opens it"
+        print(f"8. Shown in Netron at {viewer.url}; {hint}.", flush=True)
+        if options.view:
+            viewer.wait()
 
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     print(f"Done in {time.perf_counter() - started:.0f} s. In {folder}: {files}")
     verified = report.verification is not None and report.verification.status == "verified"
     return 0 if verified else 1
+
+
+def draw(folder: Path, histories: dict[str, History], model: nn.Module, test: Samples) -> str:
+    """Write the pictures of a training, and say which; without matplotlib there are none."""
+    try:
+        figures = {
+            "history.png": plot_history(histories),
+            "mistakes.png": plot_predictions(model, test),
+            "confusion.png": plot_confusion(model, test),
+        }
+    except MissingDependencyError as error:
+        return f"Drew no pictures. {error}"
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    return f"Drew {', '.join(figures)}"
 
 
 def parse_options() -> argparse.Namespace:

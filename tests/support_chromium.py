@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
     # Whatever the browser itself or a page wants to know of the world, it finds nobody.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
 #: Chromium reads from file descriptor 3 and writes to 4; Popen passes others.
@@ -51,12 +52,41 @@ _SHOWN = """new Promise((resolve) => {
             resolve({
                 nodes: nodes.map((node) => [...node.querySelectorAll(".node-item text")]
                     .map((text) => text.textContent).join(" ")).filter(Boolean),
+                weights: [...document.querySelectorAll("#nodes .node-argument text")]
+                    .map((text) => text.textContent),
                 edges: [...document.querySelectorAll("#edge-labels text")]
                     .map((text) => text.textContent),
                 title: document.title,
             });
         else
             setTimeout(look, 20);
+    };
+    look();
+})"""
+
+#: Finds the middle of the first node that shows a text.
+_MIDDLE = """(() => {
+    const texts = [...document.querySelectorAll("#nodes .node-item text")];
+    const box = texts.find((text) => text.textContent === TEXT).getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
+
+#: Resolves with the names and values in Netron's sidebar, when it has been drawn and stands still.
+_SIDEBAR = """new Promise((resolve) => {
+    let before = null;
+    const look = () => {
+        const sidebar = document.querySelector("#sidebar");
+        const items = [...document.querySelectorAll("#sidebar .sidebar-item")];
+        const left = sidebar ? sidebar.getBoundingClientRect().left : null;
+        if (items.length && left === before)
+            resolve(items.map((item) => [
+                item.querySelector("input").value,
+                item.querySelector(".sidebar-item-value-list").innerText.trim(),
+            ]));
+        else {
+            before = left;
+            setTimeout(look, 100);
+        }
     };
     look();
 })"""
@@ -76,9 +106,12 @@ class Page:
 
     requests: list[str]
     nodes: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
     title: str = ""
     picture: bytes = b""
+    sidebar: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Chromium:
@@ -93,19 +126,59 @@ class Chromium:
         self._reader = os.fdopen(read, "rb")
         self._number = 0
         self._events: list[dict[str, Any]] = []
+        self._opened = 0.0
 
     def graph(self, url: str) -> Page:
         """Open Netron's page, wait until its graph is drawn, and take a picture of it."""
         with self._tab(url) as session:
-            shown = self._evaluate(session, _SHOWN)
-            picture = self._call("Page.captureScreenshot", session, format="png")["data"]
-            return Page(self._requests(), **shown, picture=base64.b64decode(picture))
+            return self._drawn(session, session)
+
+    def node(self, url: str, text: str) -> Page:
+        """Open Netron's page and click on the first node that shows `text`."""
+        with self._tab(url) as session:
+            self._evaluate(session, _SHOWN)
+            x, y = self._evaluate(session, _MIDDLE.replace("TEXT", json.dumps(text)))
+            for kind in ("mousePressed", "mouseReleased"):
+                click = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
+                self._call("Input.dispatchMouseEvent", session, **click)
+            sidebar = [(name, value) for name, value in self._evaluate(session, _SIDEBAR)]
+            page = self._drawn(session, session)
+            page.sidebar = sidebar
+            return page
+
+    def framed(self, url: str) -> Page:
+        """Open a page that holds Netron's in a frame of another site, and wait for its graph."""
+        with self._tab(url) as session:
+            self._evaluate(session, _LOADED)
+            (frame,) = [
+                event["params"]["sessionId"]
+                for event in self._events
+                if event["method"] == "Target.attachedToTarget"
+                and event["params"]["targetInfo"]["type"] == "iframe"
+            ]
+            return self._drawn(frame, session)
+
+    def _drawn(self, session: str, screen: str) -> Page:
+        shown = self._evaluate(session, _SHOWN)
+        picture = self._call("Page.captureScreenshot", screen, format="png")["data"]
+        return Page(
+            self._requests(),
+            **shown,
+            picture=base64.b64decode(picture),
+            seconds=time.perf_counter() - self._opened,
+        )
 
     def plain(self, url: str) -> Page:
         """Open any page and wait until it has loaded, failed requests included."""
         with self._tab(url) as session:
             self._evaluate(session, _LOADED)
             return Page(self._requests())
+
+    def value(self, url: str, expression: str) -> Any:
+        """Open Netron's page, wait until its graph is drawn, and evaluate JavaScript in it."""
+        with self._tab(url) as session:
+            self._evaluate(session, _SHOWN)
+            return self._evaluate(session, expression)
 
     def close(self) -> None:
         """End the browser."""
@@ -116,19 +189,34 @@ class Chromium:
 
     @contextlib.contextmanager
     def _tab(self, url: str) -> Iterator[str]:
-        self._events.clear()
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Network.enable", session)
-        self._call("Page.enable", session)
-        # The window's own size would count the bar of its title.
-        width, height = self._size
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._call("Emulation.setDeviceMetricsOverride", session, **screen)
-        self._call("Emulation.setScrollbarsHidden", session, hidden=True)
-        self._call("Page.navigate", session, url=url)
-        yield session
-        self._call("Target.closeTarget", targetId=target)
+        watchdog = threading.Timer(60.0, self._process.kill)
+        watchdog.start()
+        try:
+            self._events.clear()
+            target = self._call("Target.createTarget", url="about:blank")["targetId"]
+            attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+            session = attached["sessionId"]
+            self._watch(session)
+            self._call("Page.enable", session)
+            # The window's own size would count the bar of its title.
+            width, height = self._size
+            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            self._call("Emulation.setDeviceMetricsOverride", session, **screen)
+            self._call("Emulation.setScrollbarsHidden", session, hidden=True)
+            self._opened = time.perf_counter()
+            self._call("Page.navigate", session, url=url)
+            yield session
+            self._call("Target.closeTarget", targetId=target)
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+
+    def _watch(self, session: str) -> None:
+        """Record the requests of a page, and of its frames and workers from their beginning on."""
+        self._send("Network.enable", session)
+        attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+        self._send("Target.setAutoAttach", session, **attach)
+        self._send("Runtime.runIfWaitingForDebugger", session)
 
     def _evaluate(self, session: str, expression: str) -> Any:
         answer = self._call(
@@ -145,20 +233,31 @@ class Chromium:
         return [event["params"]["request"]["url"] for event in sent]
 
     def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if session is not None:
-            message["sessionId"] = session
-        self._writer.write(json.dumps(message).encode() + b"\0")
+        number = self._send(method, session, **params)
         while True:
             answer = self._receive()
-            if answer.get("id") == self._number:
+            if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 result: dict[str, Any] = answer["result"]
                 return result
             if "method" in answer:
                 self._events.append(answer)
+                self._notice(answer)
+
+    def _notice(self, event: dict[str, Any]) -> None:
+        """Watch a frame or a worker that a page has started."""
+        attached = event["method"] == "Target.attachedToTarget"
+        if attached and event["params"]["targetInfo"]["type"] != "page":
+            self._watch(event["params"]["sessionId"])
+
+    def _send(self, method: str, session: str | None = None, **params: Any) -> int:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        self._writer.write(json.dumps(message).encode() + b"\0")
+        return self._number
 
     def _receive(self) -> dict[str, Any]:
         parts = []
@@ -172,7 +271,9 @@ class Chromium:
 
 @contextlib.contextmanager
 def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Chromium]:
-    """Run a browser with a profile of its own; killed after a minute, so that nothing hangs.
+    """Run a browser with a profile of its own.
+
+    It is killed after a minute on one page, or ten in all, so that nothing hangs.
 
     Args:
         path: The browser.
@@ -193,7 +294,7 @@ def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Ch
             )
         os.close(child_read)
         os.close(child_write)
-        watchdog = threading.Timer(60.0, process.kill)
+        watchdog = threading.Timer(600.0, process.kill)
         watchdog.start()
         browser = Chromium(process, write, read, (width, height))
         try:

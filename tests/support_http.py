@@ -1,9 +1,13 @@
-"""Requests to a server on loopback, byte for byte as they are given."""
+"""Requests to a server on loopback, byte for byte as they are given, and small servers."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import http.server
 import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from urllib.parse import urlsplit
@@ -46,3 +50,33 @@ def connected(url: str) -> socket.socket:
     """Return an open connection to the server of `url`."""
     address = urlsplit(url)
     return socket.create_connection((address.hostname or "", address.port or 0), timeout=20)
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[str, str], tuple[int, str, bytes]]) -> Iterator[int]:
+    """Run a server on loopback, and yield its port.
+
+    Args:
+        answer: Takes the path and the Host header of a request, and returns a status, a content
+            type and a body.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, content_type, body = answer(self.path, self.headers["Host"] or "")
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()

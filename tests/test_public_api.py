@@ -53,12 +53,28 @@ NAMES = {
     "finetunelib.export": [
         "Comparison",
         "ExportReport",
+        "OnnxMetadata",
+        "SelfTest",
         "TensorInfo",
         "Verification",
+        "load_onnx_metadata",
         "verify_onnx",
     ],
-    "finetunelib.visualization": ["NetronServer", "Summary", "SummaryRow", "summary"],
+    "finetunelib.visualization": [
+        "NetronServer",
+        "Summary",
+        "SummaryRow",
+        "plot_confusion",
+        "plot_history",
+        "plot_predictions",
+        "summary",
+    ],
 }
+
+#: All five names: each is imported when it is first asked for.
+IMPORT = (
+    "from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize"
+)
 
 #: Packages that cost time to import, or that a user may not have.
 LATE = (
@@ -100,8 +116,8 @@ def test_each_name_has_one_import_path() -> None:
 
 
 def test_import_loads_no_late_package() -> None:
-    """Importing the library imports neither optional packages nor slow ones."""
-    code = "import json, sys, finetunelib; print(json.dumps(sorted(sys.modules)))"
+    """Importing the five functions imports neither optional packages nor slow ones."""
+    code = f"import json, sys; {IMPORT}; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
@@ -113,7 +129,7 @@ def test_import_costs_at_most_a_tenth_more_than_torch() -> None:
     """The library's own share of its import is small beside torch's, in one process."""
     code = (
         "import time; a = time.perf_counter(); import torch; b = time.perf_counter();"
-        "import finetunelib; c = time.perf_counter(); print((c - b) / (b - a))"
+        f"{IMPORT}; c = time.perf_counter(); print((c - b) / (b - a))"
     )
     shares = [
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
@@ -121,3 +137,22 @@ def test_import_costs_at_most_a_tenth_more_than_torch() -> None:
     ]
     # The smallest of three: a busy machine only ever adds.
     assert min(shares) <= 0.1
+
+
+def test_a_sub_package_is_an_attribute_after_import() -> None:
+    """`import finetunelib` is enough for `finetunelib.training.Callback`."""
+    code = (
+        "import finetunelib\n"
+        "assert finetunelib.training.Callback and finetunelib.errors.ExportError\n"
+        "assert finetunelib.Trainer\n"
+        "assert {'Trainer', 'export', '__version__'} <= set(dir(finetunelib))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["finetunelib", "finetunelib.export"])
+def test_a_name_that_does_not_exist_is_an_attribute_error(package: str) -> None:
+    """As of any module, with the name in it."""
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = importlib.import_module(package).nothing

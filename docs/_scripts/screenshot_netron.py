@@ -4,6 +4,12 @@ Run it from the repository's root, with Chromium or Chrome installed:
 
     PYTHONPATH=tests python docs/_scripts/screenshot_netron.py model.onnx netron.png
 
+`mlp` or a model of torchvision in place of a file, with random weights, is exported as by
+`visualize`. These make the pictures of the documentation:
+
+    ... mlp docs/_static/netron-layer.png --node Gemm --width 1000 --height 780
+    ... resnet18 docs/_static/netron-resnet18.png --width 800 --height 700
+
 Netron writes brackets that a machine without a font for Chinese or Japanese (such as Debian's
 fonts-wqy-microhei) shows as empty boxes.
 """
@@ -13,15 +19,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from finetunelib import visualize
+import torch
+import torchvision
+from torch import nn
+
+from finetunelib import build_mlp, visualize
 from support_chromium import chromium, find_chromium
 
 
 def main() -> None:
-    """Show the model file in a headless browser, and write what it drew."""
+    """Show the model in a headless browser, and write what it drew."""
     parser = argparse.ArgumentParser(description="Save a picture of a model in Netron.")
-    parser.add_argument("model", type=Path, help="the model file, such as model.onnx")
+    parser.add_argument("model", help="a model file, mlp, or the name of a torchvision model")
     parser.add_argument("picture", type=Path, help="the PNG file to write")
+    parser.add_argument("--node", help="the node to click on, by what it shows, such as Gemm")
     parser.add_argument("--width", type=int, default=1200, help="of the page, in pixels")
     parser.add_argument("--height", type=int, default=1000, help="of the page, in pixels")
     arguments = parser.parse_args()
@@ -29,10 +40,25 @@ def main() -> None:
     if path is None:
         parser.error("no Chromium or Chrome was found")
     with (
-        visualize(arguments.model, browser=False) as server,
+        visualize(model_of(arguments.model), browser=False) as server,
         chromium(path, width=arguments.width, height=arguments.height) as browser,
     ):
-        arguments.picture.write_bytes(browser.graph(server.url).picture)
+        if arguments.node:
+            page = browser.node(server.url, arguments.node)
+        else:
+            page = browser.graph(server.url)
+    arguments.picture.write_bytes(page.picture)
+
+
+def model_of(name: str) -> nn.Module | Path:
+    """Return what a name on the command line means."""
+    if name == "mlp":
+        return build_mlp(784, [500], 10, seed=0)
+    if Path(name).suffix:
+        return Path(name)
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetunelib._typing import StrPath
 from finetunelib.errors import FileMissingError, PathNotWritableError
+
+if TYPE_CHECKING:  # Reading what a file tells must not need PyTorch.
+    from finetunelib._typing import StrPath
 
 #: What folders are called while they are written, and while they are deleted.
 _UNFINISHED = ".unfinished"

@@ -150,9 +150,10 @@ class ExportMismatchError(ExportError):
     """The exported file computes something else than the model.
 
     Attributes:
-        node: The name of the first node of the file that departs from the model, where one was
-            found.
-        module: The dotted name of the module in the model that this node comes from.
+        node: The name of the first node of the file that departs from the model; `None` where that
+            is an input, or was not found.
+        module: The dotted names of the modules whose work that node does, separated by commas;
+            `(the model)` for the model itself, `postprocessing` for the softmax.
     """
 
     def __init__(self, message: str, *, node: str | None = None, module: str | None = None) -> None:

@@ -44,7 +44,7 @@ from finetunelib.export._description import weights_sha256
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "export.json"
-PAGE = ROOT / "docs" / "conformance-export.md"
+PAGE = ROOT / "docs" / "concepts" / "exported-models.md"
 #: What the table on the page shows.
 _MEANING = """\
 The weights are random, but such that the outputs vary: every BatchNorm has statistics of images,
@@ -176,6 +176,8 @@ def page(content: Mapping[str, Any]) -> str:
             *_table(found.items()),
             "",
             *(_failures(failed) if failed else []),
+            "Next: {doc}`verification`.",
+            "",
         ]
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from finetunelib import build_mlp, export_onnx
@@ -17,7 +18,9 @@ from finetunelib.errors import (
     InvalidTypeError,
     PathNotWritableError,
 )
-from support_models import Branching, Deceiving, Function, linear, samples, seeded
+from finetunelib.export import verify_onnx
+from support_models import Branching, Deceiving, Difference, Function, linear, samples, seeded
+from support_onnx import run
 
 
 @pytest.mark.slow
@@ -233,3 +236,42 @@ def test_a_tolerance_that_nothing_meets_is_an_error(tmp_path: Path, tolerance: f
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), tolerance=tolerance)
     assert str(tolerance) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_file_that_differs_is_kept_for_a_look_where_that_was_asked(tmp_path: Path) -> None:
+    """In a folder beside the path, which the message names; the path itself stays free."""
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ExportMismatchError, match=r"model\.mismatch"):
+        export_onnx(seeded(Deceiving), path, samples(2, 4), keep_mismatch=True)
+    assert not path.exists()
+    kept = tmp_path / "model.mismatch" / "model.onnx"
+    assert run(kept, samples(3, 4))[0].shape == (3, 3)
+
+
+@pytest.mark.slow
+def test_a_file_that_differs_names_the_node_and_the_module(tmp_path: Path) -> None:
+    """In the message and in the error's attributes."""
+    with pytest.raises(ExportMismatchError) as caught:
+        verify_a_changed_head(tmp_path)
+    assert caught.value.node is not None
+    assert caught.value.node in str(caught.value)
+    assert caught.value.module == "1"
+
+
+def verify_a_changed_head(folder: Path) -> None:
+    """Change the bias of a model after its export, and compare."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)))
+    report = export_onnx(model, folder / "m.onnx", samples(2, 4))
+    with torch.no_grad():
+        model.get_parameter("1.bias")[0] += 1
+    verify_onnx(report.path, model, [samples(5, 4)])
+
+
+@pytest.mark.parametrize("names", [["a", "a"], "ab", [1, 2]])
+def test_names_must_be_different_texts(tmp_path: Path, names: list[str]) -> None:
+    """A name twice, one text for all, and numbers are refused with what they are."""
+    with pytest.raises((InvalidArgumentError, InvalidTypeError), match=r"`input_names`"):
+        export_onnx(
+            Difference(), tmp_path / "m.onnx", (samples(2, 4), samples(2, 4)), input_names=names
+        )

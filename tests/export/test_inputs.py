@@ -164,3 +164,15 @@ def test_each_input_may_have_a_number_of_rows_of_its_own(generator: torch.Genera
     inputs = Inputs.of((torch.randn(5, 2), torch.randn(1, 3)), "x")
     assert [len(t) for t in inputs.resized([10, 2], generator).tensors] == [10, 2]
     assert [len(t) for t in inputs.first_rows([10, 2]).tensors] == [10, 2]
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 4), {"left": torch.ones(2, 4)}])
+def test_inputs_go_to_the_model(value: object) -> None:
+    """A training leaves the model on an accelerator, and the example where it was."""
+    inputs = Inputs.of(value, "example_input").beside(nn.Linear(4, 3, device="meta"))
+    assert [tensor.device.type for tensor in inputs.tensors] == ["meta"]
+
+
+def test_a_model_without_tensors_has_no_device() -> None:
+    """Its inputs stay where they are."""
+    assert Inputs.of(torch.ones(2, 4), "x").beside(nn.ReLU()).tensors[0].device.type == "cpu"

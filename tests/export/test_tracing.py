@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 import finetunelib
 from finetunelib import export_onnx
 from finetunelib.errors import ExportError, ExportMismatchError, FinetuneLibError
+from finetunelib.export._trace_errors import explain
 from support_models import Branching, Deceiving, Function, linear, samples, seeded
 from support_untouched import changed_since, snapshot
 
@@ -59,6 +62,8 @@ def branching_error(tmp_path_factory: pytest.TempPathFactory) -> ExportError:
         pytest.param("this-line-stays-at-home", id="comment in the model's source"),
         pytest.param("self.layer(inputs)", id="line of the model's source"),
         pytest.param(str(Path(torch.__file__).parent), id="folder of torch"),
+        pytest.param(f"/{getpass.getuser()}/", id="user's name in a path"),
+        pytest.param(socket.gethostname(), id="host"),
         pytest.param(str(Path(finetunelib.__file__).parent), id="folder of the library"),
     ],
 )
@@ -79,8 +84,8 @@ def test_nothing_of_this_machine_is_in_the_nodes(marked: bytes) -> None:
 def test_the_names_of_modules_stay_in_the_nodes(marked: bytes) -> None:
     """What tells a reader of the graph which module a node comes from is kept."""
     nodes = onnx.load_from_string(marked).graph.node
-    scopes = [entry.value for node in nodes for entry in node.metadata_props]
-    assert any("'layer'" in scope for scope in scopes)
+    notes = [entry.value for node in nodes for entry in node.metadata_props]
+    assert "layer" in notes
 
 
 @pytest.mark.parametrize(
@@ -211,3 +216,33 @@ def test_a_batch_that_a_layer_fixes_is_an_error(tmp_path: Path) -> None:
         export_onnx(model, tmp_path / "baked.onnx", samples(2, 4))
     assert re.search(r"\b2\b", str(caught.value))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_large_model_says_how_far_its_export_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line on stderr, and nothing for small models."""
+    monkeypatch.setattr("finetunelib.export._export._LARGE", 0)
+    path = export_onnx(seeded(Marked), tmp_path / "m.onnx", samples(2, 4)).path
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"Exported {path} in ")
+
+
+@pytest.mark.slow
+def test_a_module_that_fixes_the_batch_is_named_by_its_own_name(tmp_path: Path) -> None:
+    """Also inside of a pipeline, whose own names do not show."""
+    model = nn.Sequential(linear(), nn.Sequential(Function(lambda x: x.reshape(2, -1) + 1)))
+    with pytest.raises(ExportError, match=r"`1\.0` \(Function\)"):
+        export_onnx(model, tmp_path / "m.onnx", samples(2, 4), softmax=True)
+
+
+def test_a_model_of_transformers_is_told_of_its_attention() -> None:
+    """Where nothing else is known, a model that can change its attention is asked to."""
+    model = nn.Sequential(linear())
+    model.set_attn_implementation = lambda name: None  # type: ignore[assignment]
+    message = explain(RuntimeError("Cannot view a tensor with these strides"), model, "")
+    assert 'set_attn_implementation("eager")' in message
+    assert len(message.splitlines()) == 3

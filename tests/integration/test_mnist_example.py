@@ -39,12 +39,19 @@ def test_example_runs_on_the_digits_of_scikit_learn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert min(accuracies(done.stdout)) > 85.0
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "confusion.png",
+        "digits.npy",
         "fine_tuned.safetensors",
         "fine_tuned_history.json",
+        "history.png",
+        "mistakes.png",
         "mnist.onnx",
         "pretrained.safetensors",
         "pretrained_history.json",
     }
+    for picture in (tmp_path / "out").glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "7. Drew history.png, mistakes.png, confusion.png" in done.stdout.splitlines()
     model = onnx.load(tmp_path / "out" / "mnist.onnx", load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
@@ -75,6 +82,22 @@ def test_example_falls_back_where_mnist_cannot_be_had(tmp_path: Path) -> None:
     first, second = done.stdout.splitlines()[:2]
     assert "using the digits of scikit-learn" in first
     assert "1,437 images to train on" in second
+
+
+@pytest.mark.slow
+def test_example_without_matplotlib_draws_nothing_and_says_so(tmp_path: Path) -> None:
+    """Every other step is done, and the line names what to install."""
+    (tmp_path / "hiding").mkdir()
+    # Python imports this module before anything else, so that matplotlib is not found.
+    (tmp_path / "hiding" / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['matplotlib'] = None\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "hiding"), os.environ.get("PYTHONPATH", "")])
+    done = run(tmp_path, "--dataset", "digits", "--epochs", "1", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "Drew no pictures. " in done.stdout
+    assert 'pip install "finetunelib[plots]"' in done.stdout
+    assert not list((tmp_path / "runs" / "mnist").glob("*.png"))
 
 
 def test_example_refuses_no_epochs(tmp_path: Path) -> None:

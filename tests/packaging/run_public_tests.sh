@@ -5,7 +5,8 @@ python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 tests=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp "$tests/test_public_api.py" "$tests/integration/test_whole_road.py" "$folder"
+cp "$tests/test_public_api.py" "$tests/integration/test_whole_road.py" \
+  "$tests/finetuning/test_weights.py" "$folder"
 cd "$folder"
 printf '[pytest]\nmarkers =\n    slow: slow\n' > pytest.ini
 "$python" -c 'import finetunelib; assert "site-packages" in finetunelib.__file__'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import assert_type
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,7 +15,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
 from finetunelib.data import InMemoryDataset, TensorBatches, in_memory
-from finetunelib.export import ExportReport, Verification, verify_onnx
+from finetunelib.export import (
+    ExportReport,
+    OnnxMetadata,
+    Verification,
+    load_onnx_metadata,
+    verify_onnx,
+)
 from finetunelib.finetuning import (
     Certificate,
     Head,
@@ -30,7 +37,15 @@ from finetunelib.finetuning import (
 )
 from finetunelib.models import MLP
 from finetunelib.training import Accuracy, History, StepOutput, Task
-from finetunelib.visualization import NetronServer, Summary, SummaryRow, summary
+from finetunelib.visualization import (
+    NetronServer,
+    Summary,
+    SummaryRow,
+    plot_confusion,
+    plot_history,
+    plot_predictions,
+    summary,
+)
 
 inputs, targets = torch.zeros(4, 784), torch.zeros(4).long()
 dataset = TensorDataset(inputs, targets)
@@ -78,6 +93,18 @@ assert_type(load_weights(model, Path("a.safetensors")), LoadReport)
 report = export_onnx(model, "a.onnx", inputs, sample_inputs=inputs)
 assert_type(report, ExportReport)
 export_onnx(model, "a.onnx", (inputs, targets))
+export_onnx(
+    model,
+    "a.onnx",
+    {"tokens": inputs},
+    dynamic_shapes={"tokens": {1: "length"}},
+    labels=("a", "b"),
+    preprocessing=((0.1, 0.2, 0.3), 0.5),
+    metadata={"author": "me"},
+    certificate=trainer.history.certificate,
+)
+metadata: OnnxMetadata = load_onnx_metadata("a.onnx")
+labels: list[str] | None = metadata["labels"]
 export_onnx(model, "a.onnx", {"inputs": inputs})
 assert_type(verify_onnx("a.onnx", model, [inputs]), Verification)
 
@@ -91,6 +118,13 @@ assert_type(table.rows, tuple[SummaryRow, ...])
 assert_type(table.bytes, int)
 summary(model, (inputs, targets))
 summary(model, {"inputs": inputs})
+
+assert_type(plot_history(trainer.history), Figure)
+plot_history({"one": trainer.history}, metrics=["loss", "lr"], title="Runs", dark=True)
+assert_type(plot_confusion(model, dataset, class_names=["a", "b"], normalize=False), Figure)
+assert_type(plot_predictions(model, (inputs, targets), count=9), Figure)
+plot_predictions(model, DataLoader(dataset), to_image=lambda sample: sample.reshape(28, 28))
+plot_predictions(model, dataset, mean=(0.5, 0.5, 0.5), std=inputs)
 
 assert_type(in_memory(dataset), InMemoryDataset)
 for batch in TensorBatches(inputs, targets, batch_size=2).epoch(0):

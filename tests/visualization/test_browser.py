@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
+import types
 import webbrowser
 
 import pytest
 
-from finetunelib.visualization._browser import browser_available, open_page, runs_as_script
+from finetunelib.visualization._browser import (
+    browser_available,
+    in_notebook,
+    open_page,
+    runs_as_script,
+)
 
 
 class _Terminal(io.StringIO):
@@ -107,3 +113,34 @@ def test_a_program_without_a_terminal_does_not_wait(
     """Nobody could end the waiting of a program in the background, or of a notebook."""
     monkeypatch.setattr(sys, "stdin", stdin)
     assert not runs_as_script()
+
+
+class ZMQInteractiveShell:
+    """What a notebook's kernel runs in, by its name."""
+
+
+class TerminalInteractiveShell:
+    """What IPython runs in on a terminal, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"), [(ZMQInteractiveShell, True), (TerminalInteractiveShell, False)]
+)
+def test_a_kernel_is_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, shell: type, expected: bool
+) -> None:
+    """IPython is a notebook in a kernel, and none on a terminal."""
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=shell))
+    assert in_notebook() is expected
+
+
+def test_a_notebook_needs_no_tab(desktop: pytest.MonkeyPatch) -> None:
+    """A notebook shows the page in a frame, and a second one beside it is one too many."""
+    desktop.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
+    assert not browser_available()
+
+
+def test_a_program_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without IPython there is none."""
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert not in_notebook()

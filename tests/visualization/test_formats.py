@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -62,21 +63,138 @@ def test_a_whole_file_is_taken(request: pytest.FixtureRequest, fixture: str) -> 
     assert check_viewable(str(path)) == path
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".keras", ".npz"])
-def test_a_whole_archive_is_taken(tmp_path: Path, suffix: str) -> None:
-    """Formats that are archives are taken when the archive can be read."""
-    path = tmp_path / f"model{suffix}"
+def _write_zip(path: Path, *names: str) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data", "content")
+        for name in names:
+            archive.writestr(name, "content")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".pt2", "model/models/model.json"),
+        (".pt2", "serialized_exported_program.json"),
+        (".pt2", "model/archive_format"),
+        (".torchscript", "model/data.pkl"),
+        (".pt", "model/data.pkl"),
+        (".bin", "model/data.pkl"),
+        (".keras", "config.json"),
+        (".npz", "weight.npy"),
+        (".zip", "anything"),
+    ],
+)
+def test_a_whole_archive_is_taken(tmp_path: Path, suffix: str, content: str) -> None:
+    """Formats that are archives are taken when the archive can be read and holds a model."""
+    path = _write_zip(tmp_path / f"model{suffix}", content)
     assert check_viewable(path) == path
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".h5", ".tflite", ".gguf", ".bin", ".pt"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".torchscript", ".ptl", ".pt2"])
+def test_an_archive_without_a_model_is_corrupt(tmp_path: Path, suffix: str) -> None:
+    """Something else that was zipped is no model of PyTorch."""
+    _assert_corrupt(_write_zip(tmp_path / f"model{suffix}", "notes.txt"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_a_file_from_before_archives_is_taken(tmp_path: Path, suffix: str) -> None:
+    """What `torch.save` wrote in its first years is taken, whole or as a bare pickle."""
+    whole, bare = tmp_path / f"whole{suffix}", tmp_path / f"bare{suffix}"
+    _save_legacy(whole)
+    bare.write_bytes(pickle.dumps({"epoch": 3}))
+    assert check_viewable(whole) == whole
+    assert check_viewable(bare) == bare
+
+
+def _save_legacy(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3, 4)}, path, _use_new_zipfile_serialization=False)
+
+
+def test_an_archive_of_tape_is_taken(tmp_path: Path) -> None:
+    """The first versions of PyTorch wrote tar files."""
+    path = tmp_path / "model.pt"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    assert check_viewable(path) == path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_programs_of_pytorch_are_taken(tmp_path: Path) -> None:
+    """TorchScript and `torch.export` write archives that are taken as they are."""
+    model, example = nn.Linear(4, 3).eval(), torch.zeros(2, 4)
+    torch.jit.save(torch.jit.trace(model, example), tmp_path / "traced.pt")  # type: ignore[no-untyped-call] # It has no types.
+    torch.export.save(torch.export.export(model, (example,)), tmp_path / "exported.pt2")
+    assert check_viewable(tmp_path / "traced.pt").is_file()
+    path = check_viewable(tmp_path / "exported.pt2")
+    # Cut where an archive that lies within this one becomes the last one.
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.9)])
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".npy", b"\x93NUMPY\x01\x00"),
+        (".gguf", b"GGUF\x03\x00\x00\x00"),
+        (".keras", b"\x89HDF\r\n\x1a\n"),
+        (".tflite", b"\x1c\x00\x00\x00TFL3"),
+        (".circle", b"\x1c\x00\x00\x00CIR0"),
+        (".ort", b"\x1c\x00\x00\x00ORTM"),
+        (".pte", b"\x1c\x00\x00\x00ET12"),
+    ],
+)
+def test_a_file_begins_as_its_kind_does(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """A file with the mark of its format is taken, and one with another mark is corrupt."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    assert check_viewable(path) == path
+    path.write_bytes(b"another " + content)
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".h5", ".bin", ".joblib", ".pb", ".mlmodel", ".json"])
 def test_other_formats_are_left_to_the_viewer(tmp_path: Path, suffix: str) -> None:
-    """What is not checked here is taken with any content."""
+    """What has no mark to look for is taken with any content."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"content")
     assert check_viewable(path) == path
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".onnx", ".h5", ".pth"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "Download"),
+        (b"<html><body>Sign in</body></html>", "Download"),
+    ],
+)
+def test_what_stands_in_for_a_file_is_said(
+    tmp_path: Path, suffix: str, content: bytes, told: str
+) -> None:
+    """A pointer of Git LFS, or a web page that was saved as a model, is named as what it is."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError) as caught:
+        check_viewable(path)
+    assert f"`{path}`" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file without the permission to read it is an error with its path."""
+
+    def open_(path: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(CorruptFileError) as caught:
+        check_viewable(onnx_file)
+    assert f"`{onnx_file}`" in str(caught.value)
+    assert "Permission denied" in str(caught.value)
 
 
 def test_an_ending_in_capitals_is_the_same_ending(onnx_file: Path) -> None:
@@ -182,7 +300,7 @@ def test_a_header_that_is_none_is_corrupt(tmp_path: Path, header: bytes) -> None
     _assert_corrupt(_write_safetensors(tmp_path / "header.safetensors", header))
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".keras", ".npz"])
+@pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".keras", ".npz", ".zip"])
 def test_something_else_under_the_ending_of_an_archive_is_corrupt(
     tmp_path: Path, suffix: str
 ) -> None:
@@ -197,6 +315,26 @@ def test_a_truncated_archive_is_corrupt(pth_file: Path, suffix: str) -> None:
     """PyTorch's own files are archives too, whose directory stands at the end."""
     path = pth_file.rename(pth_file.with_suffix(suffix))
     path.write_bytes(path.read_bytes()[:-30])
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_something_else_is_no_file_of_pytorch(tmp_path: Path, suffix: str) -> None:
+    """A file that is neither an archive nor a pickle is an error."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"no weights")
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+@pytest.mark.parametrize("kept", [14, 20, 60, 150])
+def test_a_truncated_file_from_before_archives_is_corrupt(
+    tmp_path: Path, suffix: str, kept: int
+) -> None:
+    """Its pickles are followed to their ends, without loading them."""
+    path = tmp_path / f"model{suffix}"
+    _save_legacy(path)
+    path.write_bytes(path.read_bytes()[:kept])
     _assert_corrupt(path)
 
 
@@ -215,5 +353,21 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, suffix: str) -> None:
     """A pickle is looked at from outside, and its code does not run."""
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(pickle.dumps(_Bomb(tmp_path / "boom")))
+    assert check_viewable(path) == path
+    assert not (tmp_path / "boom").exists()
+
+
+def test_nothing_in_a_file_from_before_archives_is_run(tmp_path: Path) -> None:
+    """Its pickles are read to their ends, and no code in them runs."""
+    path = tmp_path / "bomb.pth"
+    torch.save(_Bomb(tmp_path / "boom"), path, _use_new_zipfile_serialization=False)
+    assert check_viewable(path) == path
+    assert not (tmp_path / "boom").exists()
+
+
+def test_nothing_in_an_archive_is_run(tmp_path: Path) -> None:
+    """Of an archive the directory is read alone."""
+    path = tmp_path / "bomb.pth"
+    torch.save(_Bomb(tmp_path / "boom"), path)
     assert check_viewable(path) == path
     assert not (tmp_path / "boom").exists()

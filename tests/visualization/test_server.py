@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import html.parser
 import logging
+import os
 import re
 import signal
 import socket
 import struct
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +23,7 @@ import pytest
 
 from finetunelib.errors import FinetuneLibError, ServerError
 from finetunelib.visualization import NetronServer, _page
+from finetunelib.visualization._temporary_folder import temporary_folder
 from support_http import connected, raw, request
 
 _CONTENT = bytes(range(256)) * 5
@@ -77,7 +84,8 @@ def test_everything_that_the_page_refers_to_is_served(server: NetronServer) -> N
         answer = request(server.url, f"/{name}")
         assert answer.status == 200
         assert answer.headers.get_content_type() == _page.MIME_TYPES[Path(name).suffix]
-        assert answer.body == _page.asset(name).read_bytes()
+        own = name == _page.SCRIPT_NAME
+        assert answer.body == (_page.SCRIPT if own else _page.asset(name).read_bytes())
 
 
 @pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
@@ -110,6 +118,11 @@ def test_a_head_request_for_nothing_is_not_found(server: NetronServer) -> None:
         "/data/./model.onnx",
         "/data//model.onnx",
         "/data/%252e%252e/secret.onnx",
+        "/data/%252e%252e%252fsecret.onnx",
+        "/data/..\\secret.onnx",
+        "/data/%c0%ae%c0%ae/secret.onnx",
+        "//data/../secret.onnx",
+        "file:///data/secret.onnx",
         "/../data/secret.onnx",
         "/..%5csecret.onnx",
         "/data/model.onnx%00",
@@ -191,11 +204,54 @@ def test_the_server_listens_on_the_loopback_of_ipv6(file: Path) -> None:
         assert request(server.url, host="evil.example").status == 421
 
 
-def test_a_server_for_the_network_answers_to_any_name(file: Path) -> None:
-    """Who listens on every address is known under names that nobody here can tell."""
+def test_a_server_for_the_network_has_an_address_that_opens_here(file: Path) -> None:
+    """Every address of a machine is none that a browser can open; loopback is one of them."""
     with NetronServer(file, host="0.0.0.0", port=0) as server:
-        url = f"http://127.0.0.1:{_port(server)}"
-        assert request(url, host="workstation.example").status == 200
+        assert server.url == f"http://127.0.0.1:{_port(server)}"
+        assert request(server.url, "/data/model.onnx").body == _CONTENT
+
+
+def test_a_server_for_the_network_is_found_under_its_addresses(file: Path) -> None:
+    """Whoever asks for an address in numbers means this server: a number cannot be lent."""
+    with NetronServer(file, host="0.0.0.0", port=0) as server:
+        assert request(server.url, host="192.0.2.7:80").status == 200
+        assert request(server.url, host=socket.gethostname()).status == 200
+
+
+def test_a_server_for_the_network_refuses_a_foreign_host(file: Path) -> None:
+    """A name that another site made lead here gives nothing, on whatever address."""
+    with NetronServer(file, host="0.0.0.0", port=0) as server:
+        answer = request(server.url, "/data/model.onnx", host="evil.example")
+    assert answer.status == 421
+    assert _CONTENT not in answer.body
+
+
+def _secret(server: NetronServer) -> str:
+    return server._server.secret
+
+
+@pytest.mark.parametrize("host", ["hub.example.org", "127.0.0.1"])
+def test_the_page_is_under_its_secret_for_a_proxy(server: NetronServer, host: str) -> None:
+    """A notebook's proxy comes under its own name, and shows by the secret that it was sent."""
+    page = request(server.url, f"/{_secret(server)}/", host=host)
+    assert b'<meta name="file" content="/data/model.onnx">' in page.body
+    file = request(server.url, f"/{_secret(server)}/data/model.onnx?cb=1", host=host)
+    assert (file.status, file.body) == (200, _CONTENT)
+    assert request(server.url, f"/{_secret(server)}/view.js", host=host).status == 200
+
+
+@pytest.mark.parametrize("path", ["/data/secret.onnx", "/../secret.onnx", "/%2e%2e/secret.onnx"])
+def test_nothing_else_is_under_the_secret(server: NetronServer, path: str) -> None:
+    """Who knows the secret gets what others get at the root."""
+    assert request(server.url, f"/{_secret(server)}{path}").status == 404
+
+
+def test_the_secret_is_one_of_many(server: NetronServer, file: Path) -> None:
+    """No two servers share it, a wrong one is none, and it is too long to be guessed."""
+    with NetronServer(file, host="127.0.0.1", port=0) as other:
+        assert len(_secret(other)) >= 20
+        assert request(server.url, f"/{_secret(other)}/", host="hub.example").status == 421
+        assert request(server.url, f"/{_secret(other)}/").status == 404
 
 
 @pytest.mark.parametrize(
@@ -204,6 +260,7 @@ def test_a_server_for_the_network_answers_to_any_name(file: Path) -> None:
         ("Content-Security-Policy", _page.CONTENT_SECURITY_POLICY),
         ("X-Content-Type-Options", "nosniff"),
         ("Cache-Control", "no-store"),
+        ("Referrer-Policy", "no-referrer"),
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
@@ -212,9 +269,16 @@ def test_every_answer_is_confined(server: NetronServer, path: str, name: str, va
     assert request(server.url, path).headers[name] == value
 
 
-def test_the_page_comes_with_the_answer_to_its_question(server: NetronServer) -> None:
-    """The cookie is there without which the page would ask for consent and show no graph."""
-    assert request(server.url).headers["Set-Cookie"].startswith("consent=1;")
+@pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
+def test_no_cookie_is_set(server: NetronServer, path: str) -> None:
+    """A cookie of one port would be sent to every other program on this machine."""
+    assert request(server.url, path).headers["Set-Cookie"] is None
+
+
+def test_the_page_runs_the_librarys_script_before_its_own(server: NetronServer) -> None:
+    """The answer to the page's question about statistics is there before it is asked."""
+    page = request(server.url).body.decode()
+    assert 0 < page.index(f'src="{_page.SCRIPT_NAME}"') < page.index('src="index.js"')
 
 
 def test_two_servers_show_their_own_files(tmp_path: Path, server: NetronServer) -> None:
@@ -294,6 +358,14 @@ def test_an_address_of_another_machine_is_an_error_that_names_it(file: Path) -> 
     assert "203.0.113.1" in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["no..name", "a" * 70, "nul\0"], ids=["name", "long", "nul"])
+def test_a_host_that_is_none_is_an_error_that_names_it(file: Path, host: str) -> None:
+    """What cannot be a host is the library's own error, however Python fails on it."""
+    with pytest.raises(ServerError) as caught:
+        NetronServer(file, host=host, port=0)
+    assert host in str(caught.value)
+
+
 def test_an_impossible_port_is_an_error_that_names_it(file: Path) -> None:
     """A port above 65535 is the library's own error also here."""
     with pytest.raises(ServerError) as caught:
@@ -340,13 +412,99 @@ def test_a_with_block_closes_at_its_end(file: Path) -> None:
     _assert_unreachable(server.url)
 
 
-def test_many_servers_leave_no_thread(file: Path) -> None:
-    """Twenty that were opened and closed are twenty that are gone."""
-    before = _threads()
-    for _ in range(20):
-        with NetronServer(file, host="127.0.0.1", port=0):
-            pass
-    assert _threads() == before
+def _held() -> tuple[set[str], int]:
+    """Return the names of the threads that serve, and how many descriptors are open."""
+    gc.collect()  # What other tests left behind is not to go in between.
+    folder = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
+    return _threads(), sum(1 for _ in folder.iterdir())
+
+
+def test_fifty_servers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty that were opened, asked and closed leave no thread, port, descriptor or file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = _held()
+    urls = []
+    for _ in range(50):
+        with contextlib.ExitStack() as owned:
+            path = owned.enter_context(temporary_folder()) / "model.onnx"
+            path.write_bytes(_CONTENT)
+            server = NetronServer(path, host="127.0.0.1", port=0, owned=owned)
+        with server:
+            urls.append(server.url)
+            assert request(server.url, "/data/model.onnx").body == _CONTENT
+    assert _held() == before
+    assert list(tmp_path.iterdir()) == []
+    for url in urls:
+        _assert_unreachable(url)
+
+
+def test_a_connection_on_which_nothing_is_asked_is_ended(file: Path) -> None:
+    """Browsers connect ahead; a close does not wait for them, nor leave their threads."""
+    before = _held()
+    server = NetronServer(file, host="127.0.0.1", port=0)
+    with connected(server.url) as idle, connected(server.url) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        request(server.url)  # Connections are taken in order, so that both are by now.
+        server.close()
+        assert idle.recv(1) == b""
+        assert half.recv(1) == b""
+    assert _held() == before
+
+
+def test_a_download_that_nobody_reads_is_ended(file: Path) -> None:
+    """A close does not wait for a browser that has stopped reading."""
+    file.write_bytes(bytes(50_000_000))
+    before = _held()
+    server = NetronServer(file, host="127.0.0.1", port=0)
+    with connected(server.url) as stalled:
+        stalled.sendall(b"GET /data/model.onnx HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert stalled.recv(1) == b"H"
+        server.close()
+    assert _held() == before
+
+
+def test_a_socket_that_a_child_process_shares_does_not_keep_the_port(file: Path) -> None:
+    """A worker that was forked meanwhile has the socket too, and would let browsers hang."""
+    server = NetronServer(file, host="127.0.0.1", port=0)
+    with server._server.socket.dup():
+        server.close()
+        _assert_unreachable(server.url)
+
+
+def test_another_process_does_not_close_it(
+    server: NetronServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked child that ends and cleans up leaves the viewer and its files to its parent."""
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        server.close()
+    assert request(server.url).status == 200
+
+
+def test_two_threads_may_open_and_close_at_once(tmp_path: Path) -> None:
+    """Each of eight threads gets the page and the content of its own file."""
+    start = threading.Barrier(8)
+
+    def show(number: int) -> tuple[bytes, bytes]:
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(b"%d" % number)
+        start.wait(timeout=20)
+        with NetronServer(path, host="127.0.0.1", port=0) as server:
+            return request(server.url).body, request(server.url, f"/data/{number}.onnx").body
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, (page, content) in enumerate(pool.map(show, range(8))):
+            assert b'content="/data/%d.onnx"' % number in page
+            assert content == b"%d" % number
+
+
+def test_two_threads_may_close_the_same_server(file: Path) -> None:
+    """Both return when it is gone."""
+    server = NetronServer(file, host="127.0.0.1", port=0)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(server.close) for _ in range(2)]:
+            done.result(timeout=20)
+            _assert_unreachable(server.url)
 
 
 def test_a_server_says_what_it_shows_and_where(server: NetronServer) -> None:
@@ -355,6 +513,93 @@ def test_a_server_says_what_it_shows_and_where(server: NetronServer) -> None:
     assert server.url in repr(server)
     server.close()
     assert "closed" in repr(server)
+
+
+def test_a_server_over_ssh_says_how_to_reach_it(
+    server: NetronServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text holds the command for the user's own machine, and elsewhere it does not."""
+    command = f"-L {_port(server)}:127.0.0.1:{_port(server)}"
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert command not in repr(server)
+    monkeypatch.setenv("SSH_CONNECTION", "198.51.100.5 50000 192.0.2.7 22")
+    assert command in repr(server)
+
+
+class _Frame(html.parser.HTMLParser):
+    """Collects the elements of a notebook's view."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.source = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "iframe":
+            self.source = dict(attrs)["src"] or ""
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine of which nothing is known."""
+    for name in ("SSH_CONNECTION", "JUPYTERHUB_SERVICE_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_notebook_shows_the_page_in_a_frame(server: NetronServer) -> None:
+    """On one's own machine the frame holds the viewer's address."""
+    assert _Frame(server._repr_html_()).source == server.url
+
+
+def test_a_notebook_of_jupyterhub_shows_the_page_through_its_proxy(
+    notebook: pytest.MonkeyPatch, server: NetronServer
+) -> None:
+    """The browser is elsewhere, and finds the viewer under the prefix of the user's server."""
+    notebook.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
+    source = _Frame(server._repr_html_()).source
+    assert source == f"/user/alice/proxy/{_port(server)}/{_secret(server)}/"
+    path = source.removeprefix(f"/user/alice/proxy/{_port(server)}")  # As the proxy does.
+    assert request(server.url, path, host="hub.example.org").status == 200
+    assert "jupyter-server-proxy" in server._repr_html_()
+
+
+def test_a_notebook_shows_the_page_through_the_proxy_that_was_named(
+    notebook: pytest.MonkeyPatch, file: Path
+) -> None:
+    """What the user says counts more than what the environment does."""
+    notebook.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
+    with NetronServer(file, host="127.0.0.1", port=0, proxy="/base/proxy/{port}") as server:
+        source = _Frame(server._repr_html_()).source
+        assert source == f"/base/proxy/{_port(server)}/{_secret(server)}/"
+
+
+def test_a_notebook_over_ssh_holds_the_command(
+    notebook: pytest.MonkeyPatch, server: NetronServer
+) -> None:
+    """Under the frame stands what brings the port to the user's machine."""
+    notebook.setenv("SSH_CONNECTION", "198.51.100.5 50000 192.0.2.7 22")
+    assert f"-L {_port(server)}:127.0.0.1:{_port(server)}" in server._repr_html_()
+
+
+def test_a_notebook_says_that_a_viewer_is_closed(server: NetronServer) -> None:
+    """A cell that is run after the close shows no empty frame."""
+    server.close()
+    assert "iframe" not in _Frame(server._repr_html_()).tags
+    assert "closed" in server._repr_html_()
+    assert "model.onnx" in server._repr_html_()
+
+
+@pytest.mark.usefixtures("notebook")
+def test_a_name_adds_nothing_to_a_notebook(tmp_path: Path) -> None:
+    """A file's name is text there, whatever it holds."""
+    path = tmp_path / '"><script>alert(1)<script>.onnx'
+    path.write_bytes(_CONTENT)
+    with NetronServer(path, host="127.0.0.1", port=0) as server:
+        assert _Frame(server._repr_html_()).tags == ["iframe", "p", "a"]
 
 
 def test_waiting_ends_when_another_thread_closes(server: NetronServer) -> None:
@@ -416,7 +661,7 @@ def test_nothing_is_printed(file: Path, capfd: pytest.CaptureFixture[str]) -> No
         request(server.url, "/missing")
         request(server.url, host="[")
         raw(server.url, b"no request at all\r\n\r\n")
-        raw(server.url, b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 404 " in raw(server.url, b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with connected(server.url) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: loc")
             # Closed with a reset, as by a browser that is killed.
@@ -424,7 +669,7 @@ def test_nothing_is_printed(file: Path, capfd: pytest.CaptureFixture[str]) -> No
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         request(server.url)
         for thread in threading.enumerate():
-            if "process_request_thread" in thread.name:
+            if thread.name.startswith("netron request"):
                 thread.join(timeout=20)
     assert capfd.readouterr() == ("", "")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import types
 import webbrowser
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +30,8 @@ from finetunelib.errors import (
     ServerError,
     UnsupportedFileError,
 )
-from finetunelib.visualization import NetronServer
+from finetunelib.visualization import NetronServer, _page
+from finetunelib.visualization._temporary_folder import PREFIX
 from support_http import request
 from support_models import Branching, Difference, samples, seeded
 from support_onnx import write_mlp
@@ -85,7 +89,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def desktop(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A Linux machine with a display and a browser, and nothing that speaks against it."""
-    for name in ("CI", "SSH_CONNECTION"):
+    for name in ("CI", "SSH_CONNECTION", "JUPYTERHUB_SERVICE_PREFIX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(sys, "platform", "linux")
@@ -187,6 +191,52 @@ def test_a_port_that_was_given_is_taken(file: Path) -> None:
         port = int(first.url.rpartition(":")[2])
     with visualize(file, browser=False, port=port) as second:
         assert second.url == f"http://127.0.0.1:{port}"
+
+
+def test_an_empty_host_is_an_error(file: Path) -> None:
+    """Python would listen on every address of the machine, which nobody asked for."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        visualize(file, browser=False, host="")
+    assert "`host`" in str(caught.value)
+    assert "0.0.0.0" in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", ["", "/proxy/8080/", "/proxy/{}/"])
+def test_a_proxy_without_a_port_is_an_error(file: Path, proxy: str) -> None:
+    """The value is named, with what is missing in it."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        visualize(file, browser=False, proxy=proxy)
+    assert f'"{proxy}"' in str(caught.value)
+    assert "{port}" in str(caught.value)
+
+
+def test_a_proxy_is_where_a_notebook_finds_the_page(file: Path) -> None:
+    """The address that the user gives is that of the frame, with the port in it."""
+    with visualize(file, browser=False, proxy="/base/proxy/{port}/") as server:
+        port = server.url.rpartition(":")[2]
+        assert f'<iframe src="/base/proxy/{port}/' in server._repr_html_()
+
+
+def test_a_host_of_another_machine_is_an_error(file: Path) -> None:
+    """An address that is not this machine's (one reserved for documents) is named."""
+    with pytest.raises(ServerError) as caught:
+        visualize(file, browser=False, host="203.0.113.1")
+    assert "203.0.113.1" in str(caught.value)
+
+
+def test_a_viewer_that_is_too_old_is_an_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]
+) -> None:
+    """Before a page opens that would refuse to work, the command is named that updates it."""
+    text = _page.asset("index.html").read_text(encoding="utf-8")
+    old = re.sub(r'(<meta name="date" content=")\d{4}', r"\g<1>2020", text)
+    (file.parent / "index.html").write_text(old, encoding="utf-8")
+    monkeypatch.setattr(_page, "asset", lambda name: file.parent / name)
+    with pytest.raises(ServerError) as caught:
+        visualize(file, browser=True, block=False)
+    assert "2020-" in str(caught.value)
+    assert "pip install --upgrade netron" in str(caught.value)
+    assert opened == []
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 100_000])
@@ -303,6 +353,97 @@ def test_a_program_that_ends_takes_its_viewer_along_in_silence(
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert _left_in(temporary) == []
+
+
+def test_the_next_viewer_removes_what_a_killed_process_left(file: Path, temporary: Path) -> None:
+    """A folder that no process holds any more is gone when anything is shown."""
+    folder = temporary / f"{PREFIX}killed"
+    folder.mkdir()
+    (folder / "Linear.onnx").touch()
+    with visualize(file, browser=False):
+        assert _left_in(temporary) == []
+
+
+@pytest.mark.slow
+def test_threads_show_modules_at_once(temporary: Path) -> None:
+    """Each gets its own page and content, also of one module, of which nothing is changed or left.
+
+    The exporter's state, like that of warnings and stderr, is the process's.
+    """
+    shared = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
+
+    def show(model: nn.Module) -> int:
+        with visualize(model, browser=False) as server:
+            content = request(server.url, f"/data/{type(model).__name__}.onnx").body
+            graph = onnx.load_from_string(content).graph
+            return int(graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(show, [shared, nn.Linear(4, 5), shared])) == [3, 5, 3]
+    assert all(module.training for module in shared.modules())
+    assert _left_in(temporary) == []
+
+
+@pytest.fixture
+def ssh(desktop: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A session of ssh, without a notebook."""
+    desktop.setenv("SSH_CONNECTION", "198.51.100.5 50000 192.0.2.7 22")
+    return desktop
+
+
+@pytest.mark.usefixtures("ssh")
+def test_a_session_of_ssh_is_told_how_to_reach_the_page(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr has the address and the command for the user's own machine."""
+    with visualize(file) as server:
+        port = server.url.rpartition(":")[2]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert server.url in err
+    assert f"ssh -N -L {port}:127.0.0.1:{port}" in err
+    assert "192.0.2.7" in err
+
+
+@pytest.mark.usefixtures("ssh")
+def test_a_session_of_ssh_is_told_nothing_that_it_did_not_want(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`browser=False` is for programs, which have the address and the command in the server."""
+    with visualize(file, browser=False) as server:
+        assert "ssh -N -L" in repr(server)
+    assert capsys.readouterr() == ("", "")
+
+
+class ZMQInteractiveShell:
+    """What a notebook's kernel runs in, by its name."""
+
+
+def test_a_notebook_over_ssh_is_told_in_its_cell(
+    ssh: pytest.MonkeyPatch, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A notebook shows the server itself, and the command under it."""
+    ssh.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
+    with visualize(file) as server:
+        assert "ssh -N -L" in server._repr_html_()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("waited")
+def test_a_program_that_waits_says_for_what(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no browser opened, the address stands on stderr before the wait, and how to end it."""
+    with visualize(file, browser=False, block=True) as server:
+        err = capsys.readouterr().err
+    assert server.url in err
+    assert "Ctrl-C" in err
+
+
+@pytest.mark.usefixtures("desktop", "opened", "waited")
+def test_a_browser_that_opened_says_enough(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside a page that is seen no address is needed."""
+    with visualize(file, block=True):
+        assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("desktop")

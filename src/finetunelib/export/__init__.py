@@ -1,10 +1,17 @@
-"""ONNX files that were compared with the model: `export_onnx` (at the top level) and its parts."""
+"""ONNX files that were compared with the model: `export_onnx` (at the top level) and its parts.
 
-from finetunelib.export._export import export_onnx
-from finetunelib.export._gates import Comparison
+`load_onnx_metadata` needs no PyTorch; the other names are imported when they are first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from finetunelib._lazy import lazily
 from finetunelib.export._metadata import OnnxMetadata, SelfTest, load_onnx_metadata
-from finetunelib.export._report import ExportReport, TensorInfo
-from finetunelib.export._verification import Verification, verify_onnx
+
+if TYPE_CHECKING:
+    from finetunelib.export._gates import Comparison
+    from finetunelib.export._report import ExportReport, TensorInfo
+    from finetunelib.export._verification import Verification, verify_onnx
 
 __all__ = [
     "Comparison",
@@ -17,15 +24,18 @@ __all__ = [
     "verify_onnx",
 ]
 
-for _public in (
-    Comparison,
-    ExportReport,
-    OnnxMetadata,
-    SelfTest,
-    TensorInfo,
-    Verification,
-    load_onnx_metadata,
-    verify_onnx,
-):
+for _public in (OnnxMetadata, SelfTest, load_onnx_metadata):
     _public.__module__ = __name__
-export_onnx.__module__ = "finetunelib"
+
+if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+    __getattr__, __dir__ = lazily(
+        __name__,
+        globals(),
+        {
+            "Comparison": "_gates",
+            "ExportReport": "_report",
+            "TensorInfo": "_report",
+            "Verification": "_verification",
+            "verify_onnx": "_verification",
+        },
+    )

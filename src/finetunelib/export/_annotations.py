@@ -12,7 +12,7 @@ from finetunelib.export._preprocessing import Pipeline
 from finetunelib.export._trace_errors import user_name
 
 #: The keys of the annotations, as viewers show them.
-MODULE, CLASS, PARAMETERS, STATE = "module", "class", "parameters", "state"
+MODULE, CLASS, PARAMETERS, STATE, OUTPUT = "module", "class", "parameters", "state", "output"
 
 #: What the model as a whole is called, whose own name is empty.
 ROOT = "(the model)"
@@ -20,9 +20,12 @@ ROOT = "(the model)"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 
+#: What the exporter notes of its own work, which the annotations say more plainly.
+_NOISE = (_SCOPES, _CLASSES, "pkg.onnxscript.rewriter.rule_name")
+
 
 def annotate(program: Any, model: nn.Module, inner_name: str) -> None:
-    """Note on every node its module, that module's class, its parameters and their state.
+    """Note on every node its module, that module's class, its parameters, state and output shape.
 
     The parameters are those that went into the node, whatever the exporter folded: a Conv that
     has taken up a BatchNorm names those of both.
@@ -49,6 +52,10 @@ def annotate(program: Any, model: nn.Module, inner_name: str) -> None:
                 f"{user_name(name, inner_name)} {list(parameters[name].shape)}" for name in own
             )
             node.metadata_props[STATE] = _state({n: parameters[n].requires_grad for n in own})
+        if node.outputs and node.outputs[0].shape is not None:
+            node.metadata_props[OUTPUT] = " x ".join(map(str, node.outputs[0].shape)) or "a number"
+        for key in _NOISE:
+            node.metadata_props.pop(key, None)
     _rename_weights(graph, inner_name)
 
 

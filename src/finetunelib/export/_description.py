@@ -23,6 +23,8 @@ from finetunelib.finetuning._own_names import own_name
 #: The packages whose versions decide what is in a file.
 _PACKAGES = ("finetunelib", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 
+_BEFORE = "In the graph, which takes raw inputs: "
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -79,31 +81,20 @@ class Description:
             self_test: A sample and what the model makes of it.
         """
         extra = dict(self.metadata)
-        found = OnnxMetadata(versions=versions(), weights_sha256=weights)
-        if "description" in extra:
-            found["description"] = extra.pop("description")
-        if self.labels is not None:
-            found["labels"] = list(self.labels)
-        if pipeline is not None:
-            found["preprocessing"] = (
-                f"In the graph, which takes raw inputs: {' '.join(repr(pipeline).split())}"
-            )
-        if softmax:
-            found["postprocessing"] = "softmax"
-        if verification is not None:
-            found["verification"] = _numbers(verification)
-        if self.certificate is not None:
-            found["certificate"] = {
-                "statement": str(self.certificate),
-                "digests": dict(self.certificate.digests),
-                "loaded": list(self.certificate.loaded),
-                "moved": list(self.certificate.moved),
-            }
-        if self_test is not None:
-            found["self_test"] = self_test
-        if extra:
-            found["extra"] = extra
-        return found
+        return OnnxMetadata(
+            description=extra.pop("description", None),
+            labels=None if self.labels is None else list(self.labels),
+            preprocessing=None
+            if pipeline is None
+            else f"{_BEFORE}{' '.join(repr(pipeline).split())}",
+            postprocessing="softmax" if softmax else None,
+            versions=versions(),
+            verification=None if verification is None else _numbers(verification),
+            certificate=None if self.certificate is None else _statement(self.certificate),
+            weights_sha256=weights,
+            self_test=self_test,
+            extra=extra,
+        )
 
 
 def check_certificate(certificate: Certificate, model: nn.Module) -> None:
@@ -222,6 +213,15 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         *model.named_buffers(remove_duplicate=False),
     ]
     return {own_name(name): tensor for name, tensor in named}
+
+
+def _statement(certificate: Certificate) -> dict[str, Any]:
+    return {
+        "statement": str(certificate),
+        "digests": dict(certificate.digests),
+        "loaded": list(certificate.loaded),
+        "moved": list(certificate.moved),
+    }
 
 
 def _numbers(verification: Verification) -> dict[str, Any]:

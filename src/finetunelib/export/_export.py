@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from finetunelib._files import check_writable, whole_folder
+from finetunelib._files import check_writable, not_written, whole_folder
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._typing import StrPath
@@ -37,7 +38,7 @@ from finetunelib.export._report import ExportReport, tensor_infos
 from finetunelib.export._samples import batches, checked_samples
 from finetunelib.export._session import open_session
 from finetunelib.export._tracing import fixed_batch, inner_name, trace
-from finetunelib.export._verification import Verification, compare
+from finetunelib.export._verification import Verification, check_tolerance, compare
 from finetunelib.export._whole_model import LARGEST_FILE, data_file, whole_model
 from finetunelib.finetuning._certificate import Certificate
 from finetunelib.finetuning._own_names import checked_model, unwrapped
@@ -81,8 +82,8 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     Args:
         model: The model, whose output is a tensor or a structure of tensors.
         path: The file to write, ending in `.onnx`. Missing folders are made.
-        example_input: What the model takes, on the model's device: a tensor `(batch, ...)`,
-            several in a tuple, or a dict by argument name. With `preprocessing`, what that takes.
+        example_input: What the model takes, on any device: a tensor `(batch, ...)`, several in a
+            tuple, or a dict by argument name. With `preprocessing`, what that takes.
         dynamic_batch: Whether the file takes any batch size. `False` fixes the example's.
         dynamic_shapes: Further dynamic axes: their names by number, in a dict by the input's
             name or in a list in the inputs' order. `{"tokens": {1: "length"}}` leaves the length
@@ -116,7 +117,7 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
         PathNotWritableError: Nothing can be written at `path`.
         InvalidArgumentError: `path` does not end in `.onnx`, the numbers of names, labels and
             tensors do not fit, `dynamic_shapes` names what there is not, or `tolerance` is not
-            above 0.
+            a finite number above 0.
         InvalidTypeError: An argument is of a kind that cannot be used, or the model's output holds
             something else than tensors.
         InvalidInputError: The model cannot take `example_input` or `sample_inputs`.
@@ -139,14 +140,11 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
         ('verified', ('batch', 4))
     """
     file = _check_path(path)
-    _check_tolerance(tolerance)
+    check_tolerance(tolerance)
     own = unwrapped(checked_model(model))
-    if any(tensor.is_meta for tensor in own.state_dict().values()):
-        raise ExportError(
-            "The model holds tensors on the meta device, which have no values. Load its weights."
-        )
+    _check_values(own)
     description = Description.of(labels, metadata, certificate, own)
-    given = Inputs.of(example_input, "example_input")
+    given = Inputs.of(example_input, "example_input").beside(own)
     exported, reference, inputs = pipelines(own, given, preprocessing, softmax=softmax)
     with contextlib.ExitStack() as as_it_was:
         for module in (exported, reference):
@@ -229,7 +227,8 @@ def _export(
                     verification = _verify(temporary, program, plan, plan.tolerance)
                 report = dataclasses.replace(report, verification=verification)
             metadata = texts(report.verification)
-            append_metadata(temporary, encode(metadata), metadata.get("description"))
+            with _writing(plan.file):
+                append_metadata(temporary, encode(metadata), metadata["description"])
             report = dataclasses.replace(report, size=_bytes(temporary))
             progress.advance()
     except BaseException:
@@ -255,10 +254,17 @@ def _traced(plan: _Plan) -> Any:
 
 
 def _save(program: Any, temporary: Path, plan: _Plan) -> None:
-    try:
+    with _writing(plan.file):
         program.save(temporary, external_data=plan.two_files)
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Name the file that a user asked for in what the system says of a temporary one."""
+    try:
+        yield
     except OSError as error:
-        raise PathNotWritableError(f"`{plan.file}` could not be written: {error}") from error
+        raise not_written(file, error) from error
 
 
 def _read(path: Path, plan: _Plan) -> ExportReport:
@@ -332,12 +338,16 @@ def _kept_for_a_look(temporary: Path, plan: _Plan) -> Iterator[None]:
             raise
         folder = plan.file.with_name(f"{plan.file.stem}.mismatch")
         names = [plan.file.name, *([data_file(plan.file).name] if plan.two_files else [])]
-        with whole_folder(folder, names=names) as kept:
-            shutil.copyfile(temporary, kept / plan.file.name)
-            if plan.two_files:
-                shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
+        try:
+            with whole_folder(folder, names=names) as kept:
+                shutil.copyfile(temporary, kept / plan.file.name)
+                if plan.two_files:
+                    shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
+            where = f"The file is in `{folder}`."
+        except PathNotWritableError as refused:  # Which must not hide what is wrong with the file.
+            where = f"The file could not be kept: {refused}"
         raise ExportMismatchError(
-            f"{error} The file is in `{folder}`.", node=error.node, module=error.module
+            f"{error} {where}", node=error.node, module=error.module
         ) from error
 
 
@@ -362,13 +372,22 @@ def _check_path(path: StrPath) -> Path:
     return file
 
 
-def _check_tolerance(tolerance: float) -> None:
-    if not tolerance > 0.0:
-        raise InvalidArgumentError(f"`tolerance` must be above 0, but is {tolerance}.")
+def _check_values(model: nn.Module) -> None:
+    tensors = [*model.parameters(), *model.buffers()]
+    # Before anything else: a call would give a lazy layer its weights, and change the model.
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise ExportError(
+            "The model holds lazy layers that have no weights yet. Call it once on a batch."
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise ExportError(
+            "The model holds tensors on the meta device, which have no values. Load its weights."
+        )
 
 
 def _size(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _bytes(path: Path) -> int:
@@ -377,3 +396,7 @@ def _bytes(path: Path) -> int:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+# The path that users import from, for tracebacks and pickles.
+export_onnx.__module__ = "finetunelib"

@@ -169,3 +169,7 @@ def _mean(batches: Sequence[Array]) -> Array:
     samples = _samples(batches)
     same = not batches[0].ndim or all(batch.shape[1:] == samples.shape[1:] for batch in batches)
     return np.asarray(samples.mean(axis=0) if same and samples.size else samples.mean())
+
+
+# The path that users import from, for tracebacks and pickles.
+Comparison.__module__ = "finetunelib.export"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -56,6 +57,13 @@ class Inputs:
     def call(self, model: nn.Module) -> object:
         """Run the model."""
         return model(*self.args, **self.kwargs)
+
+    def beside(self, model: nn.Module) -> Inputs:
+        """Return the inputs on a model's device: a training leaves the model on its own."""
+        held = next(itertools.chain(model.parameters(), model.buffers()), None)
+        if held is None:
+            return self
+        return self.with_tensors([tensor.to(held.device) for tensor in self.tensors])
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Inputs:
         """Return other values in the same form."""

@@ -1,215 +1,226 @@
-"""Where a file departs from the model that it came from: the first node, and its module."""
+"""Where a file departs from the model that it came from: the first node, and its module.
+
+Every node is run on the model's own values of what it takes. So an error does not wander through
+the graph, and what cannot be run does not hide what comes before it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from finetunelib.errors import FinetuneLibError
 from finetunelib.export._inputs import Inputs
-from finetunelib.export._session import Array, RunError, open_session, run_session
-from finetunelib.export._trace_errors import user_name
+from finetunelib.export._model_trace import ModelTrace
+from finetunelib.export._session import Array
 
-#: A value departs by a tenth of what its outputs may: errors grow on their way to the outputs.
+#: A node departs when it adds a tenth of the error that is allowed of the outputs.
 _SHARE = 0.1
+
+#: Rounding alone makes a node's output differ by less than this share of its range.
+_ROUNDING = 2e-5
+
+#: A range counts as no less than this share of the values' size: float32 rounds at the seventh
+#: digit, which would be all that there is of values that hardly vary.
+_FLOOR = 0.01
+
+#: What nodes are called while they are looked at, so that every one has a name to be found by.
+_NUMBERED = "finetunelib_node_{}_"
+_NUMBER = re.compile(_NUMBERED.format(r"(\d+)"))
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A node that does not compute what the model does at that place.
+    """A place in a file that does not compute what the model does there.
 
     Attributes:
-        node: Its name in the file.
-        operator: Its operator, such as `"Conv"`.
-        module: The dotted names of the modules whose work it does, the last one first.
-        error: How far its output is off, as a share of that output's range; `None` where it has
-            another shape or cannot be computed.
+        node: The name of the node in the file; `None` where it is an input.
+        place: The place, in words.
+        modules: The dotted names of the modules whose work it does, the first one first, each with
+            its class.
     """
 
-    node: str
-    operator: str
-    module: str
-    error: float | None
+    node: str | None
+    place: str
+    modules: dict[str, str]
+
+    @property
+    def module(self) -> str | None:
+        """The dotted names, as the annotations in a file have them."""
+        return ", ".join(self.modules) or None
 
     def __str__(self) -> str:
-        by = "" if self.error is None else f", by {self.error:.2g} of its range"
-        return f"It departs first at the node `{self.node}` ({self.operator}){by}: {self.module}."
+        names = ", ".join(f"`{name}` ({kind})" for name, kind in self.modules.items())
+        return f"It departs first at {self.place}: {names or 'of no module known'}."
 
 
 def locate(
     path: Path, exported: Any, batch: Inputs, inner_name: str, tolerance: float
 ) -> Departure | None:
-    """Return the first node of a file whose output is not what the model has there.
+    """Return the first place of a file that departs from the model.
 
     Args:
-        path: The file.
+        path: The file, which may be one that ONNX Runtime does not load or run.
         exported: The `torch.export.ExportedProgram` that files of this model are made from. Its
             values have the names of the file's.
-        batch: A batch on which the outputs differ.
+        batch: A batch on which the file and the model differ.
         inner_name: What the user's model is called in what was exported.
         tolerance: The largest error allowed of an output.
 
     Returns:
-        The node, or `None` where no node with a name in common departs.
+        The place, or `None` where no node with a name in common departs.
     """
-    reference = _Reference(path, exported, batch, inner_name)
-    graph, values = _values_in(path, batch, reference.values)
-    for node in graph.node:
-        for name in node.output:
-            if values is None or name not in values:
-                continue
-            error = _error(reference.values[name], values[name])
-            if error is None or error > _SHARE * tolerance:
-                return Departure(node.name, node.op_type, reference.modules(name, graph), error)
-    return None
-
-
-def locate_failure(path: Path, exported: Any, batch: Inputs, inner_name: str) -> Departure | None:
-    """Return the node at which ONNX Runtime stops on a batch that the model takes."""
-    import onnx
-
-    # What the runtime fuses has other names; without that the node is the file's own.
-    try:
-        run_session(open_session(path, optimized=False), batch)
-    except RunError as error:
-        stopped = error.node
-    else:
-        return None
-    graph = onnx.load(path, load_external_data=False).graph
-    reference = _Reference(path, exported, batch, inner_name)
-    for node in graph.node:
-        if node.name == stopped:
-            names = [name for name in node.output if name in reference.values]
-            module = reference.modules(names[0], graph) if names else "of no module known"
-            return Departure(node.name, node.op_type, module, None)
-    return None
-
-
-class _Reference:
-    """The values of all operations in the model, by the names that the exporter gives them."""
-
-    def __init__(self, path: Path, exported: Any, batch: Inputs, inner_name: str) -> None:
-        import onnx
-
-        self._nodes = {node.name: node for node in exported.graph.nodes}
-        self._inner_name = inner_name
-        self.values = _values_of(exported, batch)
-        # The file's outputs have names of their own.
-        outputs = onnx.load(path, load_external_data=False).graph.output
-        for value, own in zip(outputs, exported.graph_signature.user_outputs, strict=False):
-            if own in self.values:
-                self.values[value.name] = self.values[own]
-                self._nodes[value.name] = self._nodes[own]
-
-    def modules(self, value: str, graph: Any) -> str:
-        """Return whose work a node of the file does, the operations between its inputs too."""
-        kept = {name for node in graph.node for name in node.output}
-        waiting, found = [self._nodes[value]], {}
-        seen = set(waiting)
-        while waiting:
-            node = waiting.pop(0)
-            name, kind = _module(node)
-            shown = user_name(name, self._inner_name)
-            if kind:
-                found[f"module `{shown}` ({kind})" if shown else f"the model itself ({kind})"] = 0
-            for before in node.all_input_nodes:
-                if before.op == "call_function" and before not in seen and before.name not in kept:
-                    seen.add(before)
-                    waiting.append(before)
-        return ", ".join(found) or "of no module known"
-
-
-def _module(node: Any) -> tuple[str, str]:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return "", ""
-    name, kind = stack[-1]
-    kind = kind if isinstance(kind, str) else kind.__name__
-    return str(name).removeprefix("L['self']").lstrip("."), kind.rpartition(".")[2]
-
-
-def _values_of(exported: Any, batch: Inputs) -> dict[str, Array]:
-    values: dict[str, Array] = {}
-
-    class Recorder(torch.fx.Interpreter):
-        """Keeps what every operation returns."""
-
-        def run_node(self, n: Any) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and n.op == "call_function":
-                values[n.name] = value.detach().cpu().to(torch.float64).numpy()
-            return value
-
-    with torch.no_grad():
-        Recorder(exported.graph_module).run(*_arguments(exported, batch))
-    return values
-
-
-def _arguments(exported: Any, batch: Inputs) -> Iterator[Any]:
-    """Yield what the exported graph takes: parameters, buffers and constants, then the inputs."""
-    tensors = iter(batch.tensors)
-    held: Mapping[str, Any] = {**exported.constants, **exported.state_dict}
-    for spec in exported.graph_signature.input_specs:
-        yield next(tensors) if spec.kind.name == "USER_INPUT" else held[spec.target]
-
-
-def _values_in(
-    path: Path, batch: Inputs, wanted: Mapping[str, Array]
-) -> tuple[Any, dict[str, Array] | None]:
-    """Return a file's graph, and the values of its nodes of these names."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    had = [value.name for value in model.graph.output]
-    names = [name for node in model.graph.node for name in node.output if name in wanted]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    typed = {value.name: value for value in model.graph.value_info}
-    for value in model.graph.output:
-        if value.name in typed and value.name not in had:
-            value.CopyFrom(typed[value.name])
-    with _beside(path) as temporary:
-        onnx.save(model, temporary)
+    kept = {name for node in model.graph.node for name in node.output}
+    trace = ModelTrace(exported, inner_name, model.graph)
+    fixed = _fixed_input(model.graph, batch, trace)
+    if fixed is not None:
+        return fixed
+    known = trace.values_on(batch, kept)
+    count = len(model.graph.node)
+    stopped = None
+    while True:
         try:
-            outputs = run_session(_unchecked(temporary), batch)
-        except FinetuneLibError:
-            return model.graph, None
-    return model.graph, dict(zip(names, outputs, strict=True))
+            values = _own_values(model, path.parent, batch, known, count)
+            break
+        except _StoppedError as error:
+            count = error.number
+            stopped = _at(model.graph.node[count], ", which cannot be run", trace, kept)
+    found = _first_departure(model.graph.node[:count], known, values, tolerance)
+    return stopped if found is None else _at(*found, trace, kept)
 
 
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Yield a path for a file that is gone afterwards, where it finds the model's weights."""
-    with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
-        data = path.with_name(f"{path.name}.data")
-        if data.exists():
-            (Path(folder) / data.name).symlink_to(data.absolute())
-        yield Path(folder) / "opened.onnx"
+class _StoppedError(Exception):
+    """ONNX Runtime does not load or run a node."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _unchecked(path: Path) -> Any:
-    """Return a session on a graph whose outputs have no types, which the checker would refuse."""
+def _first_departure(
+    nodes: Any, known: dict[str, Array], values: dict[str, Array], tolerance: float
+) -> tuple[Any, str] | None:
+    """Return the first node that departs, and how far."""
+    errors = [
+        (_error(known[name], values[name]), node)
+        for node in nodes
+        for name in node.output
+        if name in values
+    ]
+    largest = max((error for error, _ in errors), default=0.0)
+    if largest <= min(_ROUNDING, tolerance):
+        return None
+    # Where the outputs vary by a small part of their size, so is every error a small part.
+    limit = min(_SHARE * tolerance, largest)
+    error, node = next(found for found in errors if found[0] >= limit)
+    if np.isinf(error):
+        return node, ", whose output has another shape or is not finite"
+    return node, f", by {error:.2g} of its range"
+
+
+def _at(node: Any, how: str, trace: ModelTrace, kept: Collection[str]) -> Departure:
+    name = node.name or node.output[0]
+    modules: dict[str, str] = {}
+    for value in node.output:
+        modules |= trace.modules_of(value, kept)
+    return Departure(name, f"the node `{name}` ({node.op_type}){how}", modules)
+
+
+def _fixed_input(graph: Any, batch: Inputs, trace: ModelTrace) -> Departure | None:
+    """Return the first input that the file fixes to other sizes than the batch has."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    for position, (value, tensor) in enumerate(zip(inputs, batch.tensors, strict=False)):
+        for axis, (size, given) in enumerate(
+            zip(value.type.tensor_type.shape.dim, tensor.shape, strict=False)
+        ):
+            if size.HasField("dim_value") and size.dim_value != given:
+                place = f"the input `{value.name}`, whose axis {axis} is fixed to {size.dim_value}"
+                return Departure(None, place, trace.modules_that_take(position))
+    return None
+
+
+def _own_values(
+    model: Any, folder: Path, batch: Inputs, known: dict[str, Array], count: int
+) -> dict[str, Array]:
+    """Return what the first nodes of a file make of the model's own values.
+
+    Raises:
+        _StoppedError: ONNX Runtime does not load or run one of them.
+    """
+    import onnx
     import onnxruntime
 
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    del graph.node[count:], graph.value_info[:], graph.output[:]
+    names = [name for node in graph.node for name in node.output if name in known]
+    if not names:
+        return {}
+    # A value's own name belongs to what the file makes of it.
+    own = {name: f"finetunelib_model_{name}" for name in names}
+    given = {own[name]: known[name] for name in names}
+    for number, node in enumerate(graph.node):
+        node.name = _NUMBERED.format(number)
+        for position, name in enumerate(node.input):
+            node.input[position] = own.get(name, name)
+    for name, value in given.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feed = {**_by_name(graph, batch), **given}
+    whole = onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        functions=model.functions,
+        graph=graph,
+    )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
+    # The names of nodes go with what the runtime fuses.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder.absolute())
+    )
+    try:
+        session = onnxruntime.InferenceSession(
+            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return dict(zip(names, map(np.asarray, session.run(None, feed)), strict=True))
+    # ONNX Runtime's own exceptions share no base class but Exception.
+    except Exception as error:
+        found = _NUMBER.search(str(error))
+        if found is None:
+            raise
+        raise _StoppedError(int(found[1])) from error
 
 
-def _error(ours: Array, theirs: Array) -> float | None:
+def _by_name(graph: Any, batch: Inputs) -> dict[str, Array]:
+    weights = {tensor.name for tensor in graph.initializer}
+    names = [value.name for value in graph.input if value.name not in weights]
+    tensors = [tensor.detach().cpu().numpy() for tensor in batch.tensors]
+    return dict(zip(names, tensors, strict=False))
+
+
+def _error(ours: Array, theirs: Array) -> float:
+    """Return how far a value is off, as a share of its range; infinity for another shape."""
     if ours.shape != theirs.shape:
-        return None
+        return float("inf")
     if not ours.size:
         return 0.0
-    difference = float(np.abs(ours - theirs.astype(np.float64)).max())
-    scale = float(np.ptp(ours)) or float(np.abs(ours).max()) or 1.0
-    return difference / scale if np.isfinite(difference) else float("inf")
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # The infinities of a mask are equal, and have no distance.
+        distances = np.abs(ours - theirs)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    largest = float(np.where(same, 0.0, distances).max())
+    finite = ours[np.isfinite(ours)]
+    if not np.isfinite(largest) or not finite.size:
+        return float("inf") if largest else 0.0
+    return largest / (max(float(np.ptp(finite)), _FLOOR * float(np.abs(finite).max())) or 1.0)

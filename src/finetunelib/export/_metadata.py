@@ -51,8 +51,8 @@ class SelfTest(TypedDict):
     tolerance: float
 
 
-class OnnxMetadata(TypedDict, total=False):
-    """What a file tells about itself; a key is absent where the file says nothing.
+class OnnxMetadata(TypedDict):
+    """What a file tells about itself; a value is `None` where the file says nothing.
 
     Attributes:
         description: What the model is for.
@@ -67,15 +67,15 @@ class OnnxMetadata(TypedDict, total=False):
         extra: All other texts, the user's own among them.
     """
 
-    description: str
-    labels: list[str]
-    preprocessing: str
-    postprocessing: str
-    versions: dict[str, str]
-    verification: dict[str, Any]
-    certificate: dict[str, Any]
-    weights_sha256: str
-    self_test: SelfTest
+    description: str | None
+    labels: list[str] | None
+    preprocessing: str | None
+    postprocessing: str | None
+    versions: dict[str, str] | None
+    verification: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    weights_sha256: str | None
+    self_test: SelfTest | None
     extra: dict[str, str]
 
 
@@ -104,8 +104,8 @@ def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
         ...         build_mlp(4, [8], 2, seed=0), path, torch.randn(2, 4), labels=["cat", "dog"]
         ...     )
         ...     metadata = load_onnx_metadata(path)
-        >>> metadata["labels"], metadata["verification"]["status"]
-        (['cat', 'dog'], 'verified')
+        >>> metadata["labels"], metadata["postprocessing"]
+        (['cat', 'dog'], None)
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -139,18 +139,16 @@ def encode(metadata: OnnxMetadata) -> dict[str, str]:
     """Return metadata as texts."""
     texts: dict[str, str] = {}
     for key, value in metadata.items():
-        if key == _SELF_TEST:
-            texts[key] = _encode_self_test(metadata["self_test"])
-        elif key == "extra":
-            texts.update(metadata["extra"])
-        else:
+        if key in (*_TEXTS, *_JSON) and value is not None:
             texts[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return texts
+    if metadata["self_test"] is not None:
+        texts[_SELF_TEST] = _encode_self_test(metadata["self_test"])
+    return {**texts, **metadata["extra"]}
 
 
 def decode(texts: Mapping[str, str]) -> OnnxMetadata:
     """Return texts as metadata; what is not as the library writes it is in `extra`."""
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = dict.fromkeys((*_TEXTS, *_JSON, _SELF_TEST))
     extra: dict[str, str] = {}
     for key, text in texts.items():
         value = _decoded(key, text)
@@ -158,9 +156,7 @@ def decode(texts: Mapping[str, str]) -> OnnxMetadata:
             extra[key] = text
         else:
             known[key] = value
-    if extra:
-        known["extra"] = extra
-    return cast("OnnxMetadata", known)
+    return cast("OnnxMetadata", {**known, "extra": extra})
 
 
 def _decoded(key: str, text: str) -> object | None:

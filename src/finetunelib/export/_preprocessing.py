@@ -99,10 +99,24 @@ class ResizeCropNormalize(nn.Module):
         """Return the images resized, cropped, scaled and normalised."""
         from torchvision.transforms import functional
 
+        height, width = images.shape[-2:]
+        size = self.resize_size
+        if len(size) == 1:
+            # torchvision asks which side is the shorter one, and a graph would keep the answer.
+            shorter: Any = torch.sym_min(height, width)
+            size = [size[0] * height // shorter, size[0] * width // shorter]
         images = functional.resize(
-            images, self.resize_size, interpolation=self.interpolation, antialias=self.antialias
+            images, size, interpolation=self.interpolation, antialias=self.antialias
         )
-        return cast("Tensor", self.normalize(functional.center_crop(images, self.crop_size)))
+        top, left = (
+            _half(side - crop) for side, crop in zip(size, self._crop_sides(), strict=True)
+        )
+        crop_height, crop_width = self._crop_sides()
+        images = images[..., top : top + crop_height, left : left + crop_width]
+        return cast("Tensor", self.normalize(images))
+
+    def _crop_sides(self) -> tuple[int, int]:
+        return self.crop_size[0], self.crop_size[-1]
 
     def extra_repr(self) -> str:
         """Name the sizes."""
@@ -163,6 +177,12 @@ def pipelines(
         Pipeline(model, reference, keywords, softmax=softmax),
         inputs.by_position(),
     )
+
+
+def _half(size: int) -> int:
+    """Return half of a size, as torchvision rounds it: to the even one of two neighbours."""
+    half = size // 2
+    return half + (size % 2) * (half % 2)
 
 
 def _is_preset(module: nn.Module) -> bool:

@@ -89,7 +89,9 @@ class ExportReport:
     def view_command(self) -> str:
         """A line for a shell that shows the file in Netron until Ctrl-C."""
         return _python(
-            f"from finetunelib import visualize; visualize({_text(str(self.path))}, block=True)"
+            "from finetunelib import visualize; "
+            f"v = visualize({_text(str(self.path))}, block=False); "
+            "print(v.url, flush=True); v.wait()"
         )
 
 
@@ -127,3 +129,8 @@ def _text(text: str) -> str:
 
 def _shape(shape: Sequence[int | str]) -> str:
     return str(tuple(2 if isinstance(size, str) else size for size in shape))
+
+
+# The path that users import from, for tracebacks and pickles.
+TensorInfo.__module__ = "finetunelib.export"
+ExportReport.__module__ = "finetunelib.export"

@@ -15,6 +15,9 @@ from finetunelib.export._outputs import run_model
 #: Sizes that differ from what is usually traced: 1 and an odd one.
 _BATCH_SIZES = (1, 2, 7)
 
+#: What stays of an axis that is cut most, and of the others; tried in this order.
+_CUTS = ((0.6, 0.9), (0.9, 1.0))
+
 
 def checked_samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs) -> Inputs:
     """Return a user's samples in the form of the example.
@@ -23,7 +26,7 @@ def checked_samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs
         InvalidArgumentError: They are not as many tensors as the example.
         InvalidInputError: The model cannot take them.
     """
-    samples = Inputs.of(sample_inputs, "sample_inputs")
+    samples = Inputs.of(sample_inputs, "sample_inputs").beside(model)
     if len(samples.tensors) != len(inputs.tensors):
         raise InvalidArgumentError(
             f"`sample_inputs` holds {len(samples.tensors)} tensors, but `example_input` holds "
@@ -48,7 +51,7 @@ def batches(
     """Return batches of different samples: of several sizes, or of the example's own.
 
     Without samples the first rows are the example's own and the others vary it. Where further
-    axes are dynamic, the last batch is shorter along them, if the model takes that.
+    axes are dynamic, the last batches are shorter along them, if the model takes that.
     """
     lengths = [len(tensor) for tensor in example.tensors]
     sizes = [[*_BATCH_SIZES] if dynamic_batch else [length] * 2 for length in lengths]
@@ -67,24 +70,31 @@ def batches(
 def _shorter(
     model: nn.Module, batch: Inputs, axes: Sequence[Mapping[int, AxisName]]
 ) -> Iterator[Inputs]:
-    further = [{axis: name for axis, name in own.items() if axis} for own in axes]
-    if not any(further):
-        return
-    for cut in (2 / 3, 0.0):
-        sizes = [
-            {axis: _cut(tensor.shape[axis], name, cut) for axis, name in own.items()}
-            for tensor, own in zip(batch.tensors, further, strict=True)
-        ]
-        shorter = batch.shortened(sizes)
-        try:
-            run_model(model, shorter, "example_input")
-        except InvalidInputError:
-            continue  # Too short for a kernel or a stride; one less may do.
-        yield shorter
-        return
+    """Yield the batch cut along its further dynamic axes, as far as the model takes that.
+
+    Of several axes each is once cut more than the others: what a forward decided by comparing
+    two sizes is fixed in the graph.
+    """
+    names = list(dict.fromkeys(n for own in axes for axis, n in own.items() if axis))
+    for most in names:
+        for deep, shallow in _CUTS:
+            sizes = [
+                {
+                    axis: _cut(tensor.shape[axis], name, deep if name == most else shallow)
+                    for axis, name in own.items()
+                    if axis
+                }
+                for tensor, own in zip(batch.tensors, axes, strict=True)
+            ]
+            shorter = batch.shortened(sizes)
+            try:
+                run_model(model, shorter, "example_input")
+            except InvalidInputError:
+                continue  # Too short for a kernel or a stride; a little less may do.
+            yield shorter
+            break
 
 
 def _cut(size: int, name: AxisName, share: float) -> int:
-    wanted = int(size * share) if share else size - 1
     lowest = 2 if isinstance(name, str) else max(2, int(name.min))
-    return min(size, max(lowest, wanted))
+    return min(size, max(lowest, min(int(size * share), size - 1)))

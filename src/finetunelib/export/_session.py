@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,42 @@ from finetunelib.export._inputs import Inputs
 
 Array = npt.NDArray[Any]
 
-_NODE = re.compile(r"Name:\s*'([^']+)'")
-
 
 class RunError(ExportMismatchError):
     """ONNX Runtime cannot run the file on a batch that the model takes."""
 
 
-def open_session(path: Path, *, optimized: bool = True, checked: bool = False) -> Any:
+class RefusedError(CorruptFileError):
+    """ONNX Runtime does not load a file that ONNX's checker accepts."""
+
+
+def open_session(path: Path, *, checked: bool = False) -> Any:
     """Return a session of ONNX Runtime on the CPU, after a check of the file.
 
     Args:
         path: The file.
-        optimized: Whether the runtime may fuse nodes; their names go with that.
         checked: Whether the file was checked by ONNX already.
 
     Raises:
         CorruptFileError: The file is no valid ONNX model.
+        RefusedError: It is one, but ONNX Runtime does not load it.
     """
     import onnx
     import onnxruntime
 
-    try:
-        if not checked:
-            onnx.checker.check_model(str(path))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # Its warnings are about its own optimizations.
-        if not optimized:
-            levels = onnxruntime.GraphOptimizationLevel
-            options.graph_optimization_level = levels.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     # Neither library names its exceptions; whatever they raise here is about the file.
+    if not checked:
+        try:
+            onnx.checker.check_model(str(path))
+        except Exception as error:
+            message = f"`{path}` is no valid ONNX model: {_reason(error)}"
+            raise CorruptFileError(message) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # Its errors are raised as well.
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CorruptFileError(f"`{path}` is no valid ONNX model: {reason}") from error
+        raise RefusedError(f"ONNX Runtime cannot load `{path}`: {_reason(error)}") from error
 
 
 def run_session(session: Any, batch: Inputs) -> list[Array]:
@@ -55,6 +56,7 @@ def run_session(session: Any, batch: Inputs) -> list[Array]:
 
     Raises:
         ExportMismatchError: The file takes other inputs than the model.
+        RunError: The run fails.
     """
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(batch.tensors):
@@ -69,10 +71,13 @@ def run_session(session: Any, batch: Inputs) -> list[Array]:
         return [np.asarray(output) for output in session.run(None, feed)]
     # ONNX Runtime's own exceptions share no base class but Exception.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        node = _NODE.search(reason)
         raise RunError(
             f"ONNX Runtime cannot run the file on a batch of {len(batch.tensors[0])}, which the "
-            f"model takes: {reason}",
-            node=node[1] if node else None,
+            f"model takes: {_reason(error)}"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first two lines, of which the first may only announce the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") + "."

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib._files import check_readable
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._typing import StrPath
-from finetunelib.errors import ExportMismatchError, InvalidArgumentError
+from finetunelib.errors import ExportMismatchError, InvalidArgumentError, InvalidTypeError
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
-from finetunelib.export._locating import Departure, locate, locate_failure
+from finetunelib.export._locating import Departure, locate
 from finetunelib.export._outputs import flat_outputs, run_model
 from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
-from finetunelib.export._session import Array, RunError, open_session, run_session
+from finetunelib.export._session import (
+    Array,
+    RefusedError,
+    RunError,
+    open_session,
+    run_session,
+)
 from finetunelib.export._tracing import inner_name, trace
+from finetunelib.finetuning._own_names import checked_model, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class Verification:
     comparisons: tuple[Comparison, ...]
 
     def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.batch_sizes))
+        sizes = ", ".join(map(str, dict.fromkeys(self.batch_sizes)))
         if self.status == "inconclusive":
             return (
                 f"Inconclusive at batch {sizes}: nothing differs, but the model's outputs do not "
@@ -90,15 +97,18 @@ def verify_onnx(
     no value differs by more than `tolerance`; the norms of what varies agree to `tolerance`; the
     largest value of each sample is at the same place. Errors are measured against the spread of
     the outputs over the samples, since an error that is small beside a large constant may still be
-    all that varies. Where they differ, the model is traced again to find the first node of the
-    file that departs from it.
+    all that varies. One output has one scale: a column that varies a thousand times less than
+    another is not proven by it, so return such columns as outputs of their own.
+
+    Where they differ, the model is traced again, and each node of the file is run on the model's
+    own values to find the first one that departs.
 
     Args:
         path: The ONNX file.
         model: The model.
         inputs: Batches to compare on: each a tensor, several in a tuple in the order of the
             file's inputs, or a dict, by the names of the file's inputs or in their order.
-        tolerance: The largest error allowed, as a share of the outputs' spread; above 0.
+        tolerance: The largest error allowed, as a share of the outputs' spread; finite, above 0.
         preprocessing: What the file does before the model, as for `export_onnx`.
         softmax: Whether the file ends with a softmax.
 
@@ -106,38 +116,63 @@ def verify_onnx(
         The numbers, with the status `"verified"` or `"inconclusive"`.
 
     Raises:
-        ExportMismatchError: One of the four does not hold, or the file takes or returns other
-            tensors than the model. Its `node` and `module` say where, as far as that was found.
+        ExportMismatchError: One of the four does not hold, the file takes or returns other tensors
+            than the model, or it holds a node that ONNX Runtime refuses and the model does not
+            have. Its `node` and `module` say where, as far as that was found.
         FileMissingError: There is no such file.
-        CorruptFileError: The file is no valid ONNX model.
-        InvalidArgumentError: `tolerance` is not above 0, or there is no batch.
+        CorruptFileError: The file is no valid ONNX model, or ONNX Runtime cannot load it.
+        InvalidArgumentError: `tolerance` is not a finite number above 0, or there is no batch.
         InvalidInputError: The model cannot take a batch.
-        InvalidTypeError: A batch or the model's output holds something else than tensors.
+        InvalidTypeError: `model` is no module, `inputs` no list of batches, or a batch or the
+            model's output holds something else than tensors.
 
     Example:
         See `Verification`.
     """
-    if not tolerance > 0.0:
-        raise InvalidArgumentError(f"`tolerance` must be above 0, but is {tolerance}.")
+    check_tolerance(tolerance)
+    model = unwrapped(checked_model(model))
+    if isinstance(inputs, Tensor | Mapping):
+        raise InvalidTypeError(
+            f"`inputs` must be a list of batches, but is of type {type(inputs).__name__}. "
+            "Pass `[inputs]`."
+        )
     if not inputs:
         raise InvalidArgumentError("`inputs` is empty. Pass at least one batch to compare on.")
     file = check_readable(path, purpose="ONNX file")
-    session = open_session(file)
-    names = [value.name for value in session.get_inputs()]
+    session: Any = None
+    refusal: RefusedError | None = None
+    try:
+        session = open_session(file)
+    except RefusedError as error:
+        refusal = error
+    declared = _declared_inputs(file) if session is None else _inputs_of(session)
     batches = [
-        Inputs.of(batch, f"inputs[{number}]").in_order(names) for number, batch in enumerate(inputs)
+        Inputs.of(batch, f"inputs[{number}]").beside(model).in_order(list(declared))
+        for number, batch in enumerate(inputs)
     ]
     exported, reference, first = pipelines(model, batches[0], preprocessing, softmax=softmax)
     if isinstance(reference, Pipeline):
         batches = [batch.by_position() for batch in batches]
+    program = partial(_traced_again, exported, first, list(declared.values()))
     with attributes_preserved(reference), buffers_preserved(reference):
-        return compare(
-            session,
-            file,
-            reference,
-            batches,
-            tolerance,
-            program=lambda: _traced_again(exported, first, session),
+        if refusal is None:
+            return compare(session, file, reference, batches, tolerance, program=program)
+        # What the runtime refuses may be a right file for another one, or a file that was changed.
+        found = _sought(file, program, batches[0], inner_name(reference), tolerance)
+        if found is None:
+            raise refusal
+        raise _mismatch(str(refusal), found) from refusal
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Check a tolerance that a user passed.
+
+    Raises:
+        InvalidArgumentError: No error would be below it, or every one.
+    """
+    if not 0.0 < tolerance < float("inf"):
+        raise InvalidArgumentError(
+            f"`tolerance` must be a finite number above 0, but is {tolerance}."
         )
 
 
@@ -162,7 +197,7 @@ def compare(
         try:
             actual.append(run_session(session, batch))
         except RunError as error:
-            found = _sought(partial(_stopped, file, program, batch, prefix))
+            found = _sought(file, program, batch, prefix, tolerance)
             raise _mismatch(str(error), found) from error
     names = [output.name for output in session.get_outputs()]
     if len(names) != len(expected[0]):
@@ -176,8 +211,7 @@ def compare(
     ]
     for finding in findings:
         if finding.problem:
-            batch = batches[finding.batch]
-            found = _sought(partial(_departed, file, program, batch, prefix, tolerance))
+            found = _sought(file, program, batches[finding.batch], prefix, tolerance)
             raise _mismatch(finding.problem, found)
     return Verification(
         status="verified" if all(finding.varies for finding in findings) else "inconclusive",
@@ -187,22 +221,12 @@ def compare(
     )
 
 
-def _stopped(
-    file: Path, program: Callable[[], Any], batch: Inputs, prefix: str
-) -> Departure | None:
-    return locate_failure(file, program(), batch, prefix)
-
-
-def _departed(
+def _sought(
     file: Path, program: Callable[[], Any], batch: Inputs, prefix: str, tolerance: float
 ) -> Departure | None:
-    return locate(file, program(), batch, prefix, tolerance)
-
-
-def _sought(search: Callable[[], Departure | None]) -> Departure | None:
     """Search for where a file departs; not finding it must not hide that it does."""
     with contextlib.suppress(Exception):
-        return search()
+        return locate(file, program(), batch, prefix, tolerance)
     return None
 
 
@@ -217,11 +241,30 @@ def _run_model(model: nn.Module, batch: Inputs, name: str) -> list[Array]:
     return [tensor.detach().cpu().to(torch.float64).numpy() for tensor in outputs]
 
 
-def _traced_again(model: nn.Module, inputs: Inputs, session: Any) -> Any:
+def _inputs_of(session: Any) -> dict[str, list[int | str | None]]:
+    """Return the names and shapes of a file's inputs."""
+    return {value.name: value.shape for value in session.get_inputs()}
+
+
+def _declared_inputs(file: Path) -> dict[str, list[int | str | None]]:
+    """Return the same of a file that the runtime does not load."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in graph.input
+        if value.name not in weights
+    }
+
+
+def _traced_again(
+    model: nn.Module, inputs: Inputs, shapes: Sequence[Sequence[int | str | None]]
+) -> Any:
     """Return the exported program of a model, with the dynamic axes of a file of it."""
     axes: list[dict[int, AxisName]] = [
-        {axis: size for axis, size in enumerate(value.shape) if isinstance(size, str)}
-        for value in session.get_inputs()
+        {axis: size for axis, size in enumerate(shape) if isinstance(size, str)} for shape in shapes
     ]
     return trace(
         model,
@@ -231,3 +274,8 @@ def _traced_again(model: nn.Module, inputs: Inputs, session: Any) -> Any:
         output_names=None,
         opset_version=None,
     ).exported_program
+
+
+# The path that users import from, for tracebacks and pickles.
+Verification.__module__ = "finetunelib.export"
+verify_onnx.__module__ = "finetunelib.export"

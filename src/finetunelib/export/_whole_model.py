@@ -16,9 +16,13 @@ from finetunelib._files import (
     ordinary_file,
     whole_file,
 )
+from finetunelib.errors import PathNotWritableError
 
 #: Protocol Buffers end at 2 GB; the rest is for the graph itself.
 LARGEST_FILE = 1_900_000_000
+
+#: What the files of a former pair are called while a new one takes their place.
+_FORMER_GRAPH, _FORMER_DATA = "former.onnx", "former.data"
 
 
 def data_file(file: Path) -> Path:
@@ -44,8 +48,9 @@ def whole_model(file: Path, *, two_files: bool) -> Iterator[Path]:
     with whole_file(file) as temporary:
         yield temporary
     if former:
-        # Only now: until the rename, the former graph needed it.
-        data_file(file).unlink(missing_ok=True)
+        # Only now: until the rename, the former graph needed it. What stays is a file too many.
+        with contextlib.suppress(OSError):
+            data_file(file).unlink()
 
 
 @contextlib.contextmanager
@@ -57,6 +62,7 @@ def _pair(file: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", suffix=".tmp", dir=file.parent))
     except OSError as error:
         raise not_written(file, error) from error
+    former = [folder / _FORMER_GRAPH, folder / _FORMER_DATA]
     try:
         yield folder / file.name
         try:
@@ -66,22 +72,28 @@ def _pair(file: Path) -> Iterator[Path]:
             _swap(folder, file)
             flush_folder(file.parent)
         except OSError as error:
+            if any(entry.exists() for entry in former):
+                raise PathNotWritableError(
+                    f"`{file}` could not be written: {error.strerror or error}. The former files "
+                    f"could not be put back and are in `{folder}`; move them by hand."
+                ) from error
             raise not_written(file, error) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # What could not be put back is the only copy that there is.
+        if not any(entry.exists() for entry in former):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap(folder: Path, file: Path) -> None:
-    """Put a new pair in the place of a former one.
+    """Put a new pair in the place of a former one, and delete that.
 
     The former graph leaves first and the new one comes last, so that at no moment a graph stands
     beside the weights of another. A crash in between leaves no graph under the name, and the
     former pair in the hidden folder.
     """
-    steps: list[tuple[Path, Path]] = []
     moves = [
-        (file, folder / "former.onnx"),
-        (data_file(file), folder / "former.data"),
+        (file, folder / _FORMER_GRAPH),
+        (data_file(file), folder / _FORMER_DATA),
         (folder / data_file(file).name, data_file(file)),
         (folder / file.name, file),
     ]
@@ -89,11 +101,14 @@ def _swap(folder: Path, file: Path) -> None:
         for source, target in moves:
             if source.exists():
                 source.rename(target)
-                steps.append((source, target))
     except BaseException:
-        for source, target in reversed(steps):
-            target.rename(source)
+        # The files tell what was moved: an interrupt may come between a rename and any note of it.
+        for source, target in reversed(moves):
+            if target.exists() and not source.exists():
+                target.rename(source)
         raise
+    for entry in (folder / _FORMER_GRAPH, folder / _FORMER_DATA):
+        entry.unlink(missing_ok=True)
 
 
 def _refers_to_data(file: Path) -> bool:

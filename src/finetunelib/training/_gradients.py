@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from finetunelib._typing import Batch
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 
-class WindowMean:
+class NoMean:
+    """Leaves the gradients of a window of one micro-batch as they are."""
+
+    def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:  # noqa: ARG002 - WindowMean's form
+        """Return the loss."""
+        return loss
+
+    def finish(self, parameters: Iterable[nn.Parameter]) -> None: ...
+
+
+class WindowMean(NoMean):
     """Makes the gradients of several micro-batches those of one large batch.
 
     Each loss is a mean over its own weight (samples, tokens, class weights), so that gradients
-    are summed times weight and divided once. Weights are taken relative to the first one's: the
-    gradients of a window of one are not touched, and equal the plain loop's bit for bit.
+    are summed times weight and divided once. Weights are taken relative to the first one's.
     """
 
     def __init__(self) -> None:
-        self._first: Tensor | float | None = None
-        self._unit: Tensor | float = 1.0
-        self._total: Tensor | float | None = None
+        self._unit: Tensor | float | None = None
+        self._total: Tensor | float = 0.0
 
     def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:
         """Return a micro-batch's part of the window's loss, not yet divided."""
-        if self._first is None:
-            self._first = weight
-            return loss
-        if self._total is None:
-            # The first micro-batch's loss went in as it is, so that its weight is the unit; where
+        if self._unit is None:
+            # The first micro-batch's loss goes in as it is, so that its weight is the unit; where
             # it weighs nothing (all its targets are ignored), its gradients are zeros.
-            self._unit = _or_one(self._first)
-            self._total = self._first / self._unit
+            self._unit = _or_one(weight)
+            self._total = weight / self._unit
+            return loss
         relative = weight / self._unit
         self._total = self._total + relative
         return loss * relative
 
     def finish(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the summed gradients by the summed weight."""
-        if self._total is None:
-            return  # A window of one.
         total = _or_one(self._total)
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(total)
+
+
+_NO_MEAN = NoMean()
+
+
+def mean_over(window: Sequence[Batch]) -> NoMean:
+    """Return what averages over a window; one of one micro-batch stays the plain loop's bits."""
+    return _NO_MEAN if len(window) == 1 else WindowMean()
 
 
 def _or_one(weight: Tensor | float) -> Tensor | float:

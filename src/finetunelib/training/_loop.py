@@ -198,7 +198,8 @@ class Loop:
         for window in () if done else self._windows(batches):
             self.step(window, self.measured.update)
             state.batch += len(window)
-            samples += sum(map(length_of, window))
+            for micro_batch in window:
+                samples += length_of(micro_batch)
             self.progress.advance()
             self.callbacks.on_step_end(context)
             self._write_checkpoints()
@@ -210,8 +211,9 @@ class Loop:
     def _windows(self, batches: Iterator[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one update at a time, on the device."""
         device = self.evaluation.device
+        on_device = (to_device(batch, device) for batch in batches)
         try:
-            while window := [to_device(part, device) for part in islice(batches, self.window_size)]:
+            while window := list(islice(on_device, self.window_size)):
                 yield window
         except Exception:
             # A terminal's Ctrl-C ends the data's worker processes too.

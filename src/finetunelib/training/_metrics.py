@@ -108,7 +108,7 @@ class Accuracy:
 def counted(targets: Tensor, ignored: int) -> Tensor | int:
     """Return how many class indices are not the ignored one."""
     # On the CPU a look costs a quarter of counting; elsewhere it would wait for the device.
-    if targets.is_cpu and ignored < 0 <= int(targets.min()):
+    if targets.is_cpu and ignored < 0 <= targets.min().item():
         return targets.numel()
     return (targets != ignored).sum()
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from finetunelib._typing import Batch
-from finetunelib.training._gradients import NoClipping, WindowMean
+from finetunelib.training._gradients import NoClipping, mean_over
 from finetunelib.training._precision import Precision
 from finetunelib.training._schedule import NoSchedule
 from finetunelib.training._state import TrainState
@@ -37,7 +37,7 @@ class Step:
             measure: Takes in what the task made of each.
         """
         self.optimizer.zero_grad()
-        mean = WindowMean()
+        mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
                 output = checked(self.task.step(self.model, micro_batch), self.task)

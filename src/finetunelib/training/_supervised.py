@@ -145,7 +145,11 @@ def call(model: nn.Module, inputs: Any) -> Tensor:
     Raises:
         InvalidTypeError: The model returns something else than a tensor.
     """
-    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    # Tensors are looked for first, since to ask an abstract class takes its time.
+    if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping):
+        output = model(inputs)
+    else:
+        output = model(**inputs)
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickletools
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,11 +14,46 @@ from finetunelib.errors import CorruptFileError, UnsupportedFileError
 #: Endings that Netron opens, those of PyTorch and ONNX first.
 SUFFIXES = (
     ".onnx", ".pt2", ".pt", ".pth", ".bin", ".safetensors", ".torchscript", ".ptl", ".pte",
-    ".h5", ".hdf5", ".keras", ".tflite", ".pb", ".pbtxt", ".mlmodel", ".mlpackage", ".gguf",
-    ".npz", ".npy", ".ort", ".joblib", ".pkl", ".xml", ".param", ".prototxt", ".caffemodel",
+    ".ckpt", ".pkl", ".pickle", ".joblib", ".jit", ".t7",
+    ".ort", ".onnxtxt", ".h5", ".hd5", ".hdf5", ".keras", ".weights", ".tflite", ".lite", ".tfl",
+    ".circle", ".litertlm", ".pb", ".pbtxt", ".prototxt", ".caffemodel", ".mlmodel", ".gguf",
+    ".npz", ".npy", ".msgpack", ".xml", ".json", ".model", ".cfg", ".param", ".params", ".ncnn",
+    ".mnn", ".ms", ".mindir", ".pdmodel", ".pdiparams", ".pdparams", ".pdopt", ".paddle", ".nb",
+    ".mlir", ".mlirbc", ".jax", ".jax_export", ".jax_exported", ".mar", ".nn", ".dlc", ".uff",
+    ".armnn", ".tmfile", ".tnnproto", ".xmodel", ".kmodel", ".rknn", ".om", ".mge", ".espdl",
+    ".tosa", ".kann", ".dot", ".xgb", ".ubj", ".cbm", ".mlnet", ".dnn", ".cmf", ".cntk", ".hn",
+    ".ngf", ".bson", ".tar", ".zip",
 )  # fmt: skip
 
-_ZIPPED = (".pt2", ".torchscript", ".ptl", ".keras", ".npz")
+#: PyTorch's files are archives or pickles, whatever their ending.
+_PYTORCH = (".pt", ".pth", ".ckpt", ".torchscript", ".ptl", ".jit", ".pt2")
+
+_ZIPPED = (".pt2", ".torchscript", ".ptl", ".npz", ".zip", ".mar", ".mlnet")
+
+_ZIP = b"PK\x03\x04"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+#: What files of these endings have at an offset.
+_SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    ".npy": (0, (b"\x93NUMPY",)),
+    ".gguf": (0, (b"GGUF",)),
+    ".keras": (0, (_ZIP, _HDF5)),
+    ".tflite": (4, (b"TFL3",)),
+    ".circle": (4, (b"CIR0",)),
+    ".ort": (4, (b"ORTM",)),
+    ".pte": (4, (b"ET12",)),
+}
+
+#: What lies in place of a large file that was not downloaded, or not found.
+_STAND_INS = {
+    b"version https://git-lfs": "a pointer of Git LFS. Fetch the file itself: git lfs pull",
+    b"<!doctype html": "a page of a web site. Download the file itself",
+    b"<html": "a page of a web site. Download the file itself",
+}
+
+#: With what a file of `torch.save` begins that is no archive, and how many pickles then follow.
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_LEGACY_PICKLES = 5
 
 
 def check_viewable(path: StrPath) -> Path:
@@ -34,19 +71,33 @@ def check_viewable(path: StrPath) -> Path:
             f"The viewer does not know files like `{file.name}`. Pass a model, or a file that "
             f"ends in {', '.join(SUFFIXES[:7])} or another format of Netron."
         )
-    size = file.stat().st_size
-    if size == 0:
+    head = _head(file)
+    if not head:
         raise CorruptFileError(f"`{file}` is empty. Write or copy it again.")
+    for beginning, what in _STAND_INS.items():
+        if head.lower().startswith(beginning):
+            raise CorruptFileError(f"`{file}` is no model but {what}.")
     if suffix == ".onnx":
         _check_onnx(file)
     elif suffix == ".safetensors":
         _check_safetensors(file)
-    elif (suffix in _ZIPPED or _starts_as_zip(file)) and not zipfile.is_zipfile(file):
-        raise CorruptFileError(
-            f"`{file}` is no whole {suffix} file (the archive in it cannot be read). "
-            "Write or copy it again."
-        )
+    elif head.startswith(_ZIP) or suffix in _ZIPPED:
+        _check_zip(file, suffix)
+    elif suffix in _PYTORCH or head.startswith(_LEGACY):
+        _check_legacy(file, head)
+    else:
+        _check_signature(file, suffix, head)
     return file
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(64)
+    except OSError as error:
+        raise CorruptFileError(
+            f"`{file}` cannot be read: {error.strerror}. Check its permissions."
+        ) from error
 
 
 def _check_onnx(file: Path) -> None:
@@ -74,6 +125,56 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
-def _starts_as_zip(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
+def _check_zip(file: Path, suffix: str) -> None:
+    """Read an archive's directory, which stands at its end, and look for a model in it."""
+    try:
+        names = _names_in_zip(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CorruptFileError(
+            f"`{file}` is no whole {suffix} file (the archive in it cannot be read: {error}). "
+            "Write or copy it again."
+        ) from error
+    if suffix not in _PYTORCH:
+        return
+    # Archives of torch.save and TorchScript hold a pickle; those of torch.export, JSON.
+    wanted = (".json", "archive_format") if suffix == ".pt2" else (".pkl", ".json")
+    if not any(name.endswith(wanted) for name in names):
+        raise CorruptFileError(
+            f"`{file}` is an archive without a model of PyTorch in it. Write or copy it again."
+        )
+
+
+def _names_in_zip(file: Path) -> list[str]:
+    with zipfile.ZipFile(file) as archive:
+        if min((entry.header_offset for entry in archive.infolist()), default=0) > 0:
+            # What is left of a file that lost its end may close with an archive within it.
+            raise zipfile.BadZipFile("its directory is missing")
+        return archive.namelist()
+
+
+def _check_legacy(file: Path, head: bytes) -> None:
+    """Look at what `torch.save` wrote before it wrote archives; no pickle in it is loaded."""
+    if head.startswith(_LEGACY):
+        try:
+            with file.open("rb") as stream:
+                for _ in range(_LEGACY_PICKLES):
+                    for _ in pickletools.genops(stream):
+                        pass
+        # A damaged pickle fails in as many ways as it has kinds of arguments.
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise CorruptFileError(
+                f"`{file}` is no whole file of torch.save: {error}. Write or copy it again."
+            ) from error
+    elif not head.startswith((b"\x80", b"T7")) and not tarfile.is_tarfile(file):
+        raise CorruptFileError(
+            f"`{file}` is no file of PyTorch: neither an archive nor a pickle. "
+            "Write or copy it again."
+        )
+
+
+def _check_signature(file: Path, suffix: str, head: bytes) -> None:
+    offset, signatures = _SIGNATURES.get(suffix, (0, (b"",)))
+    if not head[offset:].startswith(signatures):
+        raise CorruptFileError(
+            f"`{file}` does not begin as {suffix} files do. Write or copy it again."
+        )

@@ -22,8 +22,13 @@ CONTENT_SECURITY_POLICY = (
     "frame-src 'none'; form-action 'none'; base-uri 'none'"
 )
 
-#: The page asks for consent to analytics unless it was given; there are none here to consent to.
-COOKIE = "consent=1; Path=/; SameSite=Strict"
+#: The page asks ipinfo.io where its reader is, and blocks on a question about statistics, unless a
+#: cookie says that they were agreed to; there are none here to agree to. A real cookie would not
+#: do: browsers keep none for a frame in a notebook, and those of one port are seen by all others.
+SCRIPT_NAME = "finetunelib.js"
+SCRIPT = b"""\
+Object.defineProperty(Document.prototype, "cookie", { get: () => "consent=1", set: () => {} });
+"""
 
 MIME_TYPES = {
     ".css": "text/css",
@@ -69,7 +74,9 @@ def page(file_name: str, now: dt.datetime | None = None) -> bytes:
         f'<meta name="file" content="/data/{quoted}">',
         f'<meta name="identifier" content="{html.escape(file_name)}">',
     ]
-    text = text.replace(version[0], "\n".join(metas))
+    # Before the page's own scripts, which stand below its meta elements.
+    script = f'<script type="text/javascript" src="{SCRIPT_NAME}"></script>'
+    text = text.replace(version[0], "\n".join([*metas, script]))
     return text.encode("utf-8")
 
 

@@ -1,30 +1,30 @@
-"""A small HTTP server that shows one model in Netron's page, and its handle."""
+"""The handle of a running viewer: its address, how it is shown in a notebook, and its end."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import http.server
-import shutil
-import socket
-import socketserver
+import html
+import os
 import threading
-import urllib.parse
-from collections.abc import Iterator
-from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from finetunelib.errors import ServerError
 from finetunelib.visualization import _page
+from finetunelib.visualization._http import PageServer
+from finetunelib.visualization._remote import proxied_address, ssh_command
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: Addresses that mean every address of a machine, and can be listened on but not opened.
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
 
 
 class NetronServer:
     """A model that is being shown: the address of the viewer, and the switch that turns it off.
 
     Made by `finetunelib.visualize`. Any number of them run side by side, each with its own model.
-    Used in a `with` block it closes itself; otherwise it ends with the program.
+    Used in a `with` block it closes itself; otherwise it ends with the program. As the last line
+    of a notebook's cell it shows the viewer.
 
     Attributes:
         url: The address of the viewer's page, with the port that was taken.
@@ -37,39 +37,52 @@ class NetronServer:
         True
     """
 
-    def __init__(self, file: Path, *, host: str, port: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        host: str,
+        port: int,
+        proxy: str | None = None,
+        owned: contextlib.ExitStack | None = None,
+    ) -> None:
         self.file = file
-        self._owned = contextlib.ExitStack()
         page = _page.page(file.name)
         try:
-            self._server = _Server((host, port), file, page)
-        except (OSError, OverflowError) as error:
+            self._server = PageServer(host, port, file, page)
+        except (OSError, OverflowError, ValueError, TypeError) as error:  # TypeError: a NUL in it.
             raise ServerError(
                 f"The viewer cannot listen on {host}:{port}: "
                 f"{getattr(error, 'strerror', None) or error}. "
                 "Leave `port` out to take any free one."
             ) from error
-        shown = f"[{host}]" if ":" in host else host
-        self.url: str = f"http://{shown}:{self._server.server_address[1]}"
+        shown = _EVERY_ADDRESS.get(host, host)
+        self._address = f"[{shown}]" if ":" in shown else shown
+        self._port = int(self._server.server_address[1])
+        self.url: str = f"http://{self._address}:{self._port}"
+        self._proxy = proxy
+        self._owned = owned.pop_all() if owned else contextlib.ExitStack()
+        self._process = os.getpid()
+        self._closing = threading.RLock()
         self._closed = threading.Event()
         # A method of this object, so that the thread keeps it and its temporary file alive: many
         # a caller drops the handle and goes on to look at the page.
         self._thread = threading.Thread(target=self._serve, name=f"netron {self.url}", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def close(self) -> None:
         """Stop serving, free the port and remove temporary files. Closing again does nothing."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        self._owned.close()
-
-    def own(self, resources: contextlib.ExitStack) -> None:
-        """Close these too when the server closes, such as the folder of a temporary file."""
-        self._owned = resources
+        if os.getpid() != self._process:
+            return  # A forked child has the handle, but neither the thread nor the files.
+        with self._closing:  # Who closes second returns when all is gone.
+            if self._closed.is_set():
+                return
+            self._server.end()
+            self._thread.join()
+            self._owned.close()
+            self._closed.set()
+            atexit.unregister(self.close)
 
     def wait(self) -> None:
         """Block until the server is closed, or until Ctrl-C, which closes it."""
@@ -91,101 +104,37 @@ class NetronServer:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed.is_set() else self.url
-        return f"NetronServer({self.file.name}, {state})"
+        if self._closed.is_set():
+            return f"NetronServer({self.file.name}, closed)"
+        command = ssh_command(self._address, self._port)
+        from_afar = f", from your own machine: {command}" if command else ""
+        return f"NetronServer({self.file.name}, {self.url}{from_afar})"
 
+    def _repr_html_(self) -> str:
+        """Return the viewer in a frame, at the address under which a notebook's browser finds it.
 
-class _Server(socketserver.ThreadingTCPServer):
-    """Not `http.server.HTTPServer`: that one looks its own name up, which can take seconds."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], file: Path, page: bytes) -> None:
-        self.file = file
-        self.page = page
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
-
-    def accepts(self, host: str | None) -> bool:
-        """Return whether a request's Host header names this machine.
-
-        A page of another site can make a browser ask a name of its own that leads to loopback;
-        the header gives it away.
+        A kernel cannot see the browser. It knows of a proxy when it was told of one, or runs under
+        JupyterHub; else the browser is taken to be on this machine, or behind a tunnel.
         """
-        bound = str(self.server_address[0])
-        if bound not in _LOOPBACK:
-            return True
-        try:
-            name = urllib.parse.urlsplit(f"//{host or ''}").hostname
-        except ValueError:
-            return False  # No name at all, such as an open bracket.
-        return name in _LOOPBACK
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing, as in `_Handler.log_message`: a browser may go away in mid-sentence."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_GET(self) -> None:
-        """Answer with the page, one of its assets, or the one file; with nothing else."""
-        with contextlib.suppress(ConnectionError):  # The browser went away.
-            self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        """Answer like GET, without the content."""
-        with contextlib.suppress(ConnectionError):
-            self._answer(body=False)
-
-    def _answer(self, *, body: bool) -> None:
-        if not self.server.accepts(self.headers.get("Host")):
-            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "This viewer serves localhost only")
-            return
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        name = path.removeprefix("/")
-        if path in ("/", "/index.html"):
-            self._send_headers("text/html; charset=utf-8", len(self.server.page))
-            if body:
-                self.wfile.write(self.server.page)
-        elif path == f"/data/{self.server.file.name}":
-            self._send_file(self.server.file, "application/octet-stream", body)
-        elif name in _page.asset_names():
-            file = _page.asset(name)
-            self._send_file(file, _page.MIME_TYPES[file.suffix], body)
-        else:
-            self.send_error(HTTPStatus.NOT_FOUND)
-
-    def _send_file(self, file: Path, content_type: str, body: bool) -> None:
-        with _opened(file) as stream:
-            if stream is None:
-                self.send_error(HTTPStatus.NOT_FOUND)
-                return
-            self._send_headers(content_type, file.stat().st_size)
-            if body:
-                shutil.copyfileobj(stream, self.wfile)
-
-    def _send_headers(self, content_type: str, length: int) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(length))
-        self.send_header("Content-Security-Policy", _page.CONTENT_SECURITY_POLICY)
-        self.send_header("Set-Cookie", _page.COOKIE)
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Say nothing: the server runs behind a user's own program."""
+        name = html.escape(self.file.name)
+        if self._closed.is_set():
+            return f"<p>The viewer of {name} is closed.</p>"
+        source, hint = self.url, ""
+        proxied = proxied_address(self._proxy, self._port)
+        command = ssh_command(self._address, self._port)
+        if proxied is not None:
+            source = f"{proxied}{self._server.secret}/"
+            hint = " An empty frame means that the server lacks jupyter-server-proxy."
+        elif command is not None:
+            hint = f" From your own machine: <code>{html.escape(command)}</code>"
+        address = html.escape(source)
+        return (
+            f'<iframe src="{address}" title="Netron: {name}" width="100%" height="600" '
+            'style="border: 1px solid #8888"></iframe>\n'
+            f'<p>Netron shows {name} at <a href="{address}" target="_blank">{address}</a>.'
+            f"{hint}</p>"
+        )
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes] | None]:
-    try:
-        stream = file.open("rb")
-    except OSError:
-        yield None  # The file was removed while it was shown.
-        return
-    with stream:
-        yield stream
+# The path that users import from, for tracebacks and pickles.
+NetronServer.__module__ = "finetunelib.visualization"

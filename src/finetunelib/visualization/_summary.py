@@ -230,3 +230,8 @@ def _tied(tree: Part) -> Iterator[list[str]]:
             for name, parameter in part.module.named_parameters(part.name, recurse=False):
                 owners.setdefault(id(parameter), []).append(name)
     yield from (names for names in owners.values() if len(names) > 1)
+
+
+# The path that users import from, for tracebacks and pickles.
+Summary.__module__ = "finetunelib.visualization"
+summary.__module__ = "finetunelib.visualization"

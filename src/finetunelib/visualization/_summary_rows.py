@@ -186,3 +186,7 @@ def _dtypes_of(tensors: Iterable[Tensor]) -> tuple[torch.dtype, ...]:
     """Return the data types of tensors; a counter beside numbers, as BatchNorm has, is left out."""
     dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
     return tuple(dtype for dtype in dtypes if dtype != torch.int64) or tuple(dtypes)
+
+
+# The path that users import from, for tracebacks and pickles.
+SummaryRow.__module__ = "finetunelib.visualization"

@@ -1,0 +1,66 @@
+"""Draw the pictures of docs/plots.md from real trainings on the digits of scikit-learn.
+
+Run it from the repository's root (half a minute on two cores); it writes docs/_static/plots-*.png
+in a light and a dark form:
+
+    python docs/_scripts/plots.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from finetunelib import Trainer, build_mlp
+from finetunelib.callbacks import EarlyStopping
+from finetunelib.training import History
+from finetunelib.visualization import plot_confusion, plot_history, plot_predictions
+
+FOLDER = Path(__file__).parents[1] / "_static"
+
+
+def main() -> None:
+    """Train three ways, and draw what came of it."""
+    train, test = digits()
+    runs: dict[str, History] = {}
+    model: nn.Module = build_mlp(64, [64], 10, seed=0)
+    runs["SGD"] = Trainer(model, lr=0.05, progress=False).fit(train, test, epochs=40)
+    adam = Trainer(
+        build_mlp(64, [64], 10, seed=0),
+        optimizer=torch.optim.Adam,
+        lr=0.005,
+        callbacks=[EarlyStopping("val_loss", patience=5)],
+        progress=False,
+    )
+    runs["Adam, stopped early"] = adam.fit(train, test, epochs=40)
+    linear = build_mlp(64, [], 10, seed=0)
+    runs["no hidden layer"] = Trainer(linear, lr=0.05, progress=False).fit(train, test, epochs=40)
+
+    write("history", partial(plot_history, runs["SGD"]))
+    write("runs", partial(plot_history, runs, title="Three ways to train"))
+    write("predictions", partial(plot_predictions, model, test, count=12))
+    write("confusion", partial(plot_confusion, model, test))
+
+
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return 1,400 images of 8x8 to train on, and the last 397 to test on."""
+    images, labels = load_digits(return_X_y=True)
+    inputs = torch.as_tensor(images, dtype=torch.float32).div(16).reshape(-1, 1, 8, 8)
+    targets = torch.as_tensor(labels, dtype=torch.int64)
+    return (inputs[:1400], targets[:1400]), (inputs[1400:], targets[1400:])
+
+
+def write(name: str, plot: Callable[..., Figure]) -> None:
+    """Write a picture in both looks."""
+    plot().savefig(FOLDER / f"plots-{name}.png", dpi=130)
+    plot(dark=True).savefig(FOLDER / f"plots-{name}-dark.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The two commands at the end of a report do what they say, pasted into a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetunelib import export_onnx
+from finetunelib.export import ExportReport
+from support_models import Difference, linear, samples
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which `python` is this one, and no browser opens."""
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    # A link has no packages beside it: those of this interpreter are named.
+    return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "CI": "true"}
+
+
+def command(report: ExportReport, title: str) -> str:
+    """Return a command from the end of a printed report."""
+    (line,) = [line for line in str(report).splitlines()[-2:] if line.startswith(title)]
+    return line.removeprefix(title).strip()
+
+
+@pytest.mark.slow
+def test_the_first_command_runs_the_file(tmp_path: Path) -> None:
+    """It prints what the file returns, also for a path with spaces and several inputs."""
+    path = tmp_path / "a folder" / "it's $HOME.onnx"
+    inputs = (samples(2, 4), samples(2, 4).double().float())
+    report = export_onnx(Difference(), path, inputs)
+    done = subprocess.run(
+        command(report, "Run it:"),
+        shell=True,
+        env=environment(tmp_path / "bin"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[array([[0., 0., 0., 0.],")
+
+
+@pytest.mark.slow
+def test_the_second_command_shows_the_file(tmp_path: Path) -> None:
+    """It prints the viewer's address, serves until Ctrl-C, and ends well."""
+    report = export_onnx(linear(), tmp_path / "m.onnx", torch.ones(2, 4), verify=False)
+    process = subprocess.Popen(
+        shlex.split(command(report, "Look at it:")),
+        env=environment(tmp_path / "bin"),
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, their children would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with urllib.request.urlopen(url, timeout=60) as page:
+            assert "/data/m.onnx" in page.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

@@ -1,0 +1,45 @@
+"""The lowest supported versions of the dependencies, as constraints for pip.
+
+They are read from pyproject.toml and stand nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+#: Extras for people who work on the library, of which only the newest versions are supported.
+FOR_DEVELOPERS = frozenset({"docs", "test", "dev"})
+
+
+def runtime_extras(project: Mapping[str, Any]) -> list[str]:
+    """Return the extras that users install, in order of name."""
+    return sorted(set(project.get("optional-dependencies", {})) - FOR_DEVELOPERS)
+
+
+def lowest_versions(project: Mapping[str, Any]) -> dict[str, str]:
+    """Return the lowest version of each dependency and of the users' extras, by name.
+
+    Args:
+        project: The table `[project]` of pyproject.toml.
+
+    Raises:
+        ValueError: If a requirement is not of the form `name>=version`, or two disagree.
+    """
+    floors: dict[str, str] = {}
+    for requirement in requirements(project):
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)>=([0-9.]+)", requirement)
+        if match is None:
+            raise ValueError(f"A requirement must read name>=version, but is {requirement!r}.")
+        name, floor = match.groups()
+        if floors.setdefault(name, floor) != floor:
+            raise ValueError(f"{name} has two floors: {floors[name]} and {floor}.")
+    return floors
+
+
+def requirements(project: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the requirements of the package and of the users' extras."""
+    yield from project["dependencies"]
+    for extra in runtime_extras(project):
+        yield from project["optional-dependencies"][extra]

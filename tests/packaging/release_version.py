@@ -1,0 +1,99 @@
+"""The version against the changelog.
+
+The version stands in `finetunelib/__init__.py` alone. It is that of the changelog's topmost
+release, or of the one being prepared; with a tag it has to be released: a dated heading, and
+nothing left over.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NUMBER = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A second-level heading of the changelog, and whether it has entries."""
+
+    name: str
+    date: str | None
+    has_entries: bool
+
+
+def read_version(root: Path) -> str:
+    """Return the version that the package's `__init__.py` states."""
+    text = (root / "src" / "finetunelib" / "__init__.py").read_text(encoding="utf-8")
+    found = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if len(found) != 1:
+        raise SystemExit(f"`__version__` must be assigned once, but is {len(found)} times.")
+    return str(found[0])
+
+
+def headings(changelog: str) -> list[Heading]:
+    """Return the changelog's sections, from the top."""
+    parts = re.split(r"^## \[([^\]]+)\](?: - (\S+))?$", changelog, flags=re.MULTILINE)[1:]
+    sections = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return [
+        Heading(name, date, bool(re.search(r"^- ", body, re.MULTILINE)))
+        for name, date, body in sections
+    ]
+
+
+def problems(version: str, changelog: str, tag: str | None = None) -> list[str]:
+    """Return what keeps `version` from fitting the changelog, and a tag if there is one."""
+    if not NUMBER.fullmatch(version):
+        return [f"`__version__` must be three numbers such as 1.2.3, but is {version!r}."]
+    sections = headings(changelog)
+    releases = [section for section in sections if section.name != "Unreleased"]
+    found = [
+        f"The heading [{release.name}] needs a version and a date: ## [1.2.3] - 2026-01-31"
+        for release in releases
+        if not NUMBER.fullmatch(release.name)
+        or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", release.date or "")
+    ]
+    if found:
+        return found
+    numbers = [as_numbers(release.name) for release in releases]
+    if numbers != sorted(set(numbers), reverse=True):
+        found.append("The changelog's releases must stand newest first, each once.")
+    unreleased = any(section.name == "Unreleased" and section.has_entries for section in sections)
+    newest = releases[0].name if releases else "0.0.0"
+    if as_numbers(version) < as_numbers(newest):
+        found.append(f"`__version__` is {version}, but the changelog is already at {newest}.")
+    if version == newest and unreleased:
+        found.append(f"{version} is released, but [Unreleased] has entries: raise `__version__`.")
+    if tag is not None:
+        found.extend(problems_of_tag(version, newest, tag, unreleased=unreleased))
+    return found
+
+
+def problems_of_tag(version: str, newest: str, tag: str, *, unreleased: bool) -> list[str]:
+    """Return what keeps a tag from naming this version as a finished release."""
+    found = []
+    if tag != f"v{version}":
+        found.append(f"The tag must be v{version}, but is {tag!r}.")
+    if version != newest:
+        found.append(f"The changelog's topmost release must be {version}.")
+    elif unreleased:
+        found.append("[Unreleased] must be empty at a release.")
+    return found
+
+
+def problems_of_tree(root: Path, tag: str | None = None) -> list[str]:
+    """Return the problems of the tree at `root`, a second place for the version included."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = []
+    if "version" in project or "version" not in project.get("dynamic", []):
+        found.append("pyproject.toml must not state the version, but list it under `dynamic`.")
+    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    return found + problems(read_version(root), changelog, tag)
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Return a version as numbers that compare."""
+    return tuple(map(int, version.split(".")))

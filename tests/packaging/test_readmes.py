@@ -1,0 +1,82 @@
+"""The two READMEs: equal in content, and with the figures that the benchmarks printed."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from release_version import ROOT
+
+ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict[str, float]:
+    """Return what a benchmark printed, its last size if it has several."""
+    text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    last: dict[str, float] = content[-1] if isinstance(content, list) else content
+    return last
+
+
+def figures() -> list[str]:
+    """Return the figures that both READMEs state."""
+    tutorial, overhead = result("tutorial"), result("step_overhead")
+    imports, checkpoint = result("import_time"), result("checkpoint")
+    return [
+        f"{tutorial['example_seconds']:.1f}",
+        f"{tutorial['tutorial_seconds']:.1f}",
+        f"{tutorial['ratio']}",
+        f"{imports['finetunelib_seconds']}",
+        f"{imports['share']}",
+        f"{overhead['tiny_added_us']} µs",
+        f"{overhead['tiny_plain_us']} µs",
+        f"{checkpoint['megabytes']:,} MB",
+        f"{checkpoint['ratio']}",
+    ]
+
+
+@pytest.mark.parametrize("figure", figures())
+def test_figure_of_a_benchmark_stands_in_both(figure: str) -> None:
+    """A renewed result renews the texts."""
+    number = rf"(?<![\d.,]){re.escape(figure)}(?![\d.,]*\d)"
+    assert re.search(number, ENGLISH)
+    assert re.search(number, CHINESE)
+
+
+def code(text: str) -> list[str]:
+    """Return the blocks of a page, without the comments in them."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(r" *#.*", "", block) for block in blocks]
+
+
+def test_code_is_the_same_in_both() -> None:
+    """Only the comments are translated."""
+    assert code(ENGLISH)
+    assert code(ENGLISH) == code(CHINESE)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^#+ |^- |^\|",
+        r"[\w-]+/[\w-]+#\d+",
+        r"\]\((?!README)[^)]+\)",
+        r"`(?:tests|benchmarks|make|--?\w)[^`]*`",
+        r"<br>`[^`]*`",
+    ],
+    ids=["sections, points and rows", "threads", "links", "commands and files", "command lines"],
+)
+def test_both_have_the_same(pattern: str) -> None:
+    """A point that is added to one README is added to the other, at the same place."""
+    found = [re.findall(pattern, text, re.MULTILINE) for text in (ENGLISH, CHINESE)]
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_every_link_leads_to_a_file() -> None:
+    """What the README names is there."""
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", ENGLISH + CHINESE)
+    files = re.findall(r"`((?:tests|benchmarks)/[^`]+)`", ENGLISH)
+    assert [name for name in [*links, *files] if not (ROOT / name).exists()] == []

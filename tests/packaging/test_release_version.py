@@ -1,0 +1,78 @@
+"""The version against the changelog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from release_version import ROOT, problems, problems_of_tree, read_version
+
+RELEASED = "## [Unreleased]\n\n## [1.1.0] - 2026-02-01\n\n- B.\n\n## [1.0.0] - 2026-01-01\n\n- A.\n"
+PENDING = RELEASED.replace("## [Unreleased]\n", "## [Unreleased]\n\n- New.\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "changelog", "tag"),
+    [
+        ("1.1.0", RELEASED, None),
+        ("1.1.0", RELEASED, "v1.1.0"),
+        ("1.1.0", RELEASED.replace("## [Unreleased]\n\n", ""), "v1.1.0"),
+        ("1.2.0", PENDING, None),
+        ("1.10.0", PENDING.replace("1.1.0", "1.9.0"), None),
+        ("0.1.0", "## [Unreleased]\n\n- First.\n", None),
+    ],
+)
+def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: str | None) -> None:
+    """A version is the topmost release's, or a later one that is being prepared."""
+    assert problems(version, changelog, tag) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "changelog", "tag", "named"),
+    [
+        ("1.0.0", RELEASED, None, "already at 1.1.0"),
+        ("1.1.0", PENDING, None, "1.1.0 is released, but [Unreleased] has entries"),
+        ("1.2", PENDING, None, "'1.2'"),
+        ("1.2.0", PENDING, "v1.2.0", "topmost release must be 1.2.0"),
+        ("1.1.0", RELEASED, "1.1.0", "v1.1.0, but is '1.1.0'"),
+        ("1.1.0", PENDING, "v1.1.0", "[Unreleased] must be empty"),
+        (
+            "1.1.0",
+            RELEASED.replace(" - 2026-02-01", ""),
+            None,
+            "[1.1.0] needs a version",
+        ),
+        ("1.1.0", RELEASED.replace("1.0.0", "1.1.0"), None, "newest first, each once"),
+    ],
+)
+def test_version_that_does_not_fit_is_named(
+    version: str, changelog: str, tag: str | None, named: str
+) -> None:
+    """Each way to release something else than was written down is noticed."""
+    assert named in " ".join(problems(version, changelog, tag))
+
+
+def test_version_of_this_tree_fits_its_changelog() -> None:
+    """The tree is a release, or on the way to the next one."""
+    assert problems_of_tree(ROOT) == []
+
+
+def test_second_place_for_the_version_is_a_problem(tmp_path: Path) -> None:
+    """A version in pyproject.toml would be forgotten one day."""
+    package = tmp_path / "src" / "finetunelib"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "1.1.0"\n')
+    (tmp_path / "CHANGELOG.md").write_text(RELEASED)
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.1.0"\n')
+    assert ["dynamic" in problem for problem in problems_of_tree(tmp_path)] == [True]
+
+
+def test_version_is_read_from_one_assignment(tmp_path: Path) -> None:
+    """Two assignments leave open which one counts."""
+    package = tmp_path / "src" / "finetunelib"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "1.1.0"\n')
+    assert read_version(tmp_path) == "1.1.0"
+    (package / "__init__.py").write_text('__version__ = "1.1.0"\n__version__ = "1.2.0"\n')
+    with pytest.raises(SystemExit, match="but is 2 times"):
+        read_version(tmp_path)
