@@ -128,7 +128,7 @@ def _wrong(case: ExportModel, report: ExportReport, before: str, after: str) -> 
         ]
     if after != before:
         wrong.append("the export changed the model")
-    if load_onnx_metadata(report.path).get("weights_sha256") != before:
+    if load_onnx_metadata(report.path)["weights_sha256"] != before:
         wrong.append("the file tells of other weights")
     return wrong
 
