@@ -105,7 +105,6 @@ def _dynamic_shapes(
 ) -> Any:
     if not any(axes):
         return None
-    # One text and one Dim of the same name would be two axes to the exporter.
     per_input = [dict(own) for own in axes]
     if isinstance(model, Pipeline):
         return (tuple(per_input),)  # Its forward takes `*inputs`: one argument that is a tuple.
