@@ -90,7 +90,7 @@ def judging(
         inputs, targets = _split(first)
         logits = _first_outputs(model, to_device(first, device))
         _check_targets(targets, logits)
-        judge = _Judge(model, device, logits.shape[1], _sums_to_one(logits))
+        judge = _Judge(model, device, _sums_to_one(logits))
         yield Judgement(logits.shape[1], inputs, judge.read(chain([first], in_order)))
 
 
@@ -134,12 +134,9 @@ def names_of(class_names: Sequence[str] | None, classes: int) -> list[str]:
 class _Judge:
     """A model, where it is, and how its outputs are to be read."""
 
-    def __init__(
-        self, model: nn.Module, device: torch.device, classes: int, probabilities: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, probabilities: bool) -> None:
         self._model = model
         self._device = device
-        self._classes = classes
         self._probabilities = probabilities
 
     def read(self, batches: Iterator[Batch]) -> Iterator[Judged]:
