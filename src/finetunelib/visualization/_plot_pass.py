@@ -6,7 +6,7 @@ What is kept of the batches is the pictures' business; here nothing is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,7 +27,7 @@ from finetunelib.errors import (
 )
 from finetunelib.training._checks import check_at_least, check_model, dry_run, first_of
 from finetunelib.training._device import to_device
-from finetunelib.training._supervised import call, describe
+from finetunelib.training._supervised import call, describe, split
 
 #: The target that cross-entropy passes over.
 _IGNORED = nn.CrossEntropyLoss().ignore_index
@@ -182,15 +182,15 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _split(batch: Batch) -> tuple[Any, Any]:
-    """Return the inputs and the targets of a batch."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-    raise InvalidTypeError(
-        "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets under "
-        f"`labels`, but is {describe(batch)}."
-    )
+    """Return the inputs and the targets of a batch, as a training finds them."""
+    try:
+        return split(batch)
+    except InvalidTypeError:
+        # A training's way out, a task of the user's own, is none here.
+        raise InvalidTypeError(
+            "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets "
+            f"under `labels`, but is {describe(batch)}."
+        ) from None
 
 
 def _first_outputs(model: nn.Module, batch: Batch) -> Tensor:
