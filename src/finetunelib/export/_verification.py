@@ -25,6 +25,7 @@ from finetunelib.export._session import (
     Array,
     RefusedError,
     RunError,
+    graph_inputs,
     open_session,
     run_session,
 )
@@ -255,11 +256,9 @@ def _declared_inputs(file: Path) -> dict[str, list[int | str | None]]:
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
     return {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
-        for value in graph.input
-        if value.name not in weights
+        for value in graph_inputs(graph)
     }
 
 
