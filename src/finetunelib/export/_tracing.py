@@ -18,7 +18,7 @@ from finetunelib.errors import ExportError
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._fixed_batch import module_that_fixes_the_batch
 from finetunelib.export._inputs import Inputs
-from finetunelib.export._preprocessing import MODEL, Pipeline
+from finetunelib.export._preprocessing import Pipeline, inner_name
 from finetunelib.export._trace_errors import explain, says_static
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -75,11 +75,6 @@ def trace(
         raise ExportError("torch.onnx.export returned nothing for this model.")
     _strip(program.model)
     return program
-
-
-def inner_name(model: nn.Module) -> str:
-    """Return what the user's model is called in what is exported, `""` where it is that itself."""
-    return MODEL if isinstance(model, Pipeline) else ""
 
 
 def fixed_batch(model: nn.Module, inputs: Inputs, shown: str) -> ExportError:

@@ -20,7 +20,7 @@ from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
 from finetunelib.export._outputs import flat_outputs, run_model
-from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
+from finetunelib.export._preprocessing import Pipeline, Preprocessing, inner_name, pipelines
 from finetunelib.export._session import (
     Array,
     RefusedError,
@@ -29,7 +29,7 @@ from finetunelib.export._session import (
     open_session,
     run_session,
 )
-from finetunelib.export._tracing import inner_name, trace
+from finetunelib.export._tracing import trace
 from finetunelib.finetuning._own_names import checked_model, unwrapped
 
 if TYPE_CHECKING:
