@@ -1,6 +1,6 @@
 """A module as an ONNX file for the viewer: shapes on every edge, and no more weights than needed.
 
-All that this room takes from the exporter is here.
+The viewer's one call of the exporter is here.
 """
 
 from __future__ import annotations
