@@ -39,7 +39,7 @@ RESERVED = frozenset({*_TEXTS, *_JSON, _SELF_TEST}) - {"description"}
 
 
 class SelfTest(TypedDict):
-    """A sample that a file carries, and what the model makes of it.
+    """Samples that a file carries, and what the model makes of them.
 
     Attributes:
         inputs: The arrays that go in, by the names of the graph's inputs.
@@ -67,7 +67,7 @@ class OnnxMetadata(TypedDict):
         verification: What `export_onnx` proved: status, tolerance, batch sizes, comparisons.
         certificate: The tensors that a training left frozen, each with its sha256.
         weights_sha256: The sha256 of the model's tensors, in the order of their names.
-        self_test: A sample and what the model makes of it.
+        self_test: Samples, and what the model makes of them.
         extra: All other texts, the user's own among them.
 
     Example:
