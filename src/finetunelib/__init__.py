@@ -1,8 +1,8 @@
 """Build a model, train it, fine-tune it, export it to ONNX and look at it.
 
 Five functions stand here; everything else lives in the sub-packages `models`, `data`,
-`finetuning`, `training`, `export`, `visualization` and in `errors`. A name is imported when it is
-first used, so that a program without PyTorch can read what an exported file tells.
+`finetuning`, `training`, `callbacks`, `export`, `visualization` and in `errors`. A name is imported
+when it is first used, so that a program without PyTorch can read what an exported file tells.
 """
 
 from typing import TYPE_CHECKING

@@ -36,7 +36,6 @@ class ModelCheckpoint(Callback):
             another is written.
         monitor: A column of the history. The checkpoint of its best epoch is kept besides the
             newest ones, as `best_path`; needs checkpoints at the ends of epochs.
-
         on_error: Whether a disk that cannot take a checkpoint ends the training (`"raise"`) or is
             told in a warning (`"warn"`). The checkpoints before are intact in both cases.
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from finetunelib.export._preprocessing import Pipeline
-from finetunelib.export._trace_errors import user_name
+from finetunelib.export._preprocessing import Pipeline, user_name
 
 #: The keys of the annotations, as viewers show them.
 MODULE, CLASS, PARAMETERS, STATE, OUTPUT = "module", "class", "parameters", "state", "output"

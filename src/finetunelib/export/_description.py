@@ -78,7 +78,7 @@ class Description:
             softmax: Whether it ends with a softmax.
             weights: The sha256 of the weights.
             verification: What was proven.
-            self_test: A sample and what the model makes of it.
+            self_test: Samples, and what the model makes of them.
         """
         extra = dict(self.metadata)
         return OnnxMetadata(
@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
 def self_test_of(
     names: Sequence[str], inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], tolerance: float
 ) -> SelfTest:
-    """Return a sample and what the model makes of it, as arrays."""
+    """Return samples and what the model makes of them, as arrays."""
     results = {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
     largest = max(float(np.abs(array).max(initial=0.0)) for array in results.values())
     return SelfTest(

@@ -53,11 +53,6 @@ def dynamic_axes(
     return found
 
 
-def axis_name(name: AxisName) -> str:
-    """Return the name that an axis has in the exported graph."""
-    return name if isinstance(name, str) else name.__name__
-
-
 def _by_position(
     names: Sequence[str], dynamic_shapes: DynamicShapes | None
 ) -> list[Mapping[int, AxisName]]:

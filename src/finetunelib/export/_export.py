@@ -33,11 +33,11 @@ from finetunelib.export._inputs import Inputs, ModelInputs
 from finetunelib.export._metadata import OnnxMetadata, SelfTest, append_metadata, encode
 from finetunelib.export._names import check_classes, input_names_of, output_names_of
 from finetunelib.export._outputs import flat_outputs, named_outputs, run_model
-from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
+from finetunelib.export._preprocessing import Pipeline, Preprocessing, inner_name, pipelines
 from finetunelib.export._report import ExportReport, tensor_infos
 from finetunelib.export._samples import batches, checked_samples
 from finetunelib.export._session import open_session
-from finetunelib.export._tracing import fixed_batch, inner_name, trace
+from finetunelib.export._tracing import fixed_batch, trace
 from finetunelib.export._verification import Verification, check_tolerance, compare
 from finetunelib.export._whole_model import LARGEST_FILE, data_file, whole_model
 from finetunelib.finetuning._certificate import Certificate

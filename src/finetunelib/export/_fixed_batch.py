@@ -19,7 +19,7 @@ _SIZES = (2, 3)
 
 
 def module_that_fixes_the_batch(model: nn.Module, inputs: Inputs) -> str | None:
-    """Return the name and class of the module in whose forward the batch stops to be followed.
+    """Return the name and class of the module in whose forward the batch is no longer followed.
 
     The model runs on two batch sizes. What a module returns is its own work, and what it is given
     is the work of the module around it. The first that changes with the batch but not along an

@@ -16,7 +16,7 @@ import numpy as np
 
 from finetunelib.export._inputs import Inputs
 from finetunelib.export._model_trace import ModelTrace
-from finetunelib.export._session import Array
+from finetunelib.export._session import Array, graph_inputs
 
 #: A node departs when it adds a tenth of the error that is allowed of the outputs.
 _SHARE = 0.1
@@ -135,9 +135,8 @@ def _at(node: Any, how: str, trace: ModelTrace, kept: Collection[str]) -> Depart
 
 def _fixed_input(graph: Any, batch: Inputs, trace: ModelTrace) -> Departure | None:
     """Return the first input that the file fixes to other sizes than the batch has."""
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    for position, (value, tensor) in enumerate(zip(inputs, batch.tensors, strict=False)):
+    pairs = zip(graph_inputs(graph), batch.tensors, strict=False)
+    for position, (value, tensor) in enumerate(pairs):
         for axis, (size, given) in enumerate(
             zip(value.type.tensor_type.shape.dim, tensor.shape, strict=False)
         ):
@@ -203,8 +202,7 @@ def _own_values(
 
 
 def _by_name(graph: Any, batch: Inputs) -> dict[str, Array]:
-    weights = {tensor.name for tensor in graph.initializer}
-    names = [value.name for value in graph.input if value.name not in weights]
+    names = [value.name for value in graph_inputs(graph)]
     tensors = [tensor.detach().cpu().numpy() for tensor in batch.tensors]
     return dict(zip(names, tensors, strict=False))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+    import onnx
 
     from finetunelib._typing import StrPath
 
@@ -38,7 +39,7 @@ RESERVED = frozenset({*_TEXTS, *_JSON, _SELF_TEST}) - {"description"}
 
 
 class SelfTest(TypedDict):
-    """A sample that a file carries, and what the model makes of it.
+    """Samples that a file carries, and what the model makes of them.
 
     Attributes:
         inputs: The arrays that go in, by the names of the graph's inputs.
@@ -66,7 +67,7 @@ class OnnxMetadata(TypedDict):
         verification: What `export_onnx` proved: status, tolerance, batch sizes, comparisons.
         certificate: The tensors that a training left frozen, each with its sha256.
         weights_sha256: The sha256 of the model's tensors, in the order of their names.
-        self_test: A sample and what the model makes of it.
+        self_test: Samples, and what the model makes of them.
         extra: All other texts, the user's own among them.
 
     Example:
@@ -113,15 +114,23 @@ def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
         >>> metadata["labels"], metadata["postprocessing"]
         (['cat', 'dog'], None)
     """
+    model = read_onnx(check_readable(path, purpose="ONNX file"))
+    return decode({entry.key: entry.value for entry in model.metadata_props})
+
+
+def read_onnx(file: Path) -> onnx.ModelProto:
+    """Return what is in an ONNX file, without the weights that lie in a file beside it.
+
+    Raises:
+        CorruptFileError: The file is no ONNX model.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    file = check_readable(path, purpose="ONNX file")
     try:
-        model = onnx.load(file, load_external_data=False)
+        return onnx.load(file, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise CorruptFileError(f"`{file}` is no ONNX model: {error}. Export it again.") from error
-    return decode({entry.key: entry.value for entry in model.metadata_props})
 
 
 def append_metadata(path: Path, texts: Mapping[str, str], description: str | None = None) -> None:

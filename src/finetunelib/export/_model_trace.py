@@ -13,8 +13,8 @@ from torch import Tensor
 
 from finetunelib.export._annotations import ROOT
 from finetunelib.export._inputs import Inputs
+from finetunelib.export._preprocessing import user_name
 from finetunelib.export._session import Array
-from finetunelib.export._trace_errors import user_name
 
 #: Whose work the softmax is that a pipeline ends with.
 _AFTER = "postprocessing"

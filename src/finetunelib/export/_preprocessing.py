@@ -1,4 +1,7 @@
-"""What comes before and after the model in the graph: from raw images to probabilities."""
+"""What comes before and after the model in the graph: from raw images to probabilities.
+
+A module has two names then: one in the pipeline, and the user's own.
+"""
 
 from __future__ import annotations
 
@@ -177,6 +180,16 @@ def pipelines(
         Pipeline(model, reference, keywords, softmax=softmax),
         inputs.by_position(),
     )
+
+
+def inner_name(model: nn.Module) -> str:
+    """Return what the user's model is called in what is exported, `""` where it is that itself."""
+    return MODEL if isinstance(model, Pipeline) else ""
+
+
+def user_name(name: str, inner_name: str) -> str:
+    """Return a module's name in the user's model, of which a pipeline may be made."""
+    return "" if name == inner_name else name.removeprefix(f"{inner_name}.") if inner_name else name
 
 
 def _half(size: int) -> int:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a file: opened, and run on a model's inputs."""
+"""ONNX Runtime on a file: opened, and run on a model's inputs; what a file takes."""
 
 from __future__ import annotations
 
@@ -75,6 +75,12 @@ def run_session(session: Any, batch: Inputs) -> list[Array]:
             f"ONNX Runtime cannot run the file on a batch of {len(batch.tensors[0])}, which the "
             f"model takes: {_reason(error)}"
         ) from error
+
+
+def graph_inputs(graph: Any) -> list[Any]:
+    """Return what a graph takes, without the weights that some files list among its inputs."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,8 @@ from types import FrameType
 import torch
 from torch import nn
 
+from finetunelib.export._preprocessing import user_name
+
 #: What is known to help, by what the innermost error's type or message holds.
 _WORKAROUNDS = {
     "GuardOnDataDependent": (
@@ -52,11 +54,6 @@ def says_static(error: BaseException) -> bool:
     """Return whether the exporter refused because the model fixes an axis that must be dynamic."""
     texts = [str(cause) for cause in _chain(error)]
     return any("static shape" in text or "Constraints violated" in text for text in texts)
-
-
-def user_name(name: str, inner_name: str) -> str:
-    """Return a module's name in the user's model, of which a pipeline may be made."""
-    return "" if name == inner_name else name.removeprefix(f"{inner_name}.") if inner_name else name
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

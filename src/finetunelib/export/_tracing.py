@@ -18,7 +18,7 @@ from finetunelib.errors import ExportError
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._fixed_batch import module_that_fixes_the_batch
 from finetunelib.export._inputs import Inputs
-from finetunelib.export._preprocessing import MODEL, Pipeline
+from finetunelib.export._preprocessing import Pipeline, inner_name
 from finetunelib.export._trace_errors import explain, says_static
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -77,11 +77,6 @@ def trace(
     return program
 
 
-def inner_name(model: nn.Module) -> str:
-    """Return what the user's model is called in what is exported, `""` where it is that itself."""
-    return MODEL if isinstance(model, Pipeline) else ""
-
-
 def fixed_batch(model: nn.Module, inputs: Inputs, shown: str) -> ExportError:
     """Return the error about an axis that the model's forward fixes, with the module's name."""
     module = module_that_fixes_the_batch(model, inputs)
@@ -105,7 +100,6 @@ def _dynamic_shapes(
 ) -> Any:
     if not any(axes):
         return None
-    # One text and one Dim of the same name would be two axes to the exporter.
     per_input = [dict(own) for own in axes]
     if isinstance(model, Pipeline):
         return (tuple(per_input),)  # Its forward takes `*inputs`: one argument that is a tuple.

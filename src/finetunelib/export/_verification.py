@@ -20,15 +20,16 @@ from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
 from finetunelib.export._outputs import flat_outputs, run_model
-from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
+from finetunelib.export._preprocessing import Pipeline, Preprocessing, inner_name, pipelines
 from finetunelib.export._session import (
     Array,
     RefusedError,
     RunError,
+    graph_inputs,
     open_session,
     run_session,
 )
-from finetunelib.export._tracing import inner_name, trace
+from finetunelib.export._tracing import trace
 from finetunelib.finetuning._own_names import checked_model, unwrapped
 
 if TYPE_CHECKING:
@@ -255,11 +256,9 @@ def _declared_inputs(file: Path) -> dict[str, list[int | str | None]]:
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
     return {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
-        for value in graph.input
-        if value.name not in weights
+        for value in graph_inputs(graph)
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetunelib._files import check_readable
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, UnsupportedFileError
+from finetunelib.export._metadata import read_onnx
 
 #: Endings that Netron opens, those of PyTorch and ONNX first.
 SUFFIXES = (
@@ -101,14 +102,8 @@ def _head(file: Path) -> bytes:
 
 
 def _check_onnx(file: Path) -> None:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise CorruptFileError(f"`{file}` is no ONNX model: {error}. Export it again.") from error
-    if not model.graph.node and not model.graph.input:
+    graph = read_onnx(file).graph
+    if not graph.node and not graph.input:
         raise CorruptFileError(f"`{file}` holds no graph. Export it again.")
 
 

@@ -6,7 +6,7 @@ What is kept of the batches is the pictures' business; here nothing is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,7 +27,7 @@ from finetunelib.errors import (
 )
 from finetunelib.training._checks import check_at_least, check_model, dry_run, first_of
 from finetunelib.training._device import to_device
-from finetunelib.training._supervised import call, describe
+from finetunelib.training._supervised import call, describe, split
 
 #: The target that cross-entropy passes over.
 _IGNORED = nn.CrossEntropyLoss().ignore_index
@@ -90,7 +90,7 @@ def judging(
         inputs, targets = _split(first)
         logits = _first_outputs(model, to_device(first, device))
         _check_targets(targets, logits)
-        judge = _Judge(model, device, logits.shape[1], _sums_to_one(logits))
+        judge = _Judge(model, device, _sums_to_one(logits))
         yield Judgement(logits.shape[1], inputs, judge.read(chain([first], in_order)))
 
 
@@ -134,12 +134,9 @@ def names_of(class_names: Sequence[str] | None, classes: int) -> list[str]:
 class _Judge:
     """A model, where it is, and how its outputs are to be read."""
 
-    def __init__(
-        self, model: nn.Module, device: torch.device, classes: int, probabilities: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, probabilities: bool) -> None:
         self._model = model
         self._device = device
-        self._classes = classes
         self._probabilities = probabilities
 
     def read(self, batches: Iterator[Batch]) -> Iterator[Judged]:
@@ -185,15 +182,15 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _split(batch: Batch) -> tuple[Any, Any]:
-    """Return the inputs and the targets of a batch."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
-    raise InvalidTypeError(
-        "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets under "
-        f"`labels`, but is {describe(batch)}."
-    )
+    """Return the inputs and the targets of a batch, as a training finds them."""
+    try:
+        return split(batch)
+    except InvalidTypeError:
+        # A training's way out, a task of the user's own, is none here.
+        raise InvalidTypeError(
+            "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets "
+            f"under `labels`, but is {describe(batch)}."
+        ) from None
 
 
 def _first_outputs(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,7 +1,7 @@
 """The one look of all pictures: colors for light and dark pages, fonts, and how figures are made.
 
-Matplotlib is imported inside of `drawing` alone, so that the library works without it. No figure
-is made by pyplot: nothing is shown, no backend is chosen, and nothing has to be closed.
+Matplotlib is imported only when something is drawn, so that the library works without it. No
+figure is made by pyplot: nothing is shown, no backend is chosen, and nothing has to be closed.
 """
 
 from __future__ import annotations

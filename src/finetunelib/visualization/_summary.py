@@ -9,12 +9,13 @@ from torch import nn
 
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.export._inputs import Inputs
+from finetunelib.finetuning._listing import quoted
 from finetunelib.finetuning._own_names import unwrapped
 from finetunelib.models._example_input import ExampleInput
 from finetunelib.visualization._summary_html import html_of
 from finetunelib.visualization._summary_rows import SummaryRow, class_name, rows_of
 from finetunelib.visualization._summary_run import Watched, watch
-from finetunelib.visualization._summary_text import listed, memory, shape_text, text_of, title_of
+from finetunelib.visualization._summary_text import memory, shape_text, text_of, title_of
 from finetunelib.visualization._summary_tree import Part, packs_weights, tree_of
 
 #: With the lines above and below it, such a table fills a screen of forty lines.
@@ -211,15 +212,15 @@ def _notes(
         # What is inside of a module is used as often as the module, which goes without saying.
         tops = [name for name in names if not any(name.startswith(f"{top}.") for top in names)]
         if tops:
-            yield f"Used {calls} times: {listed(tops)}."
+            yield f"Used {calls} times: {quoted(tops)}."
     for row in rows:
         if row.same_as is not None:
             yield f"Counted once: `{title_of(row)}`, the same module as `{row.same_as}`."
     packed = [part.name for part in tree.walk() if packs_weights(part.module)]
     if packed:
-        yield f"Quantized, with packed weights that are not counted: {listed(packed)}."
+        yield f"Quantized, with packed weights that are not counted: {quoted(packed)}."
     for names in _tied(tree):
-        yield f"Counted once: {listed(names)}, which are tied."
+        yield f"Counted once: {quoted(names)}, which are tied."
 
 
 def _tied(tree: Part) -> Iterator[list[str]]:

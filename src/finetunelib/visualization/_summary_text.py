@@ -145,9 +145,3 @@ def _wrapped(text: str) -> list[str]:
 def _dtype_of(row: SummaryRow) -> str:
     names = [str(dtype).removeprefix("torch.") for dtype in row.dtypes]
     return "mixed" if len(names) > 1 else "".join(names) or "-"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names in backquotes, and in place of more than six of them their number."""
-    shown = ", ".join(f"`{name}`" for name in names[:6])
-    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown

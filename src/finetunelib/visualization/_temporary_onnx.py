@@ -1,6 +1,6 @@
 """A module as an ONNX file for the viewer: shapes on every edge, and no more weights than needed.
 
-All that this room takes from the exporter is here.
+The viewer's one call of the exporter is here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from finetunelib.export._annotations import annotate
 from finetunelib.export._dynamic_shapes import BATCH, AxisName
 from finetunelib.export._inputs import Inputs, ModelInputs
 from finetunelib.export._outputs import flat_outputs, run_model
-from finetunelib.export._tracing import inner_name, trace
+from finetunelib.export._preprocessing import inner_name
+from finetunelib.export._tracing import trace
 from finetunelib.models._example_input import run_on_example
 
 #: How many bytes of weights a file holds; the larger weights beyond are left out.
