@@ -53,7 +53,7 @@ def own_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def without_wrappers(name: str, model: nn.Module) -> str:
+def name_inside_wrappers(name: str, model: nn.Module) -> str:
     """Return a dotted name in a wrapped model as one in the user's own module."""
     own = unwrapped(model)
     while model is not own:

@@ -29,9 +29,9 @@ from finetunelib.finetuning._head import HEAD_LAYERS, Head, HeadLayer, describe_
 from finetunelib.finetuning._own_names import (
     checked_model,
     last_layers,
+    name_inside_wrappers,
     own_modules,
     unwrapped,
-    without_wrappers,
 )
 from finetunelib.models._example_input import ExampleInput, OutputKindError
 
@@ -249,7 +249,7 @@ def _locate(model: nn.Module, request: _Request) -> tuple[Head, DryRun | None]:
     if request.at is None:
         return locate_head(model, request.example_input)
     own = unwrapped(model)
-    head = _head_at(own, without_wrappers(request.at, model))
+    head = _head_at(own, name_inside_wrappers(request.at, model))
     try:
         return head, dry_run(own, request.example_input)
     except InvalidInputError as error:

@@ -41,9 +41,6 @@ class Selection:
     modules: frozenset[nn.Module] = frozenset()
     parameters: frozenset[str] = frozenset()
 
-    def __or__(self, other: Selection) -> Selection:
-        return Selection(self.modules | other.modules, self.parameters | other.parameters)
-
     def parameter_names(self, model: nn.Module) -> set[str]:
         """Return the names of all parameters that are selected, with every name of a shared one."""
         return set(self.parameters).union(

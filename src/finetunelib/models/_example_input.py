@@ -18,6 +18,9 @@ ExampleInput: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 #: Image sizes that classifiers are built for, the commonest first; 299 is Inception's.
 _SIZES = (224, 32, 28, 64, 299)
 
+#: Where models say the image size that they were built for.
+_SIZE_ATTRIBUTES = ("image_size", "img_size")
+
 #: How many tokens a text has that is made up.
 _TOKENS = 8
 
@@ -37,7 +40,7 @@ def first_layer(model: nn.Module) -> tuple[str, _FirstLayer] | None:
 
 
 def likely_shapes(model: nn.Module) -> Iterator[Shape]:
-    """Yield input shapes of two samples that the model may take, the likeliest first."""
+    """Yield input shapes that the model may take, as `likely_inputs` does, the likeliest first."""
     layer = _input_layer(model)
     if layer is None:
         return
@@ -62,7 +65,7 @@ def likely_shapes(model: nn.Module) -> Iterator[Shape]:
 
 
 def likely_inputs(model: nn.Module, device: torch.device | None = None) -> Iterator[Tensor]:
-    """Yield inputs of two samples, the likeliest first.
+    """Yield inputs of two samples, the likeliest first; for an embedding, of one text as well.
 
     Args:
         model: The model, whose first layer says what it takes: numbers in its own dtype, or for an
@@ -180,9 +183,6 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
             yield (value, value)
         elif isinstance(value, tuple | list) and all(isinstance(side, int) for side in value):
             yield tuple(value)
-
-
-_SIZE_ATTRIBUTES = ("image_size", "img_size")
 
 
 def _end_of_text(model: nn.Module, layer: nn.Embedding) -> int:

@@ -122,7 +122,7 @@ def write_checkpoint(
     """
     content = plain(state)
     target = Path(path)
-    if any((target / name).exists() for name in FILES) and not _is_one(target):
+    if any((target / name).exists() for name in FILES) and not _is_checkpoint(target):
         raise PathNotWritableError(
             f"`{target}` holds files that are not of a checkpoint and would be lost. "
             "Pass another path."
@@ -179,7 +179,7 @@ def newest_checkpoint(path: StrPath) -> Checkpoint | None:
     # One that does not say its age may be the newest.
     candidates = _folders(folder)
     failures: list[str] = []
-    if _is_one(folder):
+    if _is_checkpoint(folder):
         try:
             return open_checkpoint(folder)
         except CheckpointError as error:
@@ -247,7 +247,7 @@ def _save(state: dict[str, Any], file: Path) -> None:
         raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
 
 
-def _is_one(folder: Path) -> bool:
+def _is_checkpoint(folder: Path) -> bool:
     """Return whether a folder is meant to be a checkpoint; others hold weights or histories too."""
     return any((folder / name).exists() for name in (MANIFEST, STATE))
 
@@ -260,7 +260,7 @@ def _folders(parent: Path) -> list[Path]:
     for entry in parent.iterdir():
         hidden = entry.name.startswith(".")
         target = parent / entry.name[1:].rpartition("-")[0]
-        if (not hidden or former_folder(target) == entry) and _is_one(entry):
+        if (not hidden or former_folder(target) == entry) and _is_checkpoint(entry):
             found.append(entry)
     return found
 

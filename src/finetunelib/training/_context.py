@@ -14,6 +14,7 @@ from finetunelib._files import check_writable
 from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError
 from finetunelib.training._history import History
+from finetunelib.training._manifest import MANIFEST
 from finetunelib.training._state import TrainState
 
 #: What happens where a checkpoint cannot be written.
@@ -88,7 +89,7 @@ class TrainContext:
             PathNotWritableError: Nothing can be written there, and `on_error` is `"raise"`.
         """
         if on_error == "raise":
-            check_writable(Path(path) / "manifest.json")
+            check_writable(Path(path) / MANIFEST)
         self.requested_checkpoints[Path(path)] = on_error
 
     def check_resumable(self, *, inside_epoch: bool = True) -> None:

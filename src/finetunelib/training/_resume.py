@@ -28,7 +28,6 @@ from finetunelib.training._state import TrainState
 #: What changes the bits of a training, though it can go on.
 _ENVIRONMENT = ("finetunelib", "torch", "python", "threads", "device", "seed")
 
-
 #: What the state of a training consists of.
 _PARTS = ("optimizer", "schedule", "precision", "callbacks", "buffers", "frozen", "inside")
 
@@ -287,5 +286,5 @@ def _described(reading: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in reading.items())
 
 
-def _names(names: Any) -> str:
+def _names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
-#: A function from the optimizer to a schedule, or a schedule of the ready optimizer.
+#: A function from the optimizer to a scheduler of torch.
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
 Interval: TypeAlias = Literal["step", "epoch"]
 

@@ -77,8 +77,9 @@ class Trainer:
             ready optimizer. `None` is SGD with momentum 0.9. It is built at the first `fit`, over
             all parameters, frozen ones included.
         lr: The learning rate. `None` is 0.01; an error beside a ready optimizer.
-        lr_scheduler: A function from the optimizer to a scheduler of torch. ReduceLROnPlateau
-            sees the validation loss, or the training loss where there is no validation.
+        lr_scheduler: A function from the optimizer to a scheduler of torch, or a scheduler of the
+            ready optimizer that is passed. ReduceLROnPlateau sees the validation loss, or the
+            training loss where there is no validation. `None` keeps the learning rate.
         lr_scheduler_interval: Whether the scheduler moves after every `"epoch"` or `"step"`.
         metrics: Measures by name: functions (outputs, targets) -> value, averaged over samples,
             or objects with `update(outputs, targets)`, `compute()` and `reset()`, such as those
