@@ -18,7 +18,7 @@ test: $(VENV)/.dev ## Run the tests, but for the slow ones (under five minutes)
 	$(BIN)/python -m pytest -q -m "not slow and not large"
 
 test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure their coverage
-	$(BIN)/python -m pytest -q -m "not large" --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not large" --cov --cov-report=
 
 check: lint types layers coverage doctest docs ## Run every gate but the tests
 
