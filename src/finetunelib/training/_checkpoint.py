@@ -214,7 +214,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a process that was killed left in a folder of checkpoints."""
+    """Clean up what a process that was killed left in a folder of checkpoints."""
     sweep_unfinished(folder, names=FILES)
 
 
