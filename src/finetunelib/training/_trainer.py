@@ -65,6 +65,7 @@ class Trainer:
     Data is a tuple (inputs, targets) of tensors or numpy arrays, a `torch.utils.data.Dataset`
     (or anything else with a length and items), or an iterable of ready batches such as a
     DataLoader. Tensors are cut into batches in memory, without a step for each sample.
+    `TensorBatches` are taken as they are, with their own batch size and seed.
 
     Args:
         model: The module to train. It stays the user's own object, in `trainer.model`. `fit`
