@@ -221,13 +221,17 @@ class Trainer:
             `trainer.history`.
 
         Raises:
-            InvalidArgumentError: No limit, a limit below 1, or no parameter to train.
+            InvalidArgumentError: No limit, a limit below 1, no parameter to train, or an iterator
+                for more than one epoch.
             InvalidTypeError: The data is of no known form.
             EmptyDataError: There is no sample.
+            DataError: Inputs and targets have different lengths.
             InvalidInputError: The model cannot take the inputs.
             InvalidTargetError: The default loss cannot take the targets.
             CheckpointError: The checkpoint is damaged, or of another training.
+            CallbackError: A callback raised.
             PathNotWritableError: A checkpoint that a callback asked for cannot be written.
+            TrainingInterrupted: Ctrl-C or SIGTERM ended the training, after the step in progress.
 
         Example:
             >>> import torch
@@ -329,6 +333,7 @@ class Trainer:
         Raises:
             InvalidTypeError: The data is of no known form.
             EmptyDataError: There is no sample.
+            DataError: Inputs and targets have different lengths.
             InvalidInputError: The model cannot take the inputs.
             InvalidTargetError: The default loss cannot take the targets.
 
