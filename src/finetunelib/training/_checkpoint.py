@@ -95,7 +95,7 @@ class Checkpoint:
         file = self.path / HISTORY
         try:
             return History.from_json(file)
-        except (WeightsError, RecursionError) as error:
+        except WeightsError as error:
             raise CheckpointError(f"`{file}` is no history: {error}. Use another one.") from error
 
 
