@@ -1,6 +1,7 @@
-"""What functions put back as they found it: modes of submodules, and random states.
+"""What functions put back as they found it: a model's modes, attributes and buffers, random states.
 
-Nothing here knows of training, export or drawing; those rooms enter these blocks.
+The seeds that random states begin from are made and set here too. Nothing here knows of training,
+export or drawing; those rooms enter these blocks.
 """
 
 from __future__ import annotations

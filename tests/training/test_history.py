@@ -188,6 +188,14 @@ def test_json_that_is_no_text_is_an_error_that_names_the_file(tmp_path: Path) ->
         History.from_json(path)
 
 
+def test_json_of_endless_nesting_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """A file that nests deeper than Python reads is refused like any other damage."""
+    path = tmp_path / "history.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(CorruptFileError, match=r"history\.json"):
+        History.from_json(path)
+
+
 def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     """There is nothing to read."""
     with pytest.raises(FileMissingError, match=r"nowhere\.json"):

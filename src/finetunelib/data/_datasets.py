@@ -103,7 +103,7 @@ class ReadyBatches:
         except TypeError:
             return None
 
-    def inexact(self, *, inside_epoch: bool = True) -> str | None:
+    def inexact(self, *, inside_epoch: bool) -> str | None:
         """Return why a training cannot be gone on with exactly, where that is so."""
         if not self.replayable and inside_epoch:
             return (
@@ -147,7 +147,7 @@ class ReadyBatches:
         """Return None: the targets are inside the batches."""
         return None
 
-    def state_dict(self, *, inside_epoch: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:
         """Return the random states that a DataLoader was given, and a source's own state.
 
         A source without a state of its own is read again from the epoch's beginning, so that its

@@ -27,10 +27,10 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     """Return a user's data as batches.
 
     Args:
-        data: A tuple (inputs, targets) of tensors or arrays; a Dataset, or anything else with a
-            length and items that is not a list or tuple; any other iterable, lists and
-            DataLoaders included, which yields ready batches. Inputs alone, as a tensor or
-            array, only where `inputs_only` allows it.
+        data: `TensorBatches`, which keep their own batch size and seed; a tuple (inputs, targets)
+            of tensors or arrays; a Dataset, or anything else with a length and items that is not a
+            list or tuple; any other iterable, lists and DataLoaders included, which yields ready
+            batches. Inputs alone, as a tensor or array, only where `inputs_only` allows it.
         name: What the argument is called, for messages.
         batch_size: The samples in a batch, where this function makes the batches.
         num_workers: The processes that read a dataset; 0 reads it in this one.

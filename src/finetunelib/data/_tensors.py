@@ -39,6 +39,8 @@ class TensorBatches(SeededBatches):
     Attributes:
         tensors: The tensors.
         samples: The number of rows of each.
+        batch_size: The number of samples in a batch.
+        seed: What decides the order together with the epoch's number.
 
     Raises:
         EmptyDataError: There is no tensor, or no sample in it.

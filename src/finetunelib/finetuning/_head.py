@@ -39,7 +39,7 @@ class Head:
     found_by: str
 
     def __str__(self) -> str:
-        kind = kind_of(self.module)
+        kind = _kind_of(self.module)
         where = f"`{self.name}`, " if self.name else "the model itself, "
         return (
             f"The head is {where}a {kind} from {self.in_features} to {self.out_features} "
@@ -77,7 +77,7 @@ def out_features_of(layer: HeadLayer) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def kind_of(module: nn.Module) -> str:
+def _kind_of(module: nn.Module) -> str:
     """Return the name of a module's class, without what a parametrization put before it."""
     return type(module).__name__.removeprefix("Parametrized")
 

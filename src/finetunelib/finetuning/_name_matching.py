@@ -61,7 +61,7 @@ def match_names(
         InvalidArgumentError: An entry of `rename` applies to no name, or two names become one.
         InvalidTypeError: `rename` is no mapping from text to text.
     """
-    targets = rename_all(theirs, rename)
+    targets = _rename_all(theirs, rename)
     ours = list(ours)
     known = set(ours)
     sources = {target: name for name, target in targets.items() if target in known}
@@ -104,7 +104,7 @@ def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {key: value for key, value in pairs if counts[key] == 1}
 
 
-def rename_all(names: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
+def _rename_all(names: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
     """Return what each name of a file is called after renaming.
 
     The longest entry that a name equals or begins with decides. Dots at an entry's end do not

@@ -29,7 +29,7 @@ from finetunelib.finetuning._pickles import check_bounded
 #: meant.
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module", "net")
 
-PICKLED = (".pth", ".pt", ".bin")
+_PICKLED = (".pth", ".pt", ".bin")
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -76,10 +76,10 @@ def read_file(path: Path, *, mapped: bool) -> dict[str, FileTensor]:
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in PICKLED:
+    if path.suffix in _PICKLED:
         return _read_pickled(path, mapped=mapped)
     raise CorruptFileError(
-        f"`{path}` is of no known kind. Weights files end in .safetensors, {', '.join(PICKLED)}; "
+        f"`{path}` is of no known kind. Weights files end in .safetensors, {', '.join(_PICKLED)}; "
         "sharded ones have an index that ends in .safetensors.index.json."
     )
 

@@ -95,7 +95,7 @@ class Checkpoint:
         file = self.path / HISTORY
         try:
             return History.from_json(file)
-        except (WeightsError, RecursionError) as error:
+        except WeightsError as error:
             raise CheckpointError(f"`{file}` is no history: {error}. Use another one.") from error
 
 
@@ -214,7 +214,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a process that was killed left in a folder of checkpoints."""
+    """Clean up what a process that was killed left in a folder of checkpoints."""
     sweep_unfinished(folder, names=FILES)
 
 

@@ -1,4 +1,4 @@
-"""Where a training runs, and how batches get there."""
+"""Where a training runs, how batches get there, and how many samples they hold."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class History:
         file = check_readable(path, purpose="history")
         try:
             return cls(_rows(json.loads(file.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptFileError(
                 f"`{file}` is not a history: {error}. Expected what `History.to_json` writes."
             ) from error

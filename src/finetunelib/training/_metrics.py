@@ -27,7 +27,7 @@ class Metric(Protocol):
 
 
 #: What torch's losses ignore among class indices, by default.
-IGNORED = -100
+_IGNORED = -100
 
 #: A metric is an object, or a function of (outputs, targets) that is averaged over samples.
 MetricLike: TypeAlias = Metric | Callable[[Tensor, Tensor], Tensor | float]
@@ -78,7 +78,7 @@ class Accuracy:
             hits = (largest == targets.unsqueeze(1)).any(1)
         # The sum stays on the device: reading it here would wait for the device at every step.
         self._hits = self._hits + hits.sum()
-        self._samples = self._samples + counted(targets, IGNORED)
+        self._samples = self._samples + counted(targets, _IGNORED)
 
     def compute(self) -> float:
         """Return the share, in [0, 1], or nan when nothing was taken in."""

@@ -8,7 +8,7 @@ from torch import nn
 from finetunelib._typing import OptimizerFactory
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
-DEFAULT_LR = 0.01
+_DEFAULT_LR = 0.01
 
 
 def check_optimizer(
@@ -59,7 +59,7 @@ def build_optimizer(
         _check_needs_no_closure(optimizer)
         return optimizer
     groups = [{"params": list(model.parameters())}]
-    rate = DEFAULT_LR if lr is None else lr
+    rate = _DEFAULT_LR if lr is None else lr
     if optimizer is None:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9)
     made = optimizer(groups, lr=rate)

@@ -65,6 +65,7 @@ class Trainer:
     Data is a tuple (inputs, targets) of tensors or numpy arrays, a `torch.utils.data.Dataset`
     (or anything else with a length and items), or an iterable of ready batches such as a
     DataLoader. Tensors are cut into batches in memory, without a step for each sample.
+    `TensorBatches` are taken as they are, with their own batch size and seed.
 
     Args:
         model: The module to train. It stays the user's own object, in `trainer.model`. `fit`
@@ -220,13 +221,17 @@ class Trainer:
             `trainer.history`.
 
         Raises:
-            InvalidArgumentError: No limit, a limit below 1, or no parameter to train.
+            InvalidArgumentError: No limit, a limit below 1, no parameter to train, or an iterator
+                for more than one epoch.
             InvalidTypeError: The data is of no known form.
             EmptyDataError: There is no sample.
+            DataError: Inputs and targets have different lengths.
             InvalidInputError: The model cannot take the inputs.
             InvalidTargetError: The default loss cannot take the targets.
             CheckpointError: The checkpoint is damaged, or of another training.
+            CallbackError: A callback raised.
             PathNotWritableError: A checkpoint that a callback asked for cannot be written.
+            TrainingInterrupted: Ctrl-C or SIGTERM ended the training, after the step in progress.
 
         Example:
             >>> import torch
@@ -328,6 +333,7 @@ class Trainer:
         Raises:
             InvalidTypeError: The data is of no known form.
             EmptyDataError: There is no sample.
+            DataError: Inputs and targets have different lengths.
             InvalidInputError: The model cannot take the inputs.
             InvalidTargetError: The default loss cannot take the targets.
 
