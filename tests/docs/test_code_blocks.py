@@ -19,6 +19,7 @@ DIRECTIVES = {
     "{eval-rst}",
     "{glossary}",
     "{container}",
+    "{image}",
     "{literalinclude}",
 }
 

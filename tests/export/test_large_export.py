@@ -48,9 +48,10 @@ def test_model_above_2_gb_is_a_verified_pair(
     assert weights_sha256(model) == digest
 
     metadata = load_onnx_metadata(path)
-    assert metadata.get("weights_sha256") == digest
-    assert metadata.get("labels") == list("abcde")
-    assert metadata.get("verification", {})["status"] == "verified"
+    assert metadata["weights_sha256"] == digest
+    assert metadata["labels"] == list("abcde")
+    assert metadata["verification"] is not None
+    assert metadata["verification"]["status"] == "verified"
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     output = np.asarray(session.run(None, {report.inputs[0].name: samples[ROWS:].numpy()})[0])

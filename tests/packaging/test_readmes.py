@@ -24,6 +24,7 @@ def figures() -> list[str]:
     """Return the figures that both READMEs state."""
     tutorial, overhead = result("tutorial"), result("step_overhead")
     imports, checkpoint = result("import_time"), result("checkpoint")
+    export = result("export")
     return [
         f"{tutorial['example_seconds']:.1f}",
         f"{tutorial['tutorial_seconds']:.1f}",
@@ -34,6 +35,7 @@ def figures() -> list[str]:
         f"{overhead['tiny_plain_us']} µs",
         f"{checkpoint['megabytes']:,} MB",
         f"{checkpoint['ratio']}",
+        f"{export['ratio']}",
     ]
 
 

@@ -44,6 +44,9 @@ class SelfTest(TypedDict):
         inputs: The arrays that go in, by the names of the graph's inputs.
         outputs: The arrays that come out, by the names of the graph's outputs.
         tolerance: The largest absolute difference that is still right.
+
+    Example:
+        See `load_onnx_metadata`, and `examples/serve_onnx.py`.
     """
 
     inputs: dict[str, npt.NDArray[Any]]
@@ -65,6 +68,9 @@ class OnnxMetadata(TypedDict):
         weights_sha256: The sha256 of the model's tensors, in the order of their names.
         self_test: A sample and what the model makes of it.
         extra: All other texts, the user's own among them.
+
+    Example:
+        See `load_onnx_metadata`.
     """
 
     description: str | None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from finetunelib.errors import ExportMismatchError, InvalidArgumentError, Invali
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
-from finetunelib.export._locating import Departure, locate
 from finetunelib.export._outputs import flat_outputs, run_model
 from finetunelib.export._preprocessing import Pipeline, Preprocessing, pipelines
 from finetunelib.export._session import (
@@ -31,6 +30,9 @@ from finetunelib.export._session import (
 )
 from finetunelib.export._tracing import inner_name, trace
 from finetunelib.finetuning._own_names import checked_model, unwrapped
+
+if TYPE_CHECKING:
+    from finetunelib.export._locating import Departure
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,8 @@ def _sought(
     file: Path, program: Callable[[], Any], batch: Inputs, prefix: str, tolerance: float
 ) -> Departure | None:
     """Search for where a file departs; not finding it must not hide that it does."""
+    from finetunelib.export._locating import locate
+
     with contextlib.suppress(Exception):
         return locate(file, program(), batch, prefix, tolerance)
     return None

@@ -118,3 +118,7 @@ def _loaded(model: nn.Module) -> dict[str, str]:
         for prefix, module in reversed(list(unwrapped(model).named_modules()))
         for name, seen in loaded_digests(module).items()
     }
+
+
+# The path that users import from, for tracebacks and pickles.
+Certificate.__module__ = "finetunelib.finetuning"

@@ -254,3 +254,7 @@ def _advice(model: nn.Module) -> str:
         if last
         else "The model has no Linear and no convolution; add one as its last layer."
     )
+
+
+# The path that users import from, for tracebacks and pickles.
+find_head.__module__ = "finetunelib.finetuning"

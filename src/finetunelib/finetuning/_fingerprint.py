@@ -53,3 +53,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
                     seen.add(buffer)
                     tensors[buffer_name] = buffer
     return {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+
+
+# The path that users import from, for tracebacks and pickles.
+fingerprint.__module__ = "finetunelib.finetuning"

@@ -175,3 +175,9 @@ def is_frozen(model: nn.Module, part: Parts | None = None) -> bool:
         parameter.requires_grad and name in names
         for name, parameter in inner.named_parameters(remove_duplicate=False)
     )
+
+
+# The path that users import from, for tracebacks and pickles.
+freeze.__module__ = "finetunelib.finetuning"
+is_frozen.__module__ = "finetunelib.finetuning"
+unfreeze.__module__ = "finetunelib.finetuning"

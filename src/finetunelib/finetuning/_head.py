@@ -80,3 +80,7 @@ def out_features_of(layer: HeadLayer) -> int:
 def kind_of(module: nn.Module) -> str:
     """Return the name of a module's class, without what a parametrization put before it."""
     return type(module).__name__.removeprefix("Parametrized")
+
+
+# The path that users import from, for tracebacks and pickles.
+Head.__module__ = "finetunelib.finetuning"

@@ -115,3 +115,7 @@ class LoadReport:
 
 def _dtypes(pairs: Mapping[str, tuple[torch.dtype, torch.dtype]]) -> list[str]:
     return [f"{name} (file {theirs}, model {ours})" for name, (theirs, ours) in pairs.items()]
+
+
+# The path that users import from, for tracebacks and pickles.
+LoadReport.__module__ = "finetunelib.finetuning"

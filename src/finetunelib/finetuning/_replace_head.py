@@ -390,3 +390,8 @@ def _check_not_distributed(model: nn.Module) -> None:
             "The model is wrapped in DistributedDataParallel, which takes up no parameters later "
             "on. Replace the head first, and wrap the model then."
         )
+
+
+# The path that users import from, for tracebacks and pickles.
+replace_head.__module__ = "finetunelib.finetuning"
+freeze_and_replace_head.__module__ = "finetunelib"

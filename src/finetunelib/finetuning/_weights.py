@@ -343,3 +343,8 @@ def _digests(
         if group[0] in written and group[0] in loaded:
             digests |= dict.fromkeys(group, digest(written[group[0]]))
     return digests
+
+
+# The path that users import from, for tracebacks and pickles.
+load_weights.__module__ = "finetunelib.finetuning"
+save_weights.__module__ = "finetunelib.finetuning"

@@ -28,7 +28,6 @@ from finetunelib.errors import (
     WeightsError,
 )
 from finetunelib.finetuning._pickles import check_bounded
-from finetunelib.finetuning._weights import write_weights
 from finetunelib.training._history import History, as_json
 from finetunelib.training._manifest import (
     FILES,
@@ -128,6 +127,8 @@ def write_checkpoint(
             f"`{target}` holds files that are not of a checkpoint and would be lost. "
             "Pass another path."
         )
+    from finetunelib.finetuning._weights import write_weights
+
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with whole_folder(target, names=FILES) as folder:
         write_weights(model, folder / WEIGHTS, place=target / WEIGHTS)

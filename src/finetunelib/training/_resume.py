@@ -17,7 +17,6 @@ from finetunelib._typing import StrPath
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError, WeightsMismatchError
 from finetunelib.finetuning._certificate import Witness
-from finetunelib.finetuning._weights import read_weights
 from finetunelib.training._callback import Callback, by_name
 from finetunelib.training._checkpoint import Checkpoint, plain, write_checkpoint
 from finetunelib.training._history import History
@@ -105,6 +104,8 @@ class Training:
         if reading is not None and about["batch"]:
             check_same_reading(saved["inside"]["reading"], reading)
         self._say_what_differs(checkpoint.path, about)
+        from finetunelib.finetuning._weights import read_weights
+
         before = copy.deepcopy(self._small_states())
         try:
             self._load_small_states(saved)
