@@ -57,6 +57,11 @@ SAMPLE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def always_one_thread(one_thread: None) -> None:
+    """Run torch on one thread: images this small are slower on several."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLE, ids=key)
 def test_export_is_dynamic_and_verified(case: ExportModel, tmp_path: Path) -> None:
