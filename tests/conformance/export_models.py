@@ -173,8 +173,9 @@ def _fill_statistics(model: nn.Module, size: int) -> None:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return
-    seen = images(size, 32, seed=1)
-    seen[16:] += seen.std() * torch.randn(seen[16:].shape)
+    half = 16 if size < 128 else 4  # A large image has as many positions as several small ones.
+    seen = images(size, 2 * half, seed=1)
+    seen[half:] += seen.std() * torch.randn(seen[half:].shape)
     momentum = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
