@@ -761,7 +761,9 @@ def test_name_that_the_model_does_not_have_is_an_error_that_offers_others(at: st
 
 
 @pytest.mark.parametrize(
-    "request_", [{"num_classes": 7}, {"head": lambda width: nn.Linear(width, 7)}], ids=str
+    "request_",
+    [{"num_classes": 7}, {"head": lambda width: nn.Linear(width, 7)}],
+    ids=["classes", "callable"],
 )
 def test_place_of_unknown_width_needs_a_module(request_: dict[str, Any]) -> None:
     """Where there is no layer, the width of its input is unknown; place and kind are named."""

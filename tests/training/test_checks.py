@@ -465,7 +465,9 @@ def test_loss_that_cannot_be_called_is_an_error_that_shows_it(loss_fn: Any) -> N
 # Arguments of the Trainer
 
 
-@pytest.mark.parametrize("model", [nn.Linear, build_mlp, "resnet", None], ids=repr)
+@pytest.mark.parametrize(
+    "model", [nn.Linear, build_mlp, "resnet", None], ids=["class", "function", "text", "None"]
+)
 def test_model_that_is_none_is_an_error_that_shows_it(model: Any) -> None:
     """A class or function in place of a module."""
     with pytest.raises(InvalidTypeError) as caught:
