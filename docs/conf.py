@@ -80,7 +80,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "write_computation_times": False,
     "remove_config_comments": True,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("matplotlib", "figure_scraper"),
     "matplotlib_animations": False,
     "capture_repr": ("_repr_html_",),
     "plot_gallery": "True",

@@ -88,14 +88,9 @@ scratch = Trainer(network(2), lr=0.02, batch_size=10, progress=False)
 from_nothing = scratch.fit(few, test, epochs=30)
 print(f"{from_nothing['val_accuracy'][-1]:.1%} from random weights")
 
-import matplotlib.pyplot as plt
+from finetunelib.visualization import plot_history
 
-figure, axis = plt.subplots(figsize=(6, 3))
-axis.plot(history["epoch"], history["val_accuracy"], label="a new head on a frozen backbone")
-axis.plot(from_nothing["epoch"], from_nothing["val_accuracy"], label="from random weights")
-axis.set(xlabel="epoch", ylabel="val_accuracy", ylim=(0.4, 1))
-axis.legend(frameon=False)
-figure.tight_layout()
+figure = plot_history({"new head": history, "random weights": from_nothing})
 
 # %%
 # Features help where they are about what the new task asks for. Who knows the ten digits knows

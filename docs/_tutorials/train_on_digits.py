@@ -64,12 +64,9 @@ print(history)
 # the validation loss with it. Where the second one rises again while the first one falls, the
 # model has begun to learn its training images by heart.
 
-figure, axis = plt.subplots(figsize=(6, 3))
-axis.plot(history["epoch"], history["train_loss"], label="train_loss")
-axis.plot(history["epoch"], history["val_loss"], label="val_loss")
-axis.set(xlabel="epoch", ylabel="loss")
-axis.legend(frameon=False)
-figure.tight_layout()
+from finetunelib.visualization import plot_history
+
+figure = plot_history(history)
 
 # %%
 # What it says
@@ -79,22 +76,16 @@ figure.tight_layout()
 
 logits = trainer.predict(val)
 answers = logits.argmax(1)
-confidence = logits.softmax(1).amax(1)
-wrong = (answers != val[1]).nonzero().flatten()
-wrong = wrong[confidence[wrong].argsort(descending=True)]
-print(f"{len(wrong)} of {len(val[1])} are wrong; {trainer.evaluate(val)}")
+wrong = int((answers != val[1]).sum())
+print(f"{wrong} of {len(val[1])} are wrong; {trainer.evaluate(val)}")
 
 # %%
-# The mistakes of which it was most certain:
+# The mistakes of which it was most certain, and which digits it takes for which:
 
-figure, axes = plt.subplots(1, 6, figsize=(8, 1.8))
-for axis, row in zip(axes, wrong, strict=False):
-    axis.imshow(val[0][row, 0].numpy(), cmap="gray_r")
-    said = f"is {int(val[1][row])}, said {int(answers[row])}"
-    axis.set_title(f"{said}\n{confidence[row]:.0%}", fontsize=9)
-for axis in axes:
-    axis.axis("off")
-figure.tight_layout()
+from finetunelib.visualization import plot_confusion, plot_predictions
+
+mistakes = plot_predictions(model, val, count=8)
+confusion = plot_confusion(model, val)
 
 # %%
 # Keep it
