@@ -80,11 +80,15 @@ wrong = int((answers != val[1]).sum())
 print(f"{wrong} of {len(val[1])} are wrong; {trainer.evaluate(val)}")
 
 # %%
-# The mistakes of which it was most certain, and which digits it takes for which:
+# The mistakes of which it was most certain:
 
 from finetunelib.visualization import plot_confusion, plot_predictions
 
 mistakes = plot_predictions(model, val, count=8)
+
+# %%
+# Which digits it takes for which:
+
 confusion = plot_confusion(model, val)
 
 # %%
