@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import textwrap
@@ -53,9 +54,10 @@ a dynamic batch (texts have a dynamic length too). It was compared with the mode
 `export_onnx` at batch 1, 2 and 7, and by `verify_onnx` on samples that it was not exported
 with; the model was bit for bit the same afterwards. An error is the largest of any value, as a
 share of the outputs' spread over the samples (allowed: 0.001); the norm ratio is the one
-furthest from 1. The seconds are those of `export_onnx`, its verification included: by the
-clock, and in brackets by the processors, which other programs do not prolong. Two files are a
-model above 2 GB, whose weights lie beside the graph."""
+furthest from 1. The millions are those of the parameters. The seconds are those of
+`export_onnx`, its verification included: by the clock, and in brackets by the processors, which
+other programs do not prolong. Two files are a model above 2 GB, whose weights lie beside the
+graph."""
 
 PACKAGES = ("finetunelib", "torch", "torchvision", "transformers", "onnx", "onnxscript")
 
@@ -185,7 +187,7 @@ def page(content: Mapping[str, Any]) -> str:
 
 def _table(found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
     lines = [
-        "| model | input | million parameters | files | seconds | error | on unseen | norm ratio |",
+        "| model | input | millions | files | seconds | error | on unseen | norm ratio |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, result in found:
@@ -201,7 +203,10 @@ def _table(found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
             else ["", str(result["seconds"]), "failed", "", ""]
         )
         size = f"{result['parameters'] / 1e6:.3g}"
-        lines.append(f"| {' | '.join([name, result['inputs'], size, *numbers])} |")
+        inputs = result["inputs"].replace(" x ", "\N{MULTIPLICATION SIGN}")
+        # Short, so that the errors are beside them on a narrow screen.
+        short = re.sub(r"^torchvision/|For\w+Classification$", "", name)
+        lines.append(f"| {' | '.join([short, inputs, size, *numbers])} |")
     return lines
 
 
