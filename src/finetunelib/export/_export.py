@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from finetunelib._files import check_writable, not_written, whole_folder
+from finetunelib._files import not_written, whole_folder
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._typing import StrPath
@@ -23,10 +22,10 @@ from finetunelib.errors import (
     CorruptFileError,
     ExportError,
     ExportMismatchError,
-    InvalidArgumentError,
     PathNotWritableError,
 )
 from finetunelib.export._annotations import annotate
+from finetunelib.export._checks import check_path, check_tolerance, check_values
 from finetunelib.export._description import Description, self_test_of, weights_sha256
 from finetunelib.export._dynamic_shapes import AxisName, DynamicShapes, dynamic_axes
 from finetunelib.export._inputs import Inputs, ModelInputs
@@ -38,7 +37,7 @@ from finetunelib.export._report import ExportReport, tensor_infos
 from finetunelib.export._samples import batches, checked_samples
 from finetunelib.export._session import open_session
 from finetunelib.export._tracing import fixed_batch, trace
-from finetunelib.export._verification import Verification, check_tolerance, compare
+from finetunelib.export._verification import Verification, compare
 from finetunelib.export._whole_model import LARGEST_FILE, data_file, whole_model
 from finetunelib.finetuning._certificate import Certificate
 from finetunelib.finetuning._own_names import checked_model, unwrapped
@@ -139,10 +138,11 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
         >>> report.verification.status, report.inputs[0].shape
         ('verified', ('batch', 4))
     """
-    file = _check_path(path)
+    file = check_path(path)
     check_tolerance(tolerance)
     own = unwrapped(checked_model(model))
-    _check_values(own)
+    check_values(own)
+    size = _size(own)
     description = Description.of(labels, metadata, certificate, own)
     given = Inputs.of(example_input, "example_input").beside(own)
     exported, reference, inputs = pipelines(own, given, preprocessing, softmax=softmax)
@@ -170,7 +170,7 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
             dynamic_batch=dynamic_batch,
             opset_version=opset_version,
             tolerance=tolerance if verify else None,
-            two_files=_size(own) > LARGEST_FILE,
+            two_files=size > LARGEST_FILE,
             keep_mismatch=keep_mismatch,
         )
         carried = _self_test(plan, tolerance) if self_test else None
@@ -184,7 +184,7 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
                 self_test=carried,
             )
 
-        report = _export(plan, texts, choose_progress(_size(own) > _LARGE))
+        report = _export(plan, texts, choose_progress(size > _LARGE))
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
@@ -363,26 +363,6 @@ def _self_test(plan: _Plan, tolerance: float) -> SelfTest:
         dict(zip(plan.output_names, outputs, strict=True)),
         tolerance,
     )
-
-
-def _check_path(path: StrPath) -> Path:
-    file = check_writable(path)
-    if file.suffix != ".onnx":
-        raise InvalidArgumentError(f"`path` must end in .onnx, but is `{file}`.")
-    return file
-
-
-def _check_values(model: nn.Module) -> None:
-    tensors = [*model.parameters(), *model.buffers()]
-    # Before anything else: a call would give a lazy layer its weights, and change the model.
-    if any(is_lazy(tensor) for tensor in tensors):
-        raise ExportError(
-            "The model holds lazy layers that have no weights yet. Call it once on a batch."
-        )
-    if any(tensor.is_meta for tensor in tensors):
-        raise ExportError(
-            "The model holds tensors on the meta device, which have no values. Load its weights."
-        )
 
 
 def _size(model: nn.Module) -> int:

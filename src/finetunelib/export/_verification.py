@@ -16,6 +16,7 @@ from finetunelib._files import check_readable
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._typing import StrPath
 from finetunelib.errors import ExportMismatchError, InvalidArgumentError, InvalidTypeError
+from finetunelib.export._checks import check_tolerance
 from finetunelib.export._dynamic_shapes import AxisName
 from finetunelib.export._gates import Comparison, examine
 from finetunelib.export._inputs import Inputs, ModelInputs
@@ -165,18 +166,6 @@ def verify_onnx(
         if found is None:
             raise refusal
         raise _mismatch(str(refusal), found) from refusal
-
-
-def check_tolerance(tolerance: float) -> None:
-    """Check a tolerance that a user passed.
-
-    Raises:
-        InvalidArgumentError: No error would be below it, or every one.
-    """
-    if not 0.0 < tolerance < float("inf"):
-        raise InvalidArgumentError(
-            f"`tolerance` must be a finite number above 0, but is {tolerance}."
-        )
 
 
 def compare(
