@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib.errors import ExportError, ExportMismatchError, PathNotWritableError
-from finetunelib.export import _tracing
+from finetunelib.export._tracing import exporter
 from support_untouched import changed_since, snapshot
 
 
@@ -100,7 +100,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def _process() -> dict[str, Any]:
     """Return what an export may not leave changed in the process."""
-    names = ("", *_tracing._LOGGERS, "onnxruntime", "finetunelib")
+    names = ("", *exporter._LOGGERS, "onnxruntime", "finetunelib")
     return {
         "filters": list(warnings.filters),
         "levels": {name: logging.getLogger(name).level for name in names},

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from finetunelib import export_onnx
 from finetunelib.errors import ExportMismatchError
-from finetunelib.export import Verification, _tracing, _verification, verify_onnx
+from finetunelib.export import Verification, verify_onnx
+from finetunelib.export._tracing import exporter
+from finetunelib.export._verification import verify as verification
 from support_onnx import Array
 
 Mutation = Callable[[ModelProto], None]
@@ -195,7 +197,7 @@ def check_found(
 
 def trace_once(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> None:
     """Trace a model once for all of its files, since their changes do not change it."""
-    real = _tracing.trace
+    real = exporter.trace
 
     def trace(model: nn.Module, inputs: Any, *, axes: Any, **rest: Any) -> Any:
         key = f"{model} {axes}"
@@ -203,4 +205,4 @@ def trace_once(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> Non
             programs[key] = real(model, inputs, axes=axes, **rest)
         return programs[key]
 
-    monkeypatch.setattr(_verification, "trace", trace)
+    monkeypatch.setattr(verification, "trace", trace)

@@ -20,7 +20,7 @@ def scrape(_block: object, block_vars: dict[str, Any], gallery_conf: dict[str, A
     """Save the figures that a block left in a name, and return the text that shows them."""
     paths = []
     for value in list(block_vars["example_globals"].values()):
-        drawn_by_us = type(value).__module__ == "finetunelib.visualization._plot_figure"
+        drawn_by_us = type(value).__module__ == "finetunelib.visualization._plots.figure"
         if drawn_by_us and value not in _seen:
             _seen.add(value)
             paths.append(next(block_vars["image_path_iterator"]))

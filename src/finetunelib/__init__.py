@@ -11,10 +11,10 @@ from finetunelib._lazy import lazily
 
 if TYPE_CHECKING:
     from finetunelib.export._export import export_onnx
-    from finetunelib.finetuning._replace_head import freeze_and_replace_head
+    from finetunelib.finetuning._freeze_and_replace import freeze_and_replace_head
     from finetunelib.models._mlp import build_mlp
     from finetunelib.training._trainer import Trainer
-    from finetunelib.visualization._visualize import visualize
+    from finetunelib.visualization._netron.visualize import visualize
 
 __version__ = "0.1.0"
 
@@ -46,8 +46,8 @@ if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
             "Trainer": "training._trainer",
             "build_mlp": "models._mlp",
             "export_onnx": "export._export",
-            "freeze_and_replace_head": "finetuning._replace_head",
-            "visualize": "visualization._visualize",
+            "freeze_and_replace_head": "finetuning._freeze_and_replace",
+            "visualize": "visualization._netron.visualize",
             **{package: package for package in _PACKAGES},
         },
     )

@@ -16,7 +16,7 @@ from finetunelib import Trainer
 from finetunelib.callbacks import EMA, ModelCheckpoint
 from finetunelib.errors import CheckpointError, InvalidArgumentError, PathNotWritableError
 from finetunelib.training import Callback, TrainContext
-from finetunelib.training._checkpoint import open_checkpoint
+from finetunelib.training._checkpointing.folder import open_checkpoint
 
 INPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 DATA = (INPUTS, torch.tensor([0, 1, 2, 0, 1, 2]))

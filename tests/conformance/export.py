@@ -41,7 +41,7 @@ from conformance.export_models import (
 from finetunelib import export_onnx
 from finetunelib.errors import FinetuneLibError
 from finetunelib.export import ExportReport, load_onnx_metadata, verify_onnx
-from finetunelib.export._description import weights_sha256
+from finetunelib.export._metadata.describe import weights_sha256
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "export.json"

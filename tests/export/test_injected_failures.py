@@ -22,7 +22,8 @@ from finetunelib.errors import (
     InvalidInputError,
     InvalidTypeError,
 )
-from finetunelib.export import _export, _tracing
+from finetunelib.export import _export
+from finetunelib.export._tracing import exporter
 from finetunelib.finetuning import Certificate
 from support_failures import FAILURES, Model, Watch, content, full, raising, recorded_model, running
 from support_models import samples
@@ -46,7 +47,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
 
     def trace(*args: Any, **options: Any) -> Any:
         if not programs:
-            programs.append(_tracing.trace(*args, **options))
+            programs.append(exporter.trace(*args, **options))
         return programs[0]
 
     monkeypatch.setattr(_export, "trace", trace)
@@ -119,7 +120,7 @@ def test_a_failure_leaves_everything_as_it_was(
         }[place]
     watch = Watch(model, path.parent, temporary)
     if place == "torch.onnx.export":
-        monkeypatch.setattr(_export, "trace", _tracing.trace)
+        monkeypatch.setattr(_export, "trace", exporter.trace)
     monkeypatch.setattr(place, fault)
     with pytest.raises(raised):
         export_onnx(model, path, samples(3, 4), self_test=True)

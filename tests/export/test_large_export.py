@@ -15,7 +15,7 @@ import torch
 from conformance.export_models import ROWS, wide
 from finetunelib import export_onnx
 from finetunelib.export import load_onnx_metadata, verify_onnx
-from finetunelib.export._description import weights_sha256
+from finetunelib.export._metadata.describe import weights_sha256
 
 pytestmark = pytest.mark.large
 

@@ -12,7 +12,8 @@ import pytest
 
 from finetunelib import export_onnx
 from finetunelib.errors import PathNotWritableError
-from finetunelib.export import _export, _tracing
+from finetunelib.export import _export
+from finetunelib.export._tracing import exporter
 from support_failures import Model, Watch, full, recorded_model
 from support_models import samples
 
@@ -35,7 +36,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
 
     def trace(*args: Any, **options: Any) -> Any:
         if not programs:
-            programs.append(_tracing.trace(*args, **options))
+            programs.append(exporter.trace(*args, **options))
         return programs[0]
 
     monkeypatch.setattr(_export, "trace", trace)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from finetunelib.training import Callback, TrainContext
-from finetunelib.training._checkpoint import newest_checkpoint
-from training.checkpoint_files import COMBINATIONS, Combination, bits
+from finetunelib.training._checkpointing.folder import newest_checkpoint
+from training._checkpointing.checkpoint_files import COMBINATIONS, Combination, bits
 
 KILLS = 5
 

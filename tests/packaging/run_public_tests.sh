@@ -6,7 +6,7 @@ tests=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cp "$tests/test_public_api.py" "$tests/integration/test_whole_road.py" \
-  "$tests/finetuning/test_weights.py" "$folder"
+  "$tests/finetuning/_weights/test_load.py" "$folder"
 cd "$folder"
 printf '[pytest]\nmarkers =\n    slow: slow\n' > pytest.ini
 "$python" -c 'import finetunelib; assert "site-packages" in finetunelib.__file__'

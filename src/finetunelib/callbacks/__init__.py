@@ -6,6 +6,3 @@ from finetunelib.callbacks._loggers import CSVLogger, TensorBoardLogger
 from finetunelib.callbacks._model_checkpoint import ModelCheckpoint
 
 __all__ = ["EMA", "CSVLogger", "EarlyStopping", "ModelCheckpoint", "TensorBoardLogger"]
-
-for _public in (EMA, CSVLogger, EarlyStopping, ModelCheckpoint, TensorBoardLogger):
-    _public.__module__ = __name__

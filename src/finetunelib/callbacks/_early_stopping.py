@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetunelib._public import public
 from finetunelib.callbacks._improvement import Improvement, Mode
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 
 
+@public("finetunelib.callbacks")
 class EarlyStopping(Callback):
     """Stops a training when a measurement has not improved for some epochs.
 

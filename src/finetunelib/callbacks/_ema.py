@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetunelib._public import public
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 
 
+@public("finetunelib.callbacks")
 class EMA(Callback):
     """Keeps a moving average of the weights, which often generalises better than the last ones.
 

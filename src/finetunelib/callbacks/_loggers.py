@@ -7,10 +7,12 @@ from typing import Any
 
 from finetunelib._files import check_writable
 from finetunelib._optional import require
+from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.training import Callback, TrainContext
 
 
+@public("finetunelib.callbacks")
 class CSVLogger(Callback):
     """Keeps the history in a CSV file, written anew after each epoch, whole or not at all.
 
@@ -42,6 +44,7 @@ class CSVLogger(Callback):
         context.history.to_csv(self.path)
 
 
+@public("finetunelib.callbacks")
 class TensorBoardLogger(Callback):
     """Writes every measurement of an epoch for TensorBoard, over the number of steps.
 

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from finetunelib._files import check_writable
+from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.callbacks._improvement import Improvement
 from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
-from finetunelib.training._checkpoint import checkpoints_in, remove_checkpoint, sweep
-from finetunelib.training._context import OnError
-from finetunelib.training._manifest import MANIFEST
+from finetunelib.training._callbacks.context import OnError
+from finetunelib.training._checkpointing.folder import checkpoints_in, remove_checkpoint, sweep
+from finetunelib.training._checkpointing.manifest import MANIFEST
 
 #: What the folders are called that this callback writes, and may delete.
 _NAME = re.compile(r"epoch-\d{4,}-step-\d{8,}")
 
 
+@public("finetunelib.callbacks")
 class ModelCheckpoint(Callback):
     """Writes checkpoints into a folder, from which `fit(resume_from=folder)` goes on.
 

@@ -4,6 +4,3 @@ from finetunelib.data._in_memory import InMemoryDataset, in_memory
 from finetunelib.data._tensors import TensorBatches
 
 __all__ = ["InMemoryDataset", "TensorBatches", "in_memory"]
-
-for _public in (InMemoryDataset, TensorBatches, in_memory):
-    _public.__module__ = __name__

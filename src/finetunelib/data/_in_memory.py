@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import Progress, choose_progress
+from finetunelib._public import public
 from finetunelib._typing import SizedDataset
 from finetunelib.data._tensors import is_tensor_like
 from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
@@ -21,6 +22,7 @@ from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 _READ_TWICE = 16
 
 
+@public("finetunelib.data")
 class InMemoryDataset(TensorDataset):
     """A dataset whose samples lie in memory, as `in_memory` returns it.
 
@@ -46,6 +48,7 @@ class InMemoryDataset(TensorDataset):
         return (self.batch_transform(sample[0].unsqueeze(0)).squeeze(0), *sample[1:])
 
 
+@public("finetunelib.data")
 def in_memory(
     dataset: SizedDataset[Any],
     *,

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from finetunelib._preserve import derive_seed
+from finetunelib._public import public
 from finetunelib._typing import TensorLike
 from finetunelib.data._batches import SeededBatches
 from finetunelib.errors import (
@@ -21,6 +22,7 @@ from finetunelib.errors import (
 )
 
 
+@public("finetunelib.data")
 class TensorBatches(SeededBatches):
     """Batches of tensors in memory, shuffled anew each epoch in a reproducible order.
 

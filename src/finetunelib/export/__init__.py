@@ -6,12 +6,12 @@
 from typing import TYPE_CHECKING
 
 from finetunelib._lazy import lazily
-from finetunelib.export._metadata import OnnxMetadata, SelfTest, load_onnx_metadata
+from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, load_onnx_metadata
 
 if TYPE_CHECKING:
-    from finetunelib.export._gates import Comparison
     from finetunelib.export._report import ExportReport, TensorInfo
-    from finetunelib.export._verification import Verification, verify_onnx
+    from finetunelib.export._verification.comparison import Comparison
+    from finetunelib.export._verification.verify import Verification, verify_onnx
 
 __all__ = [
     "Comparison",
@@ -24,18 +24,16 @@ __all__ = [
     "verify_onnx",
 ]
 
-for _public in (OnnxMetadata, SelfTest, load_onnx_metadata):
-    _public.__module__ = __name__
 
 if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),
         {
-            "Comparison": "_gates",
+            "Comparison": "_verification.comparison",
             "ExportReport": "_report",
             "TensorInfo": "_report",
-            "Verification": "_verification",
-            "verify_onnx": "_verification",
+            "Verification": "_verification.verify",
+            "verify_onnx": "_verification.verify",
         },
     )

@@ -14,38 +14,41 @@ from typing import Any
 
 from torch import nn
 
+from finetunelib._arguments import check_model
 from finetunelib._files import not_written, whole_folder
+from finetunelib._forward.inputs import Inputs, ModelInputs
+from finetunelib._forward.outputs import flat_outputs, named_outputs, run_model
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
+from finetunelib._public import public
 from finetunelib._typing import StrPath
+from finetunelib._wrappers import unwrapped
 from finetunelib.errors import (
     CorruptFileError,
     ExportError,
     ExportMismatchError,
     PathNotWritableError,
 )
-from finetunelib.export._annotations import annotate
-from finetunelib.export._checks import check_path, check_tolerance, check_values
-from finetunelib.export._description import Description, self_test_of, weights_sha256
-from finetunelib.export._dynamic_shapes import AxisName, DynamicShapes, dynamic_axes
-from finetunelib.export._inputs import Inputs, ModelInputs
-from finetunelib.export._metadata import OnnxMetadata, SelfTest, append_metadata, encode
-from finetunelib.export._names import check_classes, input_names_of, output_names_of
-from finetunelib.export._outputs import flat_outputs, named_outputs, run_model
-from finetunelib.export._preprocessing import Pipeline, Preprocessing, inner_name, pipelines
+from finetunelib.export._metadata.describe import Description, self_test_of, weights_sha256
+from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, append_metadata, encode
+from finetunelib.export._model_file import LARGEST_FILE, data_file, whole_model
 from finetunelib.export._report import ExportReport, tensor_infos
-from finetunelib.export._samples import batches, checked_samples
-from finetunelib.export._session import open_session
-from finetunelib.export._tracing import fixed_batch, trace
-from finetunelib.export._verification import Verification, compare
-from finetunelib.export._whole_model import LARGEST_FILE, data_file, whole_model
-from finetunelib.finetuning._certificate import Certificate
-from finetunelib.finetuning._own_names import checked_model, unwrapped
+from finetunelib.export._request.checks import check_path, check_tolerance, check_values
+from finetunelib.export._request.dynamic_axes import AxisName, DynamicShapes, dynamic_axes
+from finetunelib.export._request.names import check_classes, input_names_of, output_names_of
+from finetunelib.export._request.pipeline import Pipeline, Preprocessing, inner_name, pipelines
+from finetunelib.export._tracing.annotations import annotate
+from finetunelib.export._tracing.exporter import fixed_batch, trace
+from finetunelib.export._verification.runtime import open_session
+from finetunelib.export._verification.samples import batches, checked_samples
+from finetunelib.export._verification.verify import Verification, compare
+from finetunelib.finetuning._freezing.certificate import Certificate
 
 #: From this size on an export takes long enough to say how far it is.
 _LARGE = 200_000_000
 
 
+@public("finetunelib")
 def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     model: nn.Module,
     path: StrPath,
@@ -140,7 +143,7 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     """
     file = check_path(path)
     check_tolerance(tolerance)
-    own = unwrapped(checked_model(model))
+    own = unwrapped(check_model(model))
     check_values(own)
     size = _size(own)
     description = Description.of(labels, metadata, certificate, own)
@@ -376,7 +379,3 @@ def _bytes(path: Path) -> int:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-# The path that users import from, for tracebacks and pickles.
-export_onnx.__module__ = "finetunelib"

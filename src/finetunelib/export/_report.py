@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetunelib.export._verification import Verification
+from finetunelib._public import public
+from finetunelib.export._verification.verify import Verification
 
 
+@public("finetunelib.export")
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """An input or output of an ONNX file.
@@ -30,6 +32,7 @@ class TensorInfo:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+@public("finetunelib.export")
 @dataclass(frozen=True, slots=True)
 class ExportReport:
     """What `export_onnx` wrote and what was proven about it.
@@ -129,8 +132,3 @@ def _text(text: str) -> str:
 
 def _shape(shape: Sequence[int | str]) -> str:
     return str(tuple(2 if isinstance(size, str) else size for size in shape))
-
-
-# The path that users import from, for tracebacks and pickles.
-TensorInfo.__module__ = "finetunelib.export"
-ExportReport.__module__ = "finetunelib.export"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from finetunelib._lazy import lazily
 
 if TYPE_CHECKING:
-    from finetunelib.finetuning._certificate import Certificate
-    from finetunelib.finetuning._find_head import find_head
-    from finetunelib.finetuning._fingerprint import fingerprint
-    from finetunelib.finetuning._freeze import freeze, is_frozen, unfreeze
-    from finetunelib.finetuning._head import Head
-    from finetunelib.finetuning._load_report import LoadReport
-    from finetunelib.finetuning._replace_head import replace_head
-    from finetunelib.finetuning._weights import load_weights, save_weights
+    from finetunelib.finetuning._freezing.certificate import Certificate
+    from finetunelib.finetuning._freezing.fingerprint import fingerprint
+    from finetunelib.finetuning._freezing.freeze import freeze, is_frozen, unfreeze
+    from finetunelib.finetuning._heads.find import find_head
+    from finetunelib.finetuning._heads.head import Head
+    from finetunelib.finetuning._heads.replace import replace_head
+    from finetunelib.finetuning._weights.load import load_weights, save_weights
+    from finetunelib.finetuning._weights.report import LoadReport
 
 __all__ = [
     "Certificate",
@@ -36,16 +36,16 @@ if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
         __name__,
         globals(),
         {
-            "Certificate": "_certificate",
-            "Head": "_head",
-            "LoadReport": "_load_report",
-            "find_head": "_find_head",
-            "fingerprint": "_fingerprint",
-            "freeze": "_freeze",
-            "is_frozen": "_freeze",
-            "load_weights": "_weights",
-            "replace_head": "_replace_head",
-            "save_weights": "_weights",
-            "unfreeze": "_freeze",
+            "Certificate": "_freezing.certificate",
+            "Head": "_heads.head",
+            "LoadReport": "_weights.report",
+            "find_head": "_heads.find",
+            "fingerprint": "_freezing.fingerprint",
+            "freeze": "_freezing.freeze",
+            "is_frozen": "_freezing.freeze",
+            "load_weights": "_weights.load",
+            "replace_head": "_heads.replace",
+            "save_weights": "_weights.load",
+            "unfreeze": "_freezing.freeze",
         },
     )

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._preserve import initialising_with
+from finetunelib._public import public
 from finetunelib._typing import FeaturesToModule
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
 
 
+@public("finetunelib.models")
 class MLP(nn.Module):
     """A multilayer perceptron: a `backbone` that makes features and a linear `head` on top.
 
@@ -67,6 +69,7 @@ class MLP(nn.Module):
         return outputs
 
 
+@public("finetunelib")
 def build_mlp(
     in_features: int,
     hidden_features: Sequence[int],

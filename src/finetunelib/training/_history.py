@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from finetunelib._files import check_readable, write_whole
+from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, InvalidArgumentError
-from finetunelib.finetuning._certificate import Certificate
+from finetunelib.finetuning._freezing.certificate import Certificate
 
 
+@public("finetunelib.training")
 class History:
     """The measurements of a training, one row an epoch.
 

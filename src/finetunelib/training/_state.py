@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetunelib._public import public
 
+
+@public("finetunelib.training")
 @dataclass(slots=True)
 class TrainState:
     """The counters of a training.

@@ -13,48 +13,52 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from finetunelib._arguments import check_at_least, check_model, check_whole
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
+from finetunelib._public import public
 from finetunelib._typing import LossFunction, OptimizerFactory, StrPath
+from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
 from finetunelib.errors import CheckpointError, FileMissingError
-from finetunelib.finetuning._certificate import Witness
-from finetunelib.training._callback import Callback, Callbacks, check_callbacks
-from finetunelib.training._checkpoint import newest_checkpoint
-from finetunelib.training._checks import (
-    check_at_least,
-    check_batch,
-    check_limits,
-    check_model,
-    check_replayable,
-    check_whole,
-    dry_run,
-    first_of,
-)
-from finetunelib.training._context import TrainContext
-from finetunelib.training._device import choose_device, to_device
-from finetunelib.training._evaluation import Evaluation, Measurement
-from finetunelib.training._gradients import choose_clipping
+from finetunelib.finetuning._freezing.certificate import Witness
+from finetunelib.training._callbacks.callback import Callback, Callbacks, check_callbacks
+from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._checkpointing.folder import newest_checkpoint
+from finetunelib.training._checkpointing.run import Training, reading_of
+from finetunelib.training._device import choose_device
 from finetunelib.training._history import History
-from finetunelib.training._loop import Loop
-from finetunelib.training._metrics import Accuracy, MetricLike, checked_metrics
-from finetunelib.training._optimization import build_optimizer, check_optimizer, check_trainable
-from finetunelib.training._precision import PrecisionName, choose_precision
-from finetunelib.training._resume import Training, reading_of
-from finetunelib.training._schedule import (
+from finetunelib.training._loop.loop import Loop
+from finetunelib.training._measuring.evaluation import Evaluation, Measurement
+from finetunelib.training._measuring.metrics import Accuracy, MetricLike, checked_metrics
+from finetunelib.training._optimization.gradients import choose_clipping
+from finetunelib.training._optimization.optimizer import (
+    build_optimizer,
+    check_optimizer,
+    check_trainable,
+)
+from finetunelib.training._optimization.precision import PrecisionName, choose_precision
+from finetunelib.training._optimization.schedule import (
     Interval,
     NoSchedule,
     SchedulerFactory,
     build_schedule,
     check_scheduler,
 )
+from finetunelib.training._optimization.step import Step
 from finetunelib.training._state import TrainState
-from finetunelib.training._step import Step
-from finetunelib.training._supervised import SupervisedTask, choose_task, module_of_loss
-from finetunelib.training._task import Task
+from finetunelib.training._tasks.first_batch import (
+    check_batch,
+    check_limits,
+    check_replayable,
+    dry_run,
+)
+from finetunelib.training._tasks.supervised import SupervisedTask, choose_task, module_of_loss
+from finetunelib.training._tasks.task import Task
 
 
+@public("finetunelib")
 class Trainer:
     """Trains, evaluates and applies a model.
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from finetunelib._lazy import lazily
 
 if TYPE_CHECKING:
-    from finetunelib.visualization._plot_confusion import plot_confusion
-    from finetunelib.visualization._plot_history import plot_history
-    from finetunelib.visualization._plot_predictions import plot_predictions
-    from finetunelib.visualization._server import NetronServer
-    from finetunelib.visualization._summary import Summary, summary
-    from finetunelib.visualization._summary_rows import SummaryRow
+    from finetunelib.visualization._netron.server import NetronServer
+    from finetunelib.visualization._plots.confusion import plot_confusion
+    from finetunelib.visualization._plots.history import plot_history
+    from finetunelib.visualization._plots.predictions import plot_predictions
+    from finetunelib.visualization._summary.rows import SummaryRow
+    from finetunelib.visualization._summary.table import Summary, summary
 
 __all__ = [
     "NetronServer",
@@ -30,12 +30,12 @@ if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
         __name__,
         globals(),
         {
-            "NetronServer": "_server",
-            "Summary": "_summary",
-            "SummaryRow": "_summary_rows",
-            "plot_confusion": "_plot_confusion",
-            "plot_history": "_plot_history",
-            "plot_predictions": "_plot_predictions",
-            "summary": "_summary",
+            "NetronServer": "_netron.server",
+            "Summary": "_summary.table",
+            "SummaryRow": "_summary.rows",
+            "plot_confusion": "_plots.confusion",
+            "plot_history": "_plots.history",
+            "plot_predictions": "_plots.predictions",
+            "summary": "_summary.table",
         },
     )

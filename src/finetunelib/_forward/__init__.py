@@ -1,0 +1,1 @@
+"""Running any model once: example inputs, their names, and the outputs."""

@@ -1,0 +1,51 @@
+"""One batch: its first of many, its device and its length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetunelib._typing import Batch
+from finetunelib.errors import EmptyDataError
+
+
+def first_of(batches: Iterator[Batch], name: str) -> Batch:
+    """Return the first batch of data.
+
+    Raises:
+        EmptyDataError: There is none.
+    """
+    for batch in batches:
+        return batch
+    raise EmptyDataError(
+        f"`{name}` yielded no batch. An iterator that has been read once is empty; a list or a "
+        "DataLoader can be read again."
+    )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with every tensor in it on `device`; its structure stays."""
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, (tuple, list)):
+        parts = [to_device(part, device) for part in batch]
+        # A named tuple takes its parts one by one.
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    return batch
+
+
+def length_of(batch: Any) -> int:
+    """Return the number of samples in a batch: the rows of its first tensor, or 0."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else 0
+    if not isinstance(batch, (tuple, list)):
+        batch = batch.values() if isinstance(batch, Mapping) else ()
+    for part in batch:
+        if length := length_of(part):
+            return length
+    return 0

@@ -1,0 +1,243 @@
+"""The texts that an exported file carries: checked before the export, and put together after it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from finetunelib._wrappers import own_name
+from finetunelib.errors import FreezeError, InvalidArgumentError, InvalidTypeError
+from finetunelib.export._metadata.format import RESERVED, OnnxMetadata, SelfTest
+from finetunelib.export._verification.verify import Verification
+from finetunelib.finetuning._digests import digest
+from finetunelib.finetuning._freezing.certificate import Certificate
+
+#: The packages whose versions decide what is in a file.
+_PACKAGES = ("finetunelib", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
+
+_BEFORE = "In the graph, which takes raw inputs: "
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the user wants a file to tell, checked.
+
+    Attributes:
+        labels: The names of the classes.
+        metadata: The user's own texts.
+        certificate: What a training proved of the frozen tensors.
+    """
+
+    labels: tuple[str, ...] | None
+    metadata: dict[str, str]
+    certificate: Certificate | None
+
+    @classmethod
+    def of(
+        cls, labels: object, metadata: object, certificate: object, model: nn.Module
+    ) -> Description:
+        """Check what a user passed.
+
+        Raises:
+            InvalidTypeError: Labels or metadata are no texts, or the certificate is none.
+            InvalidArgumentError: A key of the metadata is the library's own, or a text holds a path
+                of this machine.
+            FreezeError: A tensor of the model is not what the certificate says.
+        """
+        checked = cls(_labels(labels), _texts(metadata), _certificate(certificate))
+        for where, text in (
+            *((f"metadata[{key!r}]", text) for key, text in checked.metadata.items()),
+            *((f"labels[{i}]", text) for i, text in enumerate(checked.labels or ())),
+        ):
+            _check_private(where, text)
+        if checked.certificate is not None:
+            check_certificate(checked.certificate, model)
+        return checked
+
+    def complete(
+        self,
+        *,
+        pipeline: nn.Module | None,
+        softmax: bool,
+        weights: str,
+        verification: Verification | None,
+        self_test: SelfTest | None,
+    ) -> OnnxMetadata:
+        """Return all that the file is to tell.
+
+        Args:
+            pipeline: What the graph does before the model.
+            softmax: Whether it ends with a softmax.
+            weights: The sha256 of the weights.
+            verification: What was proven.
+            self_test: Samples, and what the model makes of them.
+        """
+        extra = dict(self.metadata)
+        return OnnxMetadata(
+            description=extra.pop("description", None),
+            labels=None if self.labels is None else list(self.labels),
+            preprocessing=None
+            if pipeline is None
+            else f"{_BEFORE}{' '.join(repr(pipeline).split())}",
+            postprocessing="softmax" if softmax else None,
+            versions=versions(),
+            verification=None if verification is None else _numbers(verification),
+            certificate=None if self.certificate is None else _statement(self.certificate),
+            weights_sha256=weights,
+            self_test=self_test,
+            extra=extra,
+        )
+
+
+def check_certificate(certificate: Certificate, model: nn.Module) -> None:
+    """Hash the tensors of a certificate again.
+
+    Raises:
+        FreezeError: A tensor is missing, or has other bits than the certificate says.
+    """
+    tensors = _tensors(model)
+    for name, seen in certificate.digests.items():
+        if name not in tensors:
+            raise FreezeError(
+                f"`certificate` vouches for the tensor `{name}`, which the model does not have. "
+                "Pass the certificate of this model's own training."
+            )
+        if digest(tensors[name]) != seen:
+            raise FreezeError(
+                f"`certificate` vouches for the tensor `{name}`, but its bits are no longer those. "
+                "Something wrote to it after the training; export the model as it was trained."
+            )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return one sha256 of all tensors in a model's state, in the order of their names."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            state.update(f"{own_name(name)} {digest(tensor)}\n".encode())
+    return state.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a file comes from."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # A source tree on the path has no metadata.
+    return found
+
+
+def self_test_of(
+    names: Sequence[str], inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], tolerance: float
+) -> SelfTest:
+    """Return samples and what the model makes of them, as arrays."""
+    results = {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+    largest = max(float(np.abs(array).max(initial=0.0)) for array in results.values())
+    return SelfTest(
+        inputs={
+            name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)
+        },
+        outputs=results,
+        tolerance=tolerance * (largest or 1.0),
+    )
+
+
+def _labels(labels: object) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise InvalidTypeError(
+            "`labels` must be a list of the classes' names, but is of type "
+            f"{type(labels).__name__}."
+        )
+    for number, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise InvalidTypeError(
+                f"`labels` must hold text, but labels[{number}] is {label!r}. Use str()."
+            )
+    return tuple(labels)
+
+
+def _texts(metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise InvalidTypeError(
+            f"`metadata` must be a dict of texts, but is of type {type(metadata).__name__}."
+        )
+    for key, text in metadata.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise InvalidTypeError(
+                f"`metadata` must hold text under text, but holds {key!r}: {text!r}. Use str()."
+            )
+        if key in RESERVED:
+            raise InvalidArgumentError(
+                f"The key {key!r} of `metadata` is written by the export itself. Take another."
+            )
+    return dict(metadata)
+
+
+def _certificate(certificate: object) -> Certificate | None:
+    if certificate is None or isinstance(certificate, Certificate):
+        return certificate
+    hint = " Pass its `.certificate`." if hasattr(certificate, "certificate") else ""
+    raise InvalidTypeError(
+        "`certificate` must be the `certificate` of a History, but is of type "
+        f"{type(certificate).__name__}.{hint}"
+    )
+
+
+def _check_private(where: str, text: str) -> None:
+    for what, folder in (("home", Path.home()), ("working", Path.cwd())):
+        # The root folder is in every text with a slash, and tells nothing.
+        if len(folder.parts) > 1 and str(folder) in text:
+            raise InvalidArgumentError(
+                f"`{where}` holds the path of your {what} folder ({folder}), which everybody who "
+                "gets the file would read. Leave it out."
+            )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {own_name(name): tensor for name, tensor in named}
+
+
+def _statement(certificate: Certificate) -> dict[str, Any]:
+    return {
+        "statement": str(certificate),
+        "digests": dict(certificate.digests),
+        "loaded": list(certificate.loaded),
+        "moved": list(certificate.moved),
+    }
+
+
+def _numbers(verification: Verification) -> dict[str, Any]:
+    return {
+        "status": verification.status,
+        "tolerance": verification.tolerance,
+        "batch_sizes": list(verification.batch_sizes),
+        "comparisons": [
+            {
+                "output": c.output,
+                "batch_size": c.batch_size,
+                "largest_error": c.largest_error,
+                "spread": c.spread,
+                "norm_ratio": c.norm_ratio,
+                "argmax_agreement": c.argmax_agreement,
+            }
+            for c in verification.comparisons
+        ],
+    }

@@ -1,0 +1,222 @@
+"""What an exported file tells about itself: read and written without PyTorch.
+
+The texts are ONNX's own model metadata, so that ONNX Runtime and Netron show them too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import numpy as np
+
+from finetunelib._files import check_readable
+from finetunelib._public import public
+from finetunelib.errors import CorruptFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import onnx
+
+    from finetunelib._typing import StrPath
+
+#: Texts that are kept as they are, and values that are kept as JSON.
+_TEXTS = ("description", "preprocessing", "postprocessing", "weights_sha256")
+_JSON: dict[str, type] = {
+    "labels": list,
+    "versions": dict,
+    "verification": dict,
+    "certificate": dict,
+}
+_SELF_TEST = "self_test"
+
+#: The keys that mean something to the library; a user's own are any others.
+RESERVED = frozenset({*_TEXTS, *_JSON, _SELF_TEST}) - {"description"}
+
+
+@public("finetunelib.export")
+class SelfTest(TypedDict):
+    """Samples that a file carries, and what the model makes of them.
+
+    Attributes:
+        inputs: The arrays that go in, by the names of the graph's inputs.
+        outputs: The arrays that come out, by the names of the graph's outputs.
+        tolerance: The largest absolute difference that is still right.
+
+    Example:
+        See `load_onnx_metadata`, and `examples/serve_onnx.py`.
+    """
+
+    inputs: dict[str, npt.NDArray[Any]]
+    outputs: dict[str, npt.NDArray[Any]]
+    tolerance: float
+
+
+@public("finetunelib.export")
+class OnnxMetadata(TypedDict):
+    """What a file tells about itself; a value is `None` where the file says nothing.
+
+    Attributes:
+        description: What the model is for.
+        labels: The names of the classes, in the order of the output.
+        preprocessing: What the graph does to its input before the model.
+        postprocessing: What the graph does to the model's output: `"softmax"`.
+        versions: The versions of the libraries that wrote the file.
+        verification: What `export_onnx` proved: status, tolerance, batch sizes, comparisons.
+        certificate: The tensors that a training left frozen, each with its sha256.
+        weights_sha256: The sha256 of the model's tensors, in the order of their names.
+        self_test: Samples, and what the model makes of them.
+        extra: All other texts, the user's own among them.
+
+    Example:
+        See `load_onnx_metadata`.
+    """
+
+    description: str | None
+    labels: list[str] | None
+    preprocessing: str | None
+    postprocessing: str | None
+    versions: dict[str, str] | None
+    verification: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    weights_sha256: str | None
+    self_test: SelfTest | None
+    extra: dict[str, str]
+
+
+@public("finetunelib.export")
+def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
+    """Read what an ONNX file tells about itself, without PyTorch and without the weights.
+
+    Files of other programs can be read too: what the library does not know is in `extra`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The metadata, as a dict.
+
+    Raises:
+        FileMissingError: There is no such file.
+        CorruptFileError: The file is no ONNX model.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from finetunelib import build_mlp, export_onnx
+        >>> from finetunelib.export import load_onnx_metadata
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "mlp.onnx")
+        ...     _ = export_onnx(
+        ...         build_mlp(4, [8], 2, seed=0), path, torch.randn(2, 4), labels=["cat", "dog"]
+        ...     )
+        ...     metadata = load_onnx_metadata(path)
+        >>> metadata["labels"], metadata["postprocessing"]
+        (['cat', 'dog'], None)
+    """
+    model = read_onnx(check_readable(path, purpose="ONNX file"))
+    return decode({entry.key: entry.value for entry in model.metadata_props})
+
+
+def read_onnx(file: Path) -> onnx.ModelProto:
+    """Return what is in an ONNX file, without the weights that lie in a file beside it.
+
+    Raises:
+        CorruptFileError: The file is no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(file, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise CorruptFileError(f"`{file}` is no ONNX model: {error}. Export it again.") from error
+
+
+def append_metadata(path: Path, texts: Mapping[str, str], description: str | None = None) -> None:
+    """Add texts to a file that was written, without reading or changing what is in it.
+
+    A message of Protocol Buffers that is followed by another one of its kind reads as the two
+    merged, so that a file of gigabytes is not rewritten for a few lines.
+    """
+    import onnx
+
+    more = onnx.ModelProto()
+    for key, text in texts.items():
+        more.metadata_props.add(key=key, value=text)
+    if description is not None:
+        more.doc_string = description
+    with path.open("ab") as stream:
+        stream.write(more.SerializeToString())
+
+
+def encode(metadata: OnnxMetadata) -> dict[str, str]:
+    """Return metadata as texts."""
+    texts: dict[str, str] = {}
+    for key, value in metadata.items():
+        if key in (*_TEXTS, *_JSON) and value is not None:
+            texts[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if metadata["self_test"] is not None:
+        texts[_SELF_TEST] = _encode_self_test(metadata["self_test"])
+    return {**texts, **metadata["extra"]}
+
+
+def decode(texts: Mapping[str, str]) -> OnnxMetadata:
+    """Return texts as metadata; what is not as the library writes it is in `extra`."""
+    known: dict[str, Any] = dict.fromkeys((*_TEXTS, *_JSON, _SELF_TEST))
+    extra: dict[str, str] = {}
+    for key, text in texts.items():
+        value = _decoded(key, text)
+        if value is None:
+            extra[key] = text
+        else:
+            known[key] = value
+    return cast("OnnxMetadata", {**known, "extra": extra})
+
+
+def _decoded(key: str, text: str) -> object | None:
+    if key in _TEXTS:
+        return text
+    if key not in _JSON and key != _SELF_TEST:
+        return None
+    try:
+        value = json.loads(text)
+        if key == _SELF_TEST:
+            return _decode_self_test(value)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return value if isinstance(value, _JSON[key]) else None
+
+
+def _encode_self_test(test: SelfTest) -> str:
+    arrays = {
+        part: {name: _to_text(array) for name, array in test[part].items()}
+        for part in ("inputs", "outputs")
+    }
+    return json.dumps({**arrays, "tolerance": test["tolerance"]})
+
+
+def _decode_self_test(value: Any) -> SelfTest:
+    inputs, outputs = (
+        {str(name): _to_array(text) for name, text in value[part].items()}
+        for part in ("inputs", "outputs")
+    )
+    return SelfTest(inputs=inputs, outputs=outputs, tolerance=float(value["tolerance"]))
+
+
+def _to_text(array: npt.NDArray[Any]) -> str:
+    """Return an array as the base64 of a `.npy` file, which numpy alone reads."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _to_array(text: str) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(
+        io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False
+    )
+    return array

@@ -1,0 +1,1 @@
+"""The call of PyTorch's exporter, its errors, and the annotations of the graph."""

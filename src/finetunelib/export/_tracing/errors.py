@@ -1,0 +1,112 @@
+"""What torch's exporter raises, in three lines: where in the model, why, and the way around."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from finetunelib.export._request.pipeline import user_name
+
+#: What is known to help, by what the innermost error's type or message holds.
+_WORKAROUNDS = {
+    "GuardOnDataDependent": (
+        "the path through forward depends on values: compute both and choose with torch.where, or "
+        "use torch.cond; `int(...)` and `.item()` of a tensor fix a value that must stay open."
+    ),
+    "No ONNX function found": (
+        "this operator has no translation to ONNX: express it by others, or try another "
+        "`opset_version=`."
+    ),
+    "No module named": "the exporter needs this package: `pip install onnxscript onnx`.",
+}
+
+_ATTENTION = (
+    'this attention does not trace: `model.set_attn_implementation("eager")` before the export.'
+)
+
+_TORCH = Path(torch.__file__).parent
+
+
+def explain(error: BaseException, model: nn.Module, inner_name: str) -> str:
+    """Return at most three lines about a failed export.
+
+    Args:
+        error: What the exporter raised.
+        model: What was exported.
+        inner_name: What the user's model is called in `model`; `""` where it is `model` itself.
+    """
+    causes = list(_chain(error))
+    place = _place(causes, model, inner_name)
+    lines = [f"torch.onnx.export cannot export this model{place}.", f"Cause: {_cause(causes)}"]
+    workaround = _workaround(causes, model)
+    if workaround:
+        lines.append(f"Way around: {workaround}")
+    return "\n".join(lines)
+
+
+def says_static(error: BaseException) -> bool:
+    """Return whether the exporter refused because the model fixes an axis that must be dynamic."""
+    texts = [str(cause) for cause in _chain(error)]
+    return any("static shape" in text or "Constraints violated" in text for text in texts)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
+
+
+def _place(causes: list[BaseException], model: nn.Module, inner_name: str) -> str:
+    """Return the innermost module that ran, and the user's line in its forward."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for cause in reversed(causes):
+        module = line = ""
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            owner = names.get(id(_first_argument(frame)))
+            if owner is None:
+                continue
+            if owner or not module:
+                name = user_name(owner, inner_name)
+                kind = type(_first_argument(frame)).__name__
+                module = f" at `{name}` ({kind})" if name else f" at {kind}"
+            file = frame.f_code.co_filename
+            if _TORCH not in Path(file).parents:
+                source = linecache.getline(file, number).strip()
+                line = f", {file}:{number}" + (f": {source}" if source else "")
+        if module:
+            return module + line
+    return ""
+
+
+def _first_argument(frame: FrameType) -> object:
+    names = frame.f_code.co_varnames
+    return frame.f_locals.get(names[0]) if names and frame.f_code.co_argcount else None
+
+
+def _cause(causes: list[BaseException]) -> str:
+    """Return the first statement of what lies at the bottom of the exporter's chain of errors."""
+    error = causes[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends in a colon only announces the reason.
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {reason or 'no reason given'}"
+
+
+def _workaround(causes: list[BaseException], model: nn.Module) -> str:
+    texts = [f"{type(cause).__name__}: {cause}" for cause in causes]
+    for sign, advice in _WORKAROUNDS.items():
+        if any(sign in text for text in texts):
+            return advice
+    if any(hasattr(module, "set_attn_implementation") for module in model.modules()):
+        return _ATTENTION
+    return ""

@@ -1,0 +1,1 @@
+"""Comparing an ONNX file with the model that it was exported from."""

@@ -1,0 +1,1 @@
+"""Freezing parts of a model, and proving that they stayed frozen."""

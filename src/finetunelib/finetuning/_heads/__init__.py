@@ -1,0 +1,1 @@
+"""Finding, describing and replacing the head of a model."""

@@ -1,0 +1,84 @@
+"""What a head is: a layer of a model with its name and widths. Finding it is done elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from finetunelib._public import public
+from finetunelib.errors import HeadNotFoundError
+
+HeadLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@public("finetunelib.finetuning")
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The layer of a model that makes its outputs.
+
+    Attributes:
+        name: The dotted name of the layer in the model, without the prefixes that
+            `torch.compile` and `DataParallel` put before it; empty where the model itself is it.
+        module: The layer.
+        in_features: The width of what it takes.
+        out_features: The width of what it makes: the number of classes, for a classifier.
+        found_by: How it was found, in a few words.
+
+    Example:
+        >>> from finetunelib import build_mlp
+        >>> from finetunelib.finetuning import find_head
+        >>> print(find_head(build_mlp(784, [500], 10)))
+        The head is `head`, a Linear from 500 to 10 features, found by following the data.
+    """
+
+    name: str
+    module: nn.Module
+    in_features: int
+    out_features: int
+    found_by: str
+
+    def __str__(self) -> str:
+        kind = _kind_of(self.module)
+        where = f"`{self.name}`, " if self.name else "the model itself, "
+        return (
+            f"The head is {where}a {kind} from {self.in_features} to {self.out_features} "
+            f"features, found by {self.found_by}."
+        )
+
+
+def describe_head(name: str, module: nn.Module, found_by: str) -> Head:
+    """Return a module as a `Head`.
+
+    Raises:
+        HeadNotFoundError: The module holds no Linear or convolution to take the width from.
+    """
+    layers = layers_of(module)
+    if not layers:
+        raise HeadNotFoundError(
+            f"`{name}` ({type(module).__name__}) holds no Linear or convolution, so the width of "
+            "its input is unknown. Pass the new head as a module: `head=nn.Linear(...)`."
+        )
+    return Head(name, module, in_features_of(layers[0]), out_features_of(layers[-1]), found_by)
+
+
+def layers_of(module: nn.Module) -> list[HeadLayer]:
+    """Return the layers in a module that can be heads, in the order of their definition."""
+    return [part for part in module.modules() if isinstance(part, HEAD_LAYERS)]
+
+
+def in_features_of(layer: HeadLayer) -> int:
+    """Return the width of what a layer takes."""
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+def out_features_of(layer: HeadLayer) -> int:
+    """Return the width of what a layer makes."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _kind_of(module: nn.Module) -> str:
+    """Return the name of a module's class, without what a parametrization put before it."""
+    return type(module).__name__.removeprefix("Parametrized")

@@ -1,0 +1,1 @@
+"""Reading and writing weights files, and reporting what was loaded."""

@@ -1,0 +1,1 @@
+"""The callback interface, and the context that callbacks receive."""

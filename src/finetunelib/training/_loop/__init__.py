@@ -1,0 +1,1 @@
+"""The training loop: epochs, validation, limits, signals."""

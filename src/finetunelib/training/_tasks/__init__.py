@@ -1,0 +1,1 @@
+"""What is done with a batch, and the checks of the first one."""

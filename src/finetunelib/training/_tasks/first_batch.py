@@ -1,0 +1,207 @@
+"""What is checked at the door of a training, while nothing has been changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib._forward.batch import call, describe, inputs_of, split
+from finetunelib._forward.guess import first_layer
+from finetunelib._preserve import evaluating, random_state_preserved
+from finetunelib._typing import Batch
+from finetunelib.data._batches import Batches
+from finetunelib.errors import (
+    FinetuneLibError,
+    InvalidArgumentError,
+    InvalidInputError,
+    InvalidTargetError,
+    InvalidTypeError,
+)
+from finetunelib.training._tasks.supervised import ELEMENTWISE, SupervisedTask
+from finetunelib.training._tasks.task import Task
+
+
+def check_limits(epochs: int | None, max_steps: int | None) -> None:
+    """Raise when a fit has no limit, or one below 1.
+
+    Raises:
+        InvalidArgumentError: Neither limit is given, or one is no whole number of at least 1.
+    """
+    if epochs is None and max_steps is None:
+        raise InvalidArgumentError("`fit` needs a limit: pass `epochs`, `max_steps` or both.")
+    for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
+        ):
+            raise InvalidArgumentError(
+                f"`{name}` must be a whole number of at least 1, but is {limit!r}."
+            )
+
+
+def check_replayable(data: Mapping[str, Batches | None], epochs: int | None) -> None:
+    """Raise when data that can be read once only would be read again.
+
+    Raises:
+        InvalidArgumentError: It is an iterator, and `epochs` is not 1.
+    """
+    for name, batches in data.items():
+        if batches is not None and not batches.replayable and epochs != 1:
+            raise InvalidArgumentError(
+                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1 "
+                f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
+            )
+
+
+def check_batch(
+    model: nn.Module, task: Task, batch: Batch, all_targets: Tensor | None, name: str
+) -> None:
+    """Raise when the model or the loss cannot take a batch, after a dry run that leaves no trace.
+
+    A task of the user's own is not run for a check: what else it does, nobody here knows.
+
+    Args:
+        model: The model, on the batch's device.
+        task: What will be done with the batch.
+        batch: The first batch of the data.
+        all_targets: The targets of the whole data where they are at hand.
+        name: What the data is called, for messages.
+
+    Raises:
+        InvalidInputError: The model cannot take the inputs.
+        InvalidTargetError: The loss cannot take the targets.
+        InvalidTypeError: The batch holds no targets.
+    """
+    if not isinstance(task, SupervisedTask):
+        return
+    _, targets = split(batch)
+    if not isinstance(targets, Tensor):
+        raise InvalidTypeError(
+            f"The targets of `{name}` must be a tensor, but are {describe(targets)}."
+        )
+    outputs = dry_run(model, batch, name)
+    if task.default_loss:
+        _check_class_targets(
+            outputs, targets, targets if all_targets is None else all_targets, name
+        )
+    if isinstance(task.loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
+        raise InvalidTargetError(
+            f"The targets of `{name}` have the shape {tuple(targets.shape)} and the model's "
+            f"outputs {tuple(outputs.shape)}; {type(task.loss_fn).__name__} would silently compare "
+            "every one with every other. Give both one shape, such as with `targets.unsqueeze(1)`."
+        )
+    _check_loss_runs(task, outputs, targets, name)
+
+
+def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
+    """Return the model's outputs for a batch in eval mode, or explain why there are none.
+
+    Raises:
+        InvalidInputError: The model cannot take the inputs.
+    """
+    inputs = inputs_of(batch)
+    try:
+        with evaluating(model), random_state_preserved():
+            return call(model, inputs)
+    except InvalidTypeError:
+        raise  # The model ran, and returned what is no tensor.
+    # The ways in which models say that an input is not theirs.
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise InvalidInputError(_explain(model, inputs, name, error)) from error
+
+
+def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
+    """Return what is wrong with inputs on which a model failed."""
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    text = f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}."
+    found = first_layer(model)
+    if found is None or not isinstance(inputs, Tensor):
+        return text
+    layer_name, layer = found
+    hint = f"The first layer, `{layer_name or type(model).__name__}`, is {layer}."
+    takes_indices = any(
+        isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules()
+    )
+    if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
+        return (
+            f"The inputs of `{name}` must be floating point, but their dtype is {inputs.dtype}. "
+            f"{hint} Convert them, for bytes with `inputs.float() / 255`."
+        )
+    return f"{text} {hint}"
+
+
+def _check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: str) -> None:
+    """Raise when targets are no class indices for these outputs.
+
+    Args:
+        outputs: Logits of the first batch, `(batch, classes, ...)`.
+        targets: The targets of the first batch.
+        values: All targets that are at hand.
+        name: What the data is called, for messages.
+
+    Raises:
+        InvalidTargetError: The dtype, shape or values of the targets are wrong.
+    """
+    if outputs.dim() < 2:
+        raise InvalidTargetError(
+            f"The default loss needs logits of shape (batch, classes), but the model returns "
+            f"{tuple(outputs.shape)}. Pass `loss_fn`, such as nn.MSELoss(), for another task."
+        )
+    classes = outputs.shape[1]
+    if targets.dtype != torch.int64:
+        raise InvalidTargetError(
+            f"The targets of `{name}` must be class indices of dtype torch.int64, but are "
+            f"{targets.dtype}. Convert indices with `.long()` and one-hot rows with `.argmax(1)`; "
+            "pass `loss_fn=nn.CrossEntropyLoss()` for class probabilities, and "
+            "`loss_fn=nn.MSELoss()` for regression."
+        )
+    expected = (outputs.shape[0], *outputs.shape[2:])
+    if tuple(targets.shape) != expected:
+        raise InvalidTargetError(
+            f"The targets of `{name}` must have the shape {expected}, one class index for each "
+            f"row of logits {tuple(outputs.shape)}, but have {tuple(targets.shape)}. One-hot rows "
+            "become indices with `.argmax(1)`."
+        )
+    counted = values[values != nn.CrossEntropyLoss().ignore_index]
+    if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
+        raise InvalidTargetError(
+            f"The targets of `{name}` must be in 0 to {classes - 1}, since the model has "
+            f"{classes} outputs, but they range from {int(counted.min())} to "
+            f"{int(counted.max())}."
+        )
+
+
+def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, name: str) -> None:
+    try:
+        with torch.no_grad(), random_state_preserved():
+            loss = task.loss(outputs, targets)
+    except FinetuneLibError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidTargetError(
+            f"`loss_fn(outputs, targets)` fails on outputs {_shapes(outputs)} and the targets of "
+            f"`{name}` {_shapes(targets)}: {reason}. The outputs come first."
+        ) from error
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        raise InvalidArgumentError(
+            f"`loss_fn` must return a scalar, the mean over the batch, but returned "
+            f"{describe(loss)}."
+        )
+
+
+def _shapes(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shapes(part)}" for key, part in value.items())
+    return describe(value)

@@ -1,0 +1,43 @@
+"""Whether there is a browser to open, and whether somebody sits before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+
+from finetunelib.visualization._netron.remote import over_ssh
+
+
+def browser_available() -> bool:
+    """Return whether a page that is opened here would be seen; a notebook shows it itself."""
+    if os.environ.get("CI") or over_ssh() or in_notebook():
+        return False
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
+def open_page(url: str) -> bool:
+    """Open a page in a new tab, and return whether that worked."""
+    return webbrowser.open(url, new=2)
+
+
+def runs_as_script() -> bool:
+    """Return whether this is a program on a terminal, which would end and take the page along."""
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    return not interactive and sys.stdin is not None and sys.stdin.isatty()
+
+
+def in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook, which shows the last value of a cell."""
+    # Looking the module up imports nothing; only a kernel has this shell.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -1,0 +1,236 @@
+"""`summary`: a model's modules as a table, for a terminal, a notebook, or a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from finetunelib._forward.guess import ExampleInput
+from finetunelib._forward.inputs import Inputs
+from finetunelib._messages import quoted
+from finetunelib._public import public
+from finetunelib._wrappers import unwrapped
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.visualization._summary.forward_pass import Watched, watch
+from finetunelib.visualization._summary.html import html_of
+from finetunelib.visualization._summary.rows import SummaryRow, class_name, rows_of
+from finetunelib.visualization._summary.text import memory, shape_text, text_of, title_of
+from finetunelib.visualization._summary.tree import Part, packs_weights, tree_of
+
+#: With the lines above and below it, such a table fills a screen of forty lines.
+_MOST_ROWS = 34
+
+
+@public("finetunelib.visualization")
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A table of a model's modules; printed it is text, and in a notebook an HTML table.
+
+    Attributes:
+        title: The model's class, and what it was run on.
+        rows: The modules down to `depth`, the model itself first.
+        depth: How far below the model the rows go; the modules around a failure are always there.
+        parameters: The number of values in the model's parameters, each tensor counted once.
+        trainable_parameters: How many of them require gradients.
+        buffers: The number of values in its buffers.
+        bytes: The memory of parameters and buffers.
+        failed_at: The dotted name of the innermost module whose forward failed: empty for the
+            model's own, `None` where nothing failed.
+        notes: What is said below the table: totals, failures, ties, repeated uses, and what to
+            pass where shapes are unknown.
+
+    Example:
+        >>> from finetunelib import build_mlp
+        >>> from finetunelib.visualization import summary
+        >>> table = summary(build_mlp(784, [500], 10))
+        >>> table.parameters, table.trainable_parameters, table.bytes
+        (397510, 397510, 1590040)
+        >>> html = table._repr_html_()  # what a notebook shows
+    """
+
+    title: str
+    rows: tuple[SummaryRow, ...]
+    depth: int
+    parameters: int
+    trainable_parameters: int
+    buffers: int
+    bytes: int
+    failed_at: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def frozen_parameters(self) -> int:
+        """The number of values in parameters that require no gradients."""
+        return self.parameters - self.trainable_parameters
+
+    def __str__(self) -> str:
+        return text_of(self.title, self.rows, self.notes)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.title, self.rows, self.notes)
+
+
+@public("finetunelib.visualization")
+def summary(
+    model: nn.Module, example_input: ExampleInput | None = None, *, depth: int | None = None
+) -> Summary:
+    """Return a table of a model's modules: shapes, parameters, modes and memory.
+
+    Shapes are those of one forward pass in eval mode and without gradients, with the batch of the
+    example, or of two samples where the input is a guess. It changes nothing of the model:
+    modes, buffers, gradients, hooks, attributes and random states are as before. Repeated blocks
+    of equal structure (classes, shapes, modes) stand in one row, whose numbers are those of all of
+    them together. A forward pass that fails is no error here: the table shows how far it came.
+
+    A model that is wrapped (`torch.compile`, `DataParallel`) is shown without its wrapper, and
+    runs uncompiled. TorchScript and lazy modules are shown without shapes.
+
+    Args:
+        model: The model, on any device; on the meta device nothing is computed.
+        example_input: A batch that the model takes: a tensor, a tuple (passed by position) or a
+            mapping (passed by name). `None` guesses it from the first layer.
+        depth: How far below the model the table goes; 0 is the model itself. `None` goes as far
+            as about forty lines allow.
+
+    Returns:
+        A table to print, to show in a notebook, or to read the `.rows` of.
+
+    Raises:
+        InvalidTypeError: `model` is no module, `example_input` holds no tensors, or `depth` is no
+            whole number.
+        InvalidArgumentError: `depth` is negative.
+
+    Example:
+        >>> from finetunelib import build_mlp
+        >>> from finetunelib.visualization import summary
+        >>> print(summary(build_mlp(784, [500], 10)))
+        MLP on a guessed input of 2x784 float32
+        <BLANKLINE>
+        Module      Class       Output  Parameters  Trainable  Mode   Type      Memory
+        ------------------------------------------------------------------------------
+        (model)     MLP         2x10       397,510    397,510  train  float32   1.6 MB
+        backbone    Sequential  2x500      392,500    392,500  train  float32   1.6 MB
+        backbone.0  Flatten     2x784            0          0  train  -            0 B
+        backbone.1  Linear      2x500      392,500    392,500  train  float32   1.6 MB
+        backbone.2  ReLU        2x500            0          0  train  -            0 B
+        head        Linear      2x10         5,010      5,010  train  float32  20.0 kB
+        ------------------------------------------------------------------------------
+        397,510 parameters: 397,510 trainable, 0 frozen; 0 values in buffers; 1.6 MB in all.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(
+            "`model` must be a torch.nn.Module, but is "
+            + (
+                f"the class {model.__name__}. Call it to make a model."
+                if isinstance(model, type)
+                else f"of type {type(model).__name__}."
+            )
+        )
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int)):
+        raise InvalidTypeError(
+            f"`depth` must be a whole number, but is of type {type(depth).__name__}."
+        )
+    if depth is not None and depth < 0:
+        raise InvalidArgumentError(
+            f"`depth` must be at least 0, but is {depth}. 0 shows the model itself."
+        )
+    example = None if example_input is None else Inputs.of(example_input, "example_input")
+    tree = tree_of(unwrapped(model))
+    watched = watch(tree, example)
+    every_row = rows_of(tree, watched)
+    depth = _fitting_depth(every_row) if depth is None else depth
+    rows = [
+        row for row in every_row if row.depth <= depth or row.status in ("failed", "unfinished")
+    ]
+    failed = _failed_part(tree, watched)
+    whole = every_row[0]
+    return Summary(
+        title=_title(tree.module, watched),
+        rows=tuple(rows),
+        depth=depth,
+        parameters=whole.parameters,
+        trainable_parameters=whole.trainable_parameters,
+        buffers=whole.buffers,
+        bytes=whole.bytes,
+        failed_at=failed.name if failed else None,
+        notes=tuple(_notes(tree, watched, rows, failed)),
+    )
+
+
+def _fitting_depth(rows: Sequence[SummaryRow]) -> int:
+    """Return the largest depth whose rows fit on a screen, and at least 1."""
+    depth = 1
+    deepest = max(row.depth for row in rows)
+    while depth < deepest and sum(row.depth <= depth + 1 for row in rows) <= _MOST_ROWS:
+        depth += 1
+    return depth
+
+
+def _title(model: nn.Module, watched: Watched) -> str:
+    if watched.inputs is None:
+        return class_name(model)
+    kinds = [
+        f"{shape_text(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for tensor in watched.inputs.tensors
+    ]
+    names = [*[""] * len(watched.inputs.args), *(f"{name} " for name in watched.inputs.kwargs)]
+    inputs = ", ".join(name + kind for name, kind in zip(names, kinds, strict=True))
+    return f"{class_name(model)} on {'a guessed input of ' if watched.guessed else ''}{inputs}"
+
+
+def _failed_part(tree: Part, watched: Watched) -> Part | None:
+    if watched.error is None or not watched.unfinished:
+        return None
+    return next(part for part in tree.walk() if part.module is watched.unfinished[-1])
+
+
+def _notes(
+    tree: Part, watched: Watched, rows: Sequence[SummaryRow], failed: Part | None
+) -> Iterator[str]:
+    whole = rows[0]
+    yield (
+        f"{whole.parameters:,} parameters: {whole.trainable_parameters:,} trainable, "
+        f"{whole.parameters - whole.trainable_parameters:,} frozen; {whole.buffers:,} values in "
+        f"buffers; {memory(whole.bytes)} in all."
+    )
+    if watched.error is not None:
+        place = (
+            f"in `{failed.name}` ({class_name(failed.module)})"
+            if failed and failed.name
+            else "in the model's own forward"
+        )
+        reason = str(watched.error).strip().partition("\n")[0]
+        yield f"The forward pass failed {place}: {type(watched.error).__name__}: {reason}"
+    if watched.advice is not None:
+        yield watched.advice
+    if any(row.name != row.last_name for row in rows):
+        yield (
+            "xN: N modules of equal structure in one row. Its numbers, and those of the rows below "
+            "it, are added up over all of them."
+        )
+    for calls in sorted({row.calls for row in rows if row.calls > 1}):
+        names = [row.name for row in rows if row.calls == calls and row.same_as is None]
+        # What is inside of a module is used as often as the module, which goes without saying.
+        tops = [name for name in names if not any(name.startswith(f"{top}.") for top in names)]
+        if tops:
+            yield f"Used {calls} times: {quoted(tops)}."
+    for row in rows:
+        if row.same_as is not None:
+            yield f"Counted once: `{title_of(row)}`, the same module as `{row.same_as}`."
+    packed = [part.name for part in tree.walk() if packs_weights(part.module)]
+    if packed:
+        yield f"Quantized, with packed weights that are not counted: {quoted(packed)}."
+    for names in _tied(tree):
+        yield f"Counted once: {quoted(names)}, which are tied."
+
+
+def _tied(tree: Part) -> Iterator[list[str]]:
+    """Yield the names of each parameter that several modules own."""
+    owners: dict[int, list[str]] = {}
+    for part in tree.walk():
+        if part.same_as is None:
+            for name, parameter in part.module.named_parameters(part.name, recurse=False):
+                owners.setdefault(id(parameter), []).append(name)
+    yield from (names for names in owners.values() if len(names) > 1)

@@ -1,0 +1,147 @@
+"""A summary as text for terminals: aligned, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from finetunelib.visualization._summary.rows import SummaryRow
+
+_WIDTH = 100
+_GAP = "  "
+
+#: Longer names of classes give way to the names of modules, down to the first width while those
+#: can be written in another way, and else down to the second.
+_CLASS_WIDTH = 17
+_LEAST_CLASS_WIDTH = 12
+
+HEADINGS: tuple[str, ...] = (
+    "Module",
+    "Class",
+    "Output",
+    "Parameters",
+    "Trainable",
+    "Mode",
+    "Type",
+    "Memory",
+)
+NUMERIC = ("Parameters", "Trainable", "Memory")
+
+
+def cells_of(row: SummaryRow) -> tuple[str, ...]:
+    """Return what a row shows in each column."""
+    return (
+        title_of(row),
+        row.class_name,
+        output_of(row),
+        f"{row.parameters:,}",
+        f"{row.trainable_parameters:,}",
+        row.mode,
+        _dtype_of(row),
+        memory(row.bytes),
+    )
+
+
+def title_of(row: SummaryRow, *, short: bool = False) -> str:
+    """Return a row's dotted name; for repeated blocks the last one's too, and their number.
+
+    Args:
+        row: The row.
+        short: Whether the last one is shown as its number alone.
+    """
+    name = row.name or "(model)"
+    if row.last_name == row.name:
+        return name
+    first, last = (re.sub(r".*\D(?=\d)", "", text) for text in (row.name, row.last_name))
+    return f"{name} to {last if short else row.last_name}  x{int(last) - int(first) + 1}"
+
+
+def output_of(row: SummaryRow) -> str:
+    """Return the shapes that a row's modules return, or why there are none."""
+    if row.status not in ("used", "not run"):
+        return row.status
+    if not row.output_shapes:
+        return "-"
+    first = shape_text(row.output_shapes[0])
+    others = len(row.output_shapes) - 1
+    return f"{first} +{others}" if others else first
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as in `2x3x224x224`; one value alone has the shape `scalar`."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def memory(size: int) -> str:
+    """Return a number of bytes in the largest decimal unit that it holds at least one of."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str:
+    """Return a table with a line above it and sentences below it.
+
+    What does not fit gives way in this order: names of repeated blocks become shorter, a mode or a
+    type that all rows share moves above the table, and names are indented instead of dotted.
+    """
+    columns = dict(zip(HEADINGS, zip(*map(cells_of, rows), strict=True), strict=True))
+    above = [title]
+    if not _fits(columns):
+        columns["Module"] = tuple(title_of(row, short=True) for row in rows)
+    if not _fits(columns):
+        above += _shared_by_all(columns)
+    if not _fits(columns):
+        columns["Module"] = tuple("  " * row.depth + _below_parent(row) for row in rows)
+    table = [(heading, *cells) for heading, cells in columns.items()]
+    widths = [max(map(len, column)) for column in table]
+    spare = _WIDTH - sum(widths[2:]) - len(_GAP) * (len(widths) - 1)
+    widths[0] = min(widths[0], spare - min(widths[1], _LEAST_CLASS_WIDTH))
+    widths[1] = min(widths[1], spare - widths[0])
+    lines = [_line(cells, widths, list(columns)) for cells in zip(*table, strict=True)]
+    rule = "-" * max(map(len, lines))
+    above, below = ([line for text in texts for line in _wrapped(text)] for texts in (above, notes))
+    return "\n".join([*above, "", lines[0], rule, *lines[1:], rule, *below])
+
+
+def _shared_by_all(columns: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """Take out the mode or the type where all rows have the same one, and yield it as text."""
+    for heading in ("Mode", "Type"):
+        values = set(columns[heading]) - {"-"}
+        if len(values) == 1:
+            del columns[heading]
+            yield f"{heading} of all rows: {values.pop()}"
+
+
+def _fits(columns: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a table's names stand in it whole; a long class may give way a little."""
+    widths = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
+    widths["Class"] = min(widths["Class"], _CLASS_WIDTH)
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= _WIDTH
+
+
+def _below_parent(row: SummaryRow) -> str:
+    return title_of(row, short=True).removeprefix(row.name[: row.name.rfind(".") + 1])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], headings: Sequence[str]) -> str:
+    padded = [
+        f"{cell:>{width}}" if heading in NUMERIC else f"{_shortened(cell, width):<{width}}"
+        for cell, width, heading in zip(cells, widths, headings, strict=True)
+    ]
+    return _GAP.join(padded).rstrip()
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 2]}.."
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, break_on_hyphens=False)
+
+
+def _dtype_of(row: SummaryRow) -> str:
+    names = [str(dtype).removeprefix("torch.") for dtype in row.dtypes]
+    return "mixed" if len(names) > 1 else "".join(names) or "-"

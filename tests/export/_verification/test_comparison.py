@@ -1,0 +1,118 @@
+"""The four gates between a file's outputs and a model's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finetunelib.export._verification.comparison import Finding, examine
+from finetunelib.export._verification.runtime import Array
+
+TOLERANCE = 1e-3
+
+
+def values(rows: int = 6, columns: int = 50, seed: int = 0) -> Array:
+    """Return outputs that vary from sample to sample."""
+    return np.random.default_rng(seed).normal(size=(rows, columns))
+
+
+def verdict(expected: Array, actual: Array, tolerance: float = TOLERANCE) -> Finding:
+    """Examine one output in two batches."""
+    cut = len(expected) // 3
+    return examine("out", [expected[:cut], expected[cut:]], [actual[:cut], actual[cut:]], tolerance)
+
+
+def test_equal_outputs_pass_all_gates() -> None:
+    """With the numbers of perfect agreement, a line for each batch."""
+    finding = verdict(values(), values())
+    assert (finding.problem, finding.varies) == (None, True)
+    assert [numbers.batch_size for numbers in finding.comparisons] == [2, 4]
+    for numbers in finding.comparisons:
+        assert (numbers.error, numbers.norm_ratio, numbers.argmax_agreement) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("where", ["model", "file"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_with_its_side(where: str, value: float) -> None:
+    """NaN never equals NaN, and infinity not itself."""
+    expected, actual = values(), values()
+    (expected if where == "model" else actual)[4, 3] = value
+    finding = verdict(expected, actual)
+    assert finding.problem is not None
+    assert f"of the {where} holds values that are not finite" in finding.problem
+    assert finding.batch == 1
+
+
+def test_not_a_number_on_both_sides_is_no_agreement() -> None:
+    """A broken model is not proven by a file that is broken in the same way."""
+    broken = values()
+    broken[0, 0] = np.nan
+    assert verdict(broken, broken).problem is not None
+
+
+def test_one_value_that_is_off_is_found() -> None:
+    """By its share of the spread, in the batch in which it is."""
+    actual = values()
+    actual[5, 7] += 0.05
+    finding = verdict(values(), actual)
+    assert finding.problem is not None
+    assert "at batch 4 differs by up to 0.05" in finding.problem
+
+
+def test_values_that_all_shrink_a_little_fail_by_their_norm() -> None:
+    """Each is within the tolerance of the spread, and together they are not."""
+    expected = values()
+    mean = expected.mean(axis=0)
+    actual = mean + (expected - mean) * (1 - 1.5e-3)
+    finding = verdict(expected, actual)
+    assert finding.problem is not None
+    assert "times the norm" in finding.problem
+    assert finding.comparisons[0].norm_ratio == pytest.approx(1 - 1.5e-3, abs=1e-4)
+    assert finding.comparisons[0].error < TOLERANCE
+
+
+def test_a_class_that_changes_fails_though_each_value_is_close() -> None:
+    """Two classes that lead by less than the tolerance, but by more than a tie, change places."""
+    expected = values(columns=3)
+    spread = np.ptp(expected, axis=0).max()
+    expected[4, 1] = expected[4].max() + 1.0
+    expected[4, 0] = expected[4, 1] - 0.3 * TOLERANCE * spread
+    actual = expected.copy()
+    actual[4, 0] += 0.7 * TOLERANCE * spread
+    finding = verdict(expected, actual)
+    assert finding.problem is not None
+    assert "largest value at another place" in finding.problem
+    assert "25.0%" in finding.problem
+
+
+def test_a_tie_is_no_other_class() -> None:
+    """Where two classes lead alike, rounding decides, and neither is wrong."""
+    expected = values(columns=3)
+    expected[4, 1] = expected[4, 0] = expected[4].max() + 1.0
+    actual = expected.copy()
+    actual[4, 0] -= 1e-7
+    assert verdict(expected, actual).problem is None
+
+
+def test_a_single_number_a_sample_is_not_failed_by_its_norm() -> None:
+    """A sample at the mean by chance has no norm to compare."""
+    expected = np.array([[0.0], [1.0], [-1.0], [2.0], [-2.0], [1e-9]])
+    finding = verdict(expected, expected + 1e-6)
+    assert finding.problem is None
+
+
+def test_outputs_that_do_not_vary_are_said_not_to() -> None:
+    """Agreement of constants is no proof, and their difference is one."""
+    constant = np.ones((6, 3))
+    assert verdict(constant, constant) == Finding(
+        verdict(constant, constant).comparisons, varies=False
+    )
+    assert verdict(constant, constant + 0.1).problem is not None
+
+
+def test_the_tolerance_is_what_decides() -> None:
+    """The same difference passes a wider gate."""
+    actual = values()
+    actual[0, 0] += 0.01
+    assert verdict(values(), actual, 1e-1).problem is None
+    assert verdict(values(), actual, 1e-4).problem is not None

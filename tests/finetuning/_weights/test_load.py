@@ -1,0 +1,681 @@
+"""Weights files: written whole, read without running code, and reported tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from finetunelib import build_mlp, freeze_and_replace_head
+from finetunelib.errors import (
+    CorruptFileError,
+    FileMissingError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PathNotWritableError,
+    WeightsMismatchError,
+)
+from finetunelib.finetuning import LoadReport, load_weights, save_weights
+from finetunelib.models import MLP
+
+
+def mlp(seed: int, *, classes: int = 3) -> MLP:
+    """Return a small model with buffers."""
+    return build_mlp(4, [5], classes, normalization=nn.BatchNorm1d, seed=seed)
+
+
+class Tied(nn.Module):
+    """A language model whose head is its embedding."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = nn.Embedding(7, 4)
+        self.embedding.weight = nn.Parameter(torch.rand(7, 4, generator=generator))
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class Buffers(nn.Module):
+    """Tensors of many dtypes and shapes under names."""
+
+    def __init__(self, fill: int) -> None:
+        super().__init__()
+        for dtype in (
+            torch.float64,
+            torch.float16,
+            torch.bfloat16,
+            torch.int64,
+            torch.uint8,
+            torch.bool,
+            torch.complex64,
+        ):
+            name = str(dtype).removeprefix("torch.")
+            self.register_buffer(f"of_{name}", torch.full((2, 3), fill, dtype=dtype))
+        self.register_buffer("number", torch.tensor(fill))
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.weight = nn.Parameter(torch.arange(12.0).reshape(3, 4).t() * fill)
+
+
+class Views(nn.Module):
+    """A model with a buffer that is a part of another one."""
+
+    whole: Tensor
+    part: Tensor
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.full((4,), fill))
+        self.register_buffer("part", self.whole[:2])
+
+
+def equal_states(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two models hold the same tensors, bit for bit and dtype for dtype."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(
+        tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
+        for name, tensor in first.items()
+    )
+
+
+def copies(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], model: nn.Module) -> set[str]:
+    """Return the names whose values are not bit for bit the same."""
+    after = model.state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of everything in a folder, hidden files included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let the system refuse to write more than `size` bytes to a file of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    "make",
+    [mlp, Buffers, Tied, lambda fill: nn.Linear(3, 2, dtype=torch.bfloat16)],
+    ids=["mlp", "dtypes", "tied", "bfloat16"],
+)
+def test_saved_weights_come_back_bit_for_bit(
+    tmp_path: Path, make: Callable[[int], nn.Module]
+) -> None:
+    """Parameters and buffers of any dtype and layout are equal after the way through a file."""
+    saved, loaded = make(1), make(2)
+    assert not equal_states(saved, loaded)
+    load_weights(loaded, save_weights(saved, tmp_path / "a.safetensors"))
+    assert equal_states(saved, loaded)
+
+
+def test_special_values_come_back_bit_for_bit(tmp_path: Path) -> None:
+    """Infinities, the sign of zero and the payload of a NaN survive."""
+    values = torch.tensor([float("inf"), -0.0, 1e-45, float("nan")])
+    saved, loaded = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
+    saved.weight.data.copy_(values)
+    load_weights(loaded, save_weights(saved, tmp_path / "a.safetensors"))
+    assert torch.equal(loaded.weight.view(torch.int32), saved.weight.view(torch.int32))
+
+
+def test_tied_weights_are_still_tied_after_loading(tmp_path: Path) -> None:
+    """Loading writes into the shared tensor and does not part its names."""
+    model = Tied(2)
+    load_weights(model, save_weights(Tied(1), tmp_path / "a.safetensors"))
+    assert model.head.weight is model.embedding.weight
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    """A file holds a shared tensor under one name."""
+    path = save_weights(Tied(), tmp_path / "a.safetensors")
+    assert len(safetensors.torch.load_file(path)) == 1
+
+
+def test_tied_weights_count_under_every_name(tmp_path: Path) -> None:
+    """The report of a complete file lists both names as loaded."""
+    report = load_weights(Tied(2), save_weights(Tied(1), tmp_path / "a.safetensors"))
+    assert set(report.loaded) == {"embedding.weight", "head.weight"}
+    assert report.match == 1.0
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
+def test_tied_weights_are_found_under_either_name(tmp_path: Path, name: str) -> None:
+    """A file that knows the shared tensor by one of its names provides both."""
+    torch.save({name: torch.ones(7, 4)}, tmp_path / "a.pth")
+    model = Tied()
+    report = load_weights(model, tmp_path / "a.pth")
+    assert report.match == 1.0
+    assert torch.equal(model.head.weight, torch.ones(7, 4))
+
+
+def test_buffer_that_is_a_part_of_another_comes_back(tmp_path: Path) -> None:
+    """Tensors that overlap without being the same are saved too."""
+    model = Views(2.0)
+    load_weights(model, save_weights(Views(1.0), tmp_path / "a.safetensors"))
+    assert torch.equal(model.whole, torch.ones(4))
+    assert torch.equal(model.part, torch.ones(2))
+
+
+def test_model_without_tensors_comes_back(tmp_path: Path) -> None:
+    """All of nothing is a complete match."""
+    report = load_weights(nn.ReLU(), save_weights(nn.ReLU(), tmp_path / "a.safetensors"))
+    assert (report.loaded, report.missing) == ((), ())
+
+
+# save_weights
+
+
+def test_save_returns_the_path(tmp_path: Path) -> None:
+    """A string comes back as the `Path` of the file."""
+    path = tmp_path / "a.safetensors"
+    assert save_weights(mlp(0), str(path)) == path
+
+
+def test_saved_file_is_read_by_safetensors(tmp_path: Path) -> None:
+    """Any other program finds the names of the state dict in it."""
+    model = mlp(0)
+    path = save_weights(model, tmp_path / "a.safetensors")
+    assert safetensors.torch.load_file(path).keys() == model.state_dict().keys()
+
+
+def test_save_makes_missing_folders(tmp_path: Path) -> None:
+    """Parent folders that do not exist are made."""
+    assert save_weights(mlp(0), tmp_path / "a" / "b" / "c.safetensors").is_file()
+
+
+def test_save_leaves_the_model_alone(tmp_path: Path) -> None:
+    """Neither values nor modes nor gradients change."""
+    model = mlp(0)
+    model(torch.ones(2, 4)).sum().backward()
+    model.backbone.eval()
+    before = copies(model)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    save_weights(model, tmp_path / "a.safetensors")
+    assert moved(before, model) == set()
+    assert all(
+        parameter.grad is gradient
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True)
+    )
+    assert (model.training, model.backbone.training) == (True, False)
+
+
+def test_save_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """Only the file itself is in the folder afterwards."""
+    save_weights(mlp(0), tmp_path / "a.safetensors")
+    assert names_in(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a", "a.onnx", "safetensors"])
+def test_save_refuses_another_ending(tmp_path: Path, name: str) -> None:
+    """The message names the path, and nothing is written."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        save_weights(mlp(0), tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
+def test_save_refuses_a_path_below_a_file(tmp_path: Path) -> None:
+    """A file cannot be the folder of another one, and is named."""
+    (tmp_path / "obstacle").write_text("a file")
+    with pytest.raises(PathNotWritableError) as caught:
+        save_weights(mlp(0), tmp_path / "obstacle" / "a.safetensors")
+    assert f"`{tmp_path / 'obstacle'}`" in str(caught.value)
+
+
+def test_save_that_the_system_breaks_off_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """What safetensors raises on a full disk comes out as the library's own error."""
+    with files_limited_to(1000), pytest.raises(PathNotWritableError) as caught:
+        save_weights(nn.Linear(100, 100), tmp_path / "a.safetensors")
+    assert str(tmp_path / "a.safetensors") in str(caught.value)
+
+
+def test_save_that_the_system_breaks_off_leaves_the_former_file(tmp_path: Path) -> None:
+    """A file that cannot be finished does not replace the one that is there."""
+    path = save_weights(mlp(0), tmp_path / "a.safetensors")
+    former = path.read_bytes()
+    with files_limited_to(1000), contextlib.suppress(Exception):
+        save_weights(nn.Linear(100, 100), path)
+    assert path.read_bytes() == former
+    assert names_in(tmp_path) == ["a.safetensors"]
+
+
+# load_weights: what is read
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
+def test_state_dict_of_torch_is_read(tmp_path: Path, ending: str, key: str | None) -> None:
+    """It may lie in the file by itself, or under a key as training scripts keep it."""
+    saved, loaded = mlp(1), mlp(2)
+    state = saved.state_dict()
+    torch.save({"epoch": 3, key: state} if key else state, tmp_path / f"a{ending}")
+    load_weights(loaded, tmp_path / f"a{ending}")
+    assert equal_states(saved, loaded)
+
+
+def test_state_dict_of_an_old_torch_is_read(tmp_path: Path) -> None:
+    """Files from before torch 1.6, which are no archives, are still around."""
+    saved, loaded = mlp(1), mlp(2)
+    torch.save(saved.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    load_weights(loaded, tmp_path / "a.pth")
+    assert equal_states(saved, loaded)
+
+
+def test_model_keeps_its_dtype(tmp_path: Path) -> None:
+    """Weights in single precision are cast into a model in double."""
+    saved, loaded = mlp(1), mlp(2).double()
+    load_weights(loaded, save_weights(saved, tmp_path / "a.safetensors"))
+    assert equal_states(loaded, saved.double())
+
+
+def test_parameters_stay_the_same_objects(tmp_path: Path) -> None:
+    """An optimizer that was built before goes on to move the loaded model."""
+    model = mlp(2)
+    before = list(model.parameters())
+    load_weights(model, save_weights(mlp(1), tmp_path / "a.safetensors"))
+    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+
+
+def test_loading_into_a_frozen_model_leaves_it_frozen(tmp_path: Path) -> None:
+    """Values change, and what is trainable does not."""
+    model = freeze_and_replace_head(mlp(2), num_classes=3)
+    saved = mlp(1)
+    load_weights(model, save_weights(saved, tmp_path / "a.safetensors"))
+    assert equal_states(model, saved)
+    assert {name for name, part in model.named_parameters() if part.requires_grad} == {
+        "head.weight",
+        "head.bias",
+    }
+
+
+def test_loading_leaves_gradients_and_modes_alone(tmp_path: Path) -> None:
+    """Only values are written, and no graph is recorded."""
+    model = mlp(2)
+    model(torch.ones(2, 4)).sum().backward()
+    model.backbone.eval()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    load_weights(model, save_weights(mlp(1), tmp_path / "a.safetensors"))
+    assert all(
+        parameter.grad is gradient and parameter.is_leaf
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True)
+    )
+    assert (model.training, model.backbone.training) == (True, False)
+
+
+# load_weights: what is reported
+
+
+def other_file(folder: Path) -> Path:
+    """Write a file that has one name too many, lacks one, and has another class count."""
+    state = mlp(1, classes=7).state_dict()
+    del state["backbone.1.bias"]
+    state["extra.weight"] = torch.ones(2)
+    path = folder / "other.pth"
+    torch.save(state, path)
+    return path
+
+
+FITTING = {
+    "backbone.1.weight",
+    "backbone.2.weight",
+    "backbone.2.bias",
+    "backbone.2.running_mean",
+    "backbone.2.running_var",
+    "backbone.2.num_batches_tracked",
+}
+
+
+def test_report_of_a_complete_file(tmp_path: Path) -> None:
+    """Every name of the model is loaded, and nothing is left over."""
+    model = mlp(2)
+    path = save_weights(mlp(1), tmp_path / "a.safetensors")
+    report = load_weights(model, path)
+    assert report == LoadReport(
+        path=path,
+        loaded=tuple(model.state_dict()),
+        missing=(),
+        unexpected=(),
+        wrong_shape={},
+        digests=report.digests,
+    )
+
+
+def test_report_of_another_models_file(tmp_path: Path) -> None:
+    """Loaded, missing, unexpected and reshaped names are told apart, with both shapes."""
+    report = load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5)
+    assert set(report.loaded) == FITTING
+    assert report.missing == ("backbone.1.bias",)
+    assert report.unexpected == ("extra.weight",)
+    assert report.wrong_shape == {"head.weight": ((7, 5), (3, 5)), "head.bias": ((7,), (3,))}
+
+
+def test_match_is_the_share_of_the_models_tensors(tmp_path: Path) -> None:
+    """Six of nine tensors of the model are in the file; its extra name does not count."""
+    report = load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5)
+    assert report.match == 6 / 9
+
+
+def test_report_reads_as_text(tmp_path: Path) -> None:
+    """Its text holds the counts, the file's name, and every name that did not fit."""
+    text = str(load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5))
+    for part in (
+        "6 of 9",
+        "other.pth",
+        "backbone.1.bias",
+        "extra.weight",
+        "head.weight",
+        "[7, 5]",
+        "[3, 5]",
+    ):
+        assert part in text
+
+
+def test_long_lists_of_names_are_cut_in_the_text(tmp_path: Path) -> None:
+    """A text stays readable: it shows some of the names and tells how many it leaves out."""
+    torch.save({f"extra{number:02}": torch.ones(1) for number in range(30)}, tmp_path / "a.pth")
+    text = str(load_weights(mlp(2), tmp_path / "a.pth", minimum_match=0.0))
+    shown = text.count("extra")
+    assert 0 < shown < 30
+    assert f"{30 - shown} more" in text
+
+
+def test_report_cannot_be_changed(tmp_path: Path) -> None:
+    """A result is a value."""
+    report = load_weights(mlp(2), save_weights(mlp(1), tmp_path / "a.safetensors"))
+    with pytest.raises(AttributeError):
+        report.missing = ()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# load_weights: what does not fit
+
+
+def test_partial_load_writes_what_fits_and_nothing_else(tmp_path: Path) -> None:
+    """Fitting tensors hold the file's values, and the others their own."""
+    model = mlp(2)
+    before = copies(model)
+    path = other_file(tmp_path)
+    load_weights(model, path, minimum_match=0.5)
+    file = torch.load(path)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], file[name]) for name in FITTING)
+    assert all(torch.equal(after[name], before[name]) for name in before.keys() - FITTING)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "fits"), [(0.0, True), (6 / 9, True), (0.67, False), (1.0, False)]
+)
+def test_minimum_match_decides(tmp_path: Path, minimum: float, fits: bool) -> None:
+    """Six of nine tensors are enough for two thirds, and not for more."""
+    model = mlp(2)
+    path = other_file(tmp_path)
+    if fits:
+        assert load_weights(model, path, minimum_match=minimum).match == 6 / 9
+    else:
+        with pytest.raises(WeightsMismatchError):
+            load_weights(model, path, minimum_match=minimum)
+
+
+@pytest.mark.parametrize("minimum", [-0.1, 1.1, 50, float("nan")])
+def test_minimum_match_outside_its_range_is_an_error_that_names_it(
+    tmp_path: Path, minimum: float
+) -> None:
+    """A percentage makes no sense."""
+    path = save_weights(mlp(1), tmp_path / "a.safetensors")
+    with pytest.raises(InvalidArgumentError) as caught:
+        load_weights(mlp(2), path, minimum_match=minimum)
+    assert "`minimum_match`" in str(caught.value)
+    assert str(minimum) in str(caught.value)
+
+
+def test_mismatch_lists_the_file_and_every_name(tmp_path: Path) -> None:
+    """Missing, unexpected and reshaped names stand in the message, and how to allow them."""
+    path = other_file(tmp_path)
+    with pytest.raises(WeightsMismatchError) as caught:
+        load_weights(mlp(2), path)
+    for part in (
+        str(path),
+        "backbone.1.bias",
+        "extra.weight",
+        "head.weight",
+        "[7, 5]",
+        "[3, 5]",
+        "minimum_match=",
+    ):
+        assert part in str(caught.value)
+
+
+def test_other_class_count_is_an_error_that_names_both_shapes(tmp_path: Path) -> None:
+    """A checkpoint of seven classes does not fit a model of three."""
+    path = save_weights(mlp(1, classes=7), tmp_path / "a.safetensors")
+    with pytest.raises(WeightsMismatchError) as caught:
+        load_weights(mlp(2), path)
+    assert "head.weight" in str(caught.value)
+    assert "[7, 5]" in str(caught.value)
+    assert "[3, 5]" in str(caught.value)
+
+
+def test_one_unexpected_name_is_an_error(tmp_path: Path) -> None:
+    """A complete match is demanded in both directions."""
+    torch.save(mlp(1).state_dict() | {"extra.weight": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsMismatchError, match=r"extra\.weight"):
+        load_weights(mlp(2), tmp_path / "a.pth")
+
+
+def test_refused_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
+    """No fitting tensor is written when the file as a whole does not fit."""
+    model = mlp(2)
+    before = copies(model)
+    with pytest.raises(WeightsMismatchError):
+        load_weights(model, other_file(tmp_path))
+    assert moved(before, model) == set()
+
+
+# load_weights: what is no weights file
+
+
+class Canary:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_canary_sings_when_it_is_unpickled(tmp_path: Path) -> None:
+    """The object that the next test relies on runs code wherever a file is trusted."""
+    pickle.loads(pickle.dumps(Canary(tmp_path / "sang")))
+    assert (tmp_path / "sang").is_dir()
+
+
+def save_as_archive(content: object, path: Path) -> None:
+    """Write a file as torch does today."""
+    torch.save(content, path)
+
+
+def save_as_of_old(content: object, path: Path) -> None:
+    """Write a file as torch did before 1.6."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def save_as_pickle(content: object, path: Path) -> None:
+    """Write a plain pickle, of the protocol that torch knows."""
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+WRITERS = pytest.mark.parametrize(
+    "write",
+    [save_as_archive, save_as_of_old, save_as_pickle],
+    ids=["archive", "old file", "pickle"],
+)
+
+
+@WRITERS
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin"])
+def test_file_that_holds_code_is_refused_and_runs_nothing(
+    tmp_path: Path, write: Callable[[object, Path], None], ending: str
+) -> None:
+    """Code in a downloaded file does not run, and the file is named."""
+    path = tmp_path / f"evil{ending}"
+    write({"head.weight": Canary(tmp_path / "sang")}, path)
+    with pytest.raises(CorruptFileError) as caught:
+        load_weights(mlp(2), path)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "sang").exists()
+
+
+def test_file_of_a_whole_model_is_refused(tmp_path: Path) -> None:
+    """A pickled module names classes, whose code would run: the first is told, and the safe way."""
+    torch.save(mlp(1), tmp_path / "a.pth")
+    with pytest.raises(CorruptFileError) as caught:
+        load_weights(mlp(2), tmp_path / "a.pth")
+    assert str(tmp_path / "a.pth") in str(caught.value)
+    assert "`finetunelib.models.MLP`" in str(caught.value)
+    assert "state_dict()" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([torch.ones(1)], "list"),
+        (torch.ones(1), "Tensor"),
+        ({"epoch": 3, "weights": {"head.weight": torch.ones(1)}}, "epoch, weights"),
+        ({1: torch.ones(1)}, "1"),
+        ({"state_dict": {"head.weight": torch.ones(1), "step": 3}}, "head.weight, step"),
+    ],
+    ids=["list", "tensor", "unknown key", "number for a name", "number for a tensor"],
+)
+def test_file_without_a_state_dict_is_an_error_that_tells_what_it_holds(
+    tmp_path: Path, content: Any, named: str
+) -> None:
+    """The path and the content, by its keys or type, are in the message."""
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CorruptFileError) as caught:
+        load_weights(mlp(2), tmp_path / "a.pth")
+    assert str(tmp_path / "a.pth") in str(caught.value)
+    assert named in str(caught.value)
+
+
+def save_as_safetensors(content: dict[str, Tensor], path: Path) -> None:
+    """Write a file as safetensors does."""
+    safetensors.torch.save_file(content, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "ending"),
+    [(save_as_archive, ".pth"), (save_as_of_old, ".pth"), (save_as_safetensors, ".safetensors")],
+    ids=["archive", "old file", "safetensors"],
+)
+def test_file_cut_off_anywhere_is_corrupt(
+    tmp_path: Path, write: Callable[[dict[str, Tensor], Path], None], ending: str
+) -> None:
+    """A download that broke off is met by one error, after whatever byte it ended."""
+    path = tmp_path / f"a{ending}"
+    write({"weight": torch.ones(2, 3)}, path)
+    whole = path.read_bytes()
+    model = nn.Linear(3, 2, bias=False)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CorruptFileError) as caught:
+            load_weights(model, path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>404</html>", b"hello", b"\x00" * 100, b"version https://git-lfs"],
+    ids=["empty", "page", "text", "zeros", "pointer"],
+)
+def test_file_of_something_else_is_corrupt(tmp_path: Path, ending: str, content: bytes) -> None:
+    """An empty file, or a page of an error in place of a download, is named."""
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError) as caught:
+        load_weights(mlp(2), path)
+    assert str(path) in str(caught.value)
+
+
+def test_corrupt_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
+    """Nothing is written before the file has been read as a whole."""
+    path = save_weights(mlp(1), tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    model = mlp(2)
+    before = copies(model)
+    with pytest.raises(CorruptFileError):
+        load_weights(model, path)
+    assert moved(before, model) == set()
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a", "a.ckpt", "a.pth.zip"])
+def test_another_ending_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+    """The kinds that are read go by their endings, which the message lists."""
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CorruptFileError) as caught:
+        load_weights(mlp(2), tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert ".safetensors" in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    """The message holds the path that was given."""
+    with pytest.raises(FileMissingError) as caught:
+        load_weights(mlp(2), tmp_path / "nowhere.pth")
+    assert str(tmp_path / "nowhere.pth") in str(caught.value)
+
+
+def test_folder_is_no_file(tmp_path: Path) -> None:
+    """A folder is named as one, also when its name ends like a file's."""
+    folder = tmp_path / "a.safetensors"
+    folder.mkdir()
+    with pytest.raises(FileMissingError) as caught:
+        load_weights(mlp(2), folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_names_show_their_public_path() -> None:
+    """Users import them from `finetunelib.finetuning`."""
+    assert {value.__module__ for value in (LoadReport, load_weights, save_weights)} == {
+        "finetunelib.finetuning"
+    }
+
+
+def test_swapped_arguments_are_refused(tmp_path: Path) -> None:
+    """The error says that the model comes first."""
+    swapped: Any = (tmp_path / "a.safetensors", nn.Linear(2, 2))
+    for function in (save_weights, load_weights):
+        with pytest.raises(InvalidTypeError, match="first argument"):
+            function(*swapped)
+
+
+def test_share_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """A text is not taken for a number."""
+    path, share = save_weights(nn.Linear(2, 2), tmp_path / "a.safetensors"), "0.5"
+    wrong: Any = share
+    with pytest.raises(InvalidTypeError, match="minimum_match"):
+        load_weights(nn.Linear(2, 2), path, minimum_match=wrong)

@@ -1,0 +1,538 @@
+"""Checkpoints are written whole or not at all, whatever the disk does meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import gc
+import json
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from finetunelib import Trainer
+from finetunelib.callbacks import ModelCheckpoint
+from finetunelib.errors import CallbackError, CheckpointError, PathNotWritableError
+from finetunelib.training import Callback, History, TrainContext
+from finetunelib.training._checkpointing.folder import (
+    Checkpoint,
+    checkpoints_in,
+    newest_checkpoint,
+    open_checkpoint,
+    remove_checkpoint,
+    sweep,
+)
+from finetunelib.training._checkpointing.manifest import FILES, HISTORY, MANIFEST, STATE, WEIGHTS
+from training._checkpointing.checkpoint_files import (
+    COMBINATIONS,
+    DATA,
+    Combination,
+    Crash,
+    bits,
+    calls_of,
+    disk_full,
+    failing_disk,
+    hidden,
+    trainer,
+    write,
+)
+
+# What is in a checkpoint
+
+
+def test_a_checkpoint_holds_these_files_and_no_others(tmp_path: Path) -> None:
+    """One folder with weights, state, history and manifest, and nothing beside it."""
+    path = write(tmp_path / "one")
+    assert sorted(entry.name for entry in path.iterdir()) == sorted(FILES)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+
+
+def test_the_manifest_says_what_the_bits_depend_on(tmp_path: Path) -> None:
+    """Versions, threads and device, the counters, and the size and digest of each file."""
+    trained = trainer(seed=3)
+    trained.fit(DATA, epochs=2)
+    path = trained.save_checkpoint(tmp_path / "one")
+    manifest = json.loads((path / MANIFEST).read_text())
+    assert manifest["format"] == 1
+    assert manifest["torch"] == torch.__version__
+    assert {"finetunelib", "python", "digest", "created_ns"} <= manifest.keys()
+    assert manifest["threads"] == torch.get_num_threads()
+    assert (manifest["device"], manifest["seed"]) == ("cpu", 3)
+    assert (manifest["epoch"], manifest["step"], manifest["batch"]) == (2, 8, 0)
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    assert sizes == {name: (path / name).stat().st_size for name in (WEIGHTS, STATE, HISTORY)}
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    """State and history come back with their values."""
+    numbers = {"a": [1, 2.5, None, True, "x", b"y"], 3: (torch.arange(3), torch.Size([2]))}
+    checkpoint = open_checkpoint(write(tmp_path / "one", step=4, numbers=numbers))
+    assert checkpoint.state["numbers"]["a"] == numbers["a"]
+    assert checkpoint.state["numbers"][3][0].equal(torch.arange(3))
+    assert checkpoint.state["numbers"][3][1] == torch.Size([2])
+    assert checkpoint.history["step"] == [4]
+
+
+def test_the_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    """Others may read a checkpoint where the user's umask lets them."""
+    before = os.umask(0o022)
+    try:
+        path = write(tmp_path / "one")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert {stat.S_IMODE((path / name).stat().st_mode) for name in FILES} == {0o644}
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024 - what users have
+
+
+class Color(enum.IntEnum):
+    """A number that torch writes as an object."""
+
+    RED = 1
+
+
+class Table(dict[str, int]):
+    """A dict of a class of its own."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), np.zeros(2), Color.RED, Point(1, 2), Table(a=1), defaultdict(int), {1}],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_object_that_could_not_be_read_back_is_refused(tmp_path: Path, value: object) -> None:
+    """It is found when the checkpoint is written, and its place and kind are named."""
+    with pytest.raises(CheckpointError) as caught:
+        write(tmp_path / "one", mine={"deep": [0, value]})
+    assert "state['mine']['deep'][1]" in str(caught.value)
+    assert type(value).__name__ in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "back"),
+    [
+        (np.float64(0.1), 0.1),
+        (OrderedDict(a=1), OrderedDict(a=1)),
+        (Counter([1, 1]), Counter([1, 1])),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        (nn.Parameter(torch.ones(2)), torch.ones(2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_schedulers_and_optimizers_hold_is_kept(
+    tmp_path: Path, value: object, back: object
+) -> None:
+    """Numbers of numpy and the usual kinds of dicts come back with the same values."""
+    state = open_checkpoint(write(tmp_path / "one", value=value)).state["value"]
+    if isinstance(back, torch.Tensor):
+        assert torch.equal(state, back)
+    else:
+        assert state == back
+        assert type(state) is type(back)
+
+
+def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path: Path) -> None:
+    """A learning rate out of `linspace` is a number of numpy, which torch would not read back."""
+    trained = trainer(lr=np.linspace(0.1, 0.2, 3)[1])
+    trained.fit(DATA, epochs=1)
+    path = trained.save_checkpoint(tmp_path / "one")
+    resumed = trainer(lr=0.15)
+    resumed.fit(DATA, epochs=2, resume_from=path)
+    trained.fit(DATA, epochs=1)
+    assert bits(resumed) == bits(trained)
+
+
+# Which checkpoint is the newest
+
+
+def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
+    """Neither names nor steps nor the clock of the files decide."""
+    for name, step in (("b", 3), ("c", 1), ("a", 2)):
+        write(tmp_path / name, step)
+    os.utime(tmp_path / "b")
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.path == tmp_path / "a"
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["b", "c", "a"]
+
+
+def test_a_clock_that_was_set_back_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is newer than those that were there when it was written."""
+    write(tmp_path / "one")
+    monkeypatch.setattr("time.time_ns", lambda: 5)
+    write(tmp_path / "two")
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.path.name == "two"
+
+
+def test_a_former_checkpoint_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+    """The folder holds the second state, and nothing is left of the first."""
+    write(tmp_path / "one", step=1)
+    write(tmp_path / "one", step=2)
+    assert open_checkpoint(tmp_path / "one").state == {"step": 2}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+
+
+# What is the user's
+
+
+def test_a_folder_with_files_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    """A checkpoint does not take the place of notes, or of weights that are no checkpoint's."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("train")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / WEIGHTS).write_bytes(b"of the user")
+    for name in ("notes", "weights"):
+        with pytest.raises(PathNotWritableError, match="lost") as caught:
+            write(tmp_path / name)
+        assert f"`{tmp_path / name}`" in str(caught.value)
+    assert (tmp_path / "notes" / "todo.txt").read_text() == "train"
+    assert (tmp_path / "weights" / WEIGHTS).read_bytes() == b"of the user"
+
+
+def test_a_file_of_the_users_in_a_checkpoint_is_not_deleted(tmp_path: Path) -> None:
+    """Of a checkpoint that holds more than ours, only our files go."""
+    path = write(tmp_path / "one")
+    (path / "notes.txt").write_text("keep")
+    remove_checkpoint(path)
+    assert [entry.name for entry in path.iterdir()] == ["notes.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_sweep_deletes_what_was_left_and_nothing_else(tmp_path: Path) -> None:
+    """Unfinished folders go with the files that we write; others' files stay where they are."""
+    whole = write(tmp_path / "one")
+    unfinished = shutil.copytree(whole, tmp_path / ".two-0a1b2c3d.unfinished")
+    (unfinished / MANIFEST).unlink()
+    mixed = shutil.copytree(unfinished, tmp_path / ".three-0a1b2c3d.unfinished")
+    (mixed / "notes.txt").write_text("keep")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / STATE).write_text("keep")
+    sweep(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        ".hidden",
+        ".three-0a1b2c3d.unfinished",
+        "one",
+    ]
+    assert [entry.name for entry in mixed.iterdir()] == ["notes.txt"]
+    assert open_checkpoint(whole).state == {"step": 1}
+
+
+def test_an_unfinished_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    """Even with all of its files, what has no name yet is not used."""
+    shutil.copytree(write(tmp_path / "a" / "one"), tmp_path / ".one-0a1b2c3d.unfinished")
+    assert newest_checkpoint(tmp_path) is None
+
+
+# A disk that fails
+
+
+def newest_in(folder: Path) -> Checkpoint:
+    """Return the newest checkpoint, which has to be found without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        newest = newest_checkpoint(folder)
+    assert newest is not None
+    return newest
+
+
+def calls_of_second_write(tmp_path: Path, name: str) -> list[str]:
+    """Return the names of the calls of writing a second checkpoint."""
+    write(tmp_path / "count" / "one")
+    calls = calls_of(lambda: write(tmp_path / "count" / name, step=2))
+    shutil.rmtree(tmp_path / "count")
+    return calls
+
+
+@pytest.mark.parametrize("name", ["two", "one"])
+def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path: Path, name: str) -> None:
+    """An error at any write, fsync or rename: a clear error, no leftovers, and what was."""
+    calls = calls_of_second_write(tmp_path, name)
+    assert {"fsync", "rename", "mkdir", "save", "save_file", "write_text"} <= {*calls}
+    for position, call in enumerate(calls):
+        run = tmp_path / str(position)
+        write(run / "one")
+        error = None
+        try:
+            with failing_disk(position, disk_full):
+                write(run / name, step=2)
+        except PathNotWritableError as caught:
+            error = str(caught)
+        step = 2 if error is None else 1
+        assert newest_in(run).state == {"step": step}, (position, call)
+        assert newest_in(run / name if step == 2 else run / "one").state == {"step": step}
+        if error is not None:
+            assert f"`{run / name}" in error, (position, call)
+            assert "No space left" in error, (position, call)
+            assert ".unfinished" not in error, (position, call)
+        # What cannot be deleted stays until the next sweep.
+        if call in ("unlink", "rmdir"):
+            sweep(run)
+        assert hidden(run) == [], (position, call)
+
+
+def test_only_the_deleting_of_leftovers_may_fail_unnoticed(tmp_path: Path) -> None:
+    """An error of the disk before the new checkpoint stands is never swallowed."""
+    calls = calls_of_second_write(tmp_path, "two")
+    last = len(calls) - 1 - calls[::-1].index("rename")
+    for position in range(last + 1):
+        run = tmp_path / str(position)
+        # The flush of a folder is passed over where a system has none, and deleting twice is not.
+        if calls[position] in ("fsync", "unlink", "rmdir"):
+            continue
+        with pytest.raises(PathNotWritableError), failing_disk(position, disk_full):
+            write(run / "two", step=2)
+
+
+@pytest.mark.parametrize("name", ["two", "one"])
+def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, name: str) -> None:
+    """Ended at any write, fsync, rename or deletion, a whole one is found, by both paths."""
+    for position in range(len(calls_of_second_write(tmp_path, name))):
+        run = tmp_path / str(position)
+        write(run / "one")
+        with pytest.raises(Crash), failing_disk(position, Crash):
+            write(run / name, step=2)
+        assert newest_in(run).state["step"] in (1, 2)
+        assert newest_in(run / "one").state["step"] in (1, 2)
+        sweep(run)
+        assert hidden(run) == []
+        assert newest_in(run / "one").state["step"] in (1, 2)
+        write(run / name, step=3)
+        assert newest_in(run).state == {"step": 3}
+
+
+def test_a_crash_in_a_deletion_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint that was to be deleted is there whole, or not at all."""
+    counted = write(tmp_path / "count" / "one")
+    for position in range(len(calls_of(lambda: remove_checkpoint(counted)))):
+        run = tmp_path / str(position)
+        old, new = write(run / "one"), write(run / "two", step=2)
+        with pytest.raises(Crash), failing_disk(position, Crash):
+            remove_checkpoint(old)
+        assert all(open_checkpoint(path) for path in checkpoints_in(run))
+        assert newest_in(run).path == new
+        sweep(run)
+        assert hidden(run) == []
+
+
+def test_a_file_of_the_users_that_cannot_be_deleted_around_is_named(tmp_path: Path) -> None:
+    """A checkpoint that cannot be deleted is an error with its name."""
+    path = write(tmp_path / "one")
+    with (
+        pytest.raises(PathNotWritableError, match="could not be deleted") as caught,
+        failing_disk(0, disk_full),
+    ):
+        remove_checkpoint(path)
+    assert f"`{path}`" in str(caught.value)
+    assert open_checkpoint(path).state == {"step": 1}
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let the system refuse to write more than `size` bytes to a file of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def large_files(path: Path, name: str, step: int) -> None:
+    """Write a checkpoint of which one file has more than 64 KiB."""
+    from finetunelib.training._checkpointing.folder import write_checkpoint
+
+    rows = 3000 if name == HISTORY else 1
+    history = History([{"epoch": float(row), "step": float(step)} for row in range(rows)])
+    layer = nn.Linear(200, 100) if name == WEIGHTS else nn.Linear(1, 1)
+    state = {"step": step, "large": torch.zeros(20_000 if name == STATE else 1)}
+    words = "x" * (70_000 if name == MANIFEST else 1)
+    about = {"epoch": 1, "step": step, "batch": 0, "words": words}
+    write_checkpoint(path, layer, state, history, about)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4096, 50_000])
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_is_full_leaves_the_previous_checkpoint(
+    tmp_path: Path, name: str, limit: int
+) -> None:
+    """Whichever file does not fit, there is a clear error, no leftover, and what was."""
+    large_files(tmp_path / "one", name, 1)
+    for target in ("two", "one"):
+        with (
+            pytest.raises(PathNotWritableError, match="could not be written"),
+            files_limited_to(limit),
+        ):
+            large_files(tmp_path / target, name, 2)
+        assert newest_in(tmp_path).path == tmp_path / "one"
+        assert newest_in(tmp_path).state["step"] == 1
+        assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> None:
+    """The error names the checkpoint, and the training can be resumed from the one before."""
+    whole = trainer()
+    whole.fit(DATA, epochs=3)
+    stopped = trainer(callbacks=[ModelCheckpoint(tmp_path)])
+    stopped.fit(DATA, epochs=1)
+    with files_limited_to(100), pytest.raises(PathNotWritableError, match="epoch-0002"):
+        stopped.fit(DATA, epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001-step-00000004"]
+    resumed = trainer(callbacks=[ModelCheckpoint(tmp_path)])
+    resumed.fit(DATA, epochs=3, resume_from=tmp_path)
+    assert bits(resumed) == bits(whole)
+
+
+# A folder that changes meanwhile
+
+
+def refuse(folder: Path) -> Callable[[Any, int], bool]:
+    """Return an `os.access` that says of one folder that it is read-only."""
+
+    def may(path: Any, mode: int) -> bool:
+        return Path(path) != folder
+
+    return may
+
+
+def test_a_read_only_folder_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing may be written, that is said at once, with the folder's name."""
+    trained = trainer()
+    trained.fit(DATA, epochs=1)
+    # Not by chmod: root may write to read-only folders.
+    monkeypatch.setattr(os, "access", refuse(tmp_path))
+    with pytest.raises(PathNotWritableError, match="read-only") as caught:
+        trained.save_checkpoint(tmp_path / "one")
+    assert f"`{tmp_path}`" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_becomes_read_only_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes out of the fit, and the checkpoint before stays."""
+
+    class Lock(Callback):
+        def on_checkpoint(self, context: TrainContext) -> None:
+            monkeypatch.setattr(os, "access", refuse(tmp_path))
+
+    with pytest.raises(CallbackError, match="read-only"):
+        trainer(callbacks=[ModelCheckpoint(tmp_path), Lock()]).fit(DATA, epochs=2)
+    assert newest_in(tmp_path).history["epoch"] == [1]
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    """Where a folder was lost between two checkpoints, the next one is written all the same."""
+
+    class Delete(Callback):
+        def on_epoch_start(self, context: TrainContext) -> None:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    trainer(callbacks=[ModelCheckpoint(tmp_path / "run"), Delete()]).fit(DATA, epochs=2)
+    assert newest_in(tmp_path / "run").history["epoch"] == [1, 2]
+
+
+def test_a_folder_that_is_deleted_during_a_write_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new checkpoint's folder vanishes under it: the error names where it was to be."""
+    real = torch.save
+
+    def save(state: object, file: Path) -> None:
+        real(state, file)
+        shutil.rmtree(tmp_path / "run")
+
+    trained = trainer()
+    trained.fit(DATA, epochs=1)
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(PathNotWritableError) as caught:
+        trained.save_checkpoint(tmp_path / "run" / "one")
+    assert str(tmp_path / "run" / "one") in str(caught.value)
+    assert hidden(tmp_path) == []
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    """Nothing is written below a file, and the file stays."""
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(PathNotWritableError, match="is a file"):
+        write(tmp_path / "run")
+    with pytest.raises(PathNotWritableError, match="is a file"):
+        ModelCheckpoint(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+# A training whose process ends at a write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+def test_a_training_that_crashes_at_any_call_resumes_bit_for_bit(
+    tmp_path: Path, combination: Combination
+) -> None:
+    """At each write, fsync, rename and deletion of a whole run: found, resumed, the same end."""
+    combination = dataclasses.replace(combination, samples=4)
+    combination.train(tmp_path / "first")  # What is imported late writes its bytecode now.
+    whole: list[Trainer] = []
+    calls = calls_of(lambda: whole.append(combination.train(tmp_path / "whole")))
+    expected = bits(whole[0])
+    # With workers, which take seconds to end after a crash, at some of the places.
+    for position in range(0, len(calls), 64 if combination.workers else 1):
+        run = tmp_path / str(position)
+        with pytest.raises(Crash), failing_disk(position, Crash):
+            combination.train(run)
+        gc.collect()  # Ends the workers of the crashed one, which the next one would inherit.
+        found = newest_checkpoint(run)
+        done = found is not None and found.manifest["epoch"] == combination.epochs
+        resumed = combination.train(run, resume_from=run)
+        assert bits(resumed) == expected, (position, calls[position])
+        # A run that was done already has nothing to start, and so nothing to sweep.
+        assert hidden(run) == [] or done
+        shutil.rmtree(run)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_read_in_a_fresh_process(tmp_path: Path) -> None:
+    """What one process wrote another one takes up, without a warning."""
+    trained = trainer()
+    trained.fit(DATA, epochs=1)
+    path = trained.save_checkpoint(tmp_path / "one")
+    script = f"""
+        import torch
+        torch.set_num_threads(1)
+        from finetunelib import Trainer
+        trainer = Trainer(torch.nn.Linear(4, 3), device="cpu", progress=False)
+        trainer.load_checkpoint({str(path)!r})
+        print(trainer.model.weight.tolist())
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(result.stdout) == trained.model.state_dict()["weight"].tolist()

@@ -1,0 +1,501 @@
+"""What else a resumed training needs: places, generators, states of callbacks and optimizers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, SequentialLR
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from finetunelib import Trainer, build_mlp, freeze_and_replace_head
+from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
+from finetunelib.errors import CallbackError, CheckpointError, TrainingInterrupted
+from finetunelib.training import Callback, TrainContext
+from training._loop.stopping import SaveAt
+from training.tiny import points, quiet_trainer, same_weights, weights_of
+
+DATA = points(22)
+VAL = points(9, seed=1)
+PAIRS = TensorDataset(*DATA)
+
+
+def network() -> nn.Module:
+    return build_mlp(6, [8], 3, dropout=0.3, normalization=nn.BatchNorm1d, seed=0)
+
+
+def trainer(*callbacks: Callback, **options: Any) -> Trainer:
+    return quiet_trainer(network(), callbacks=list(callbacks), device="cpu", **options)
+
+
+def check_exact(
+    tmp_path: Path, data: Callable[[], Any], val: Callable[[], Any], steps: range, **options: Any
+) -> None:
+    """Check that a resume from each of these steps leads to the same bits."""
+    whole = trainer(*[SaveAt(step, tmp_path / str(step)) for step in steps], **options)
+    whole.fit(data(), val(), epochs=3)
+    for step in steps:
+        torch.manual_seed(step)
+        resumed = trainer(**options)
+        resumed.fit(data(), val(), epochs=3, resume_from=tmp_path / str(step))
+        assert same_weights(resumed.model, whole.model), step
+        assert resumed.history["train_loss"] == whole.history["train_loss"], step
+        assert resumed.history["val_loss"] == whole.history["val_loss"], step
+
+
+def test_a_generator_of_two_loaders_is_that_of_the_training(tmp_path: Path) -> None:
+    """A training and a validation loader that share a generator go on from its right state."""
+    shared: list[torch.Generator] = []
+
+    def train() -> Any:
+        shared[:] = [torch.Generator().manual_seed(4)]
+        return DataLoader(PAIRS, batch_size=4, shuffle=True, generator=shared[0])
+
+    def val() -> Any:
+        return DataLoader(TensorDataset(*VAL), batch_size=4, shuffle=True, generator=shared[0])
+
+    check_exact(tmp_path, train, val, range(4, 9))
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_stateful_loader_with_a_generator_goes_on_from_both(tmp_path: Path) -> None:
+    """Its own state is its place in the epoch, and its generator decides the next one."""
+
+    def train() -> Any:
+        generator = torch.Generator().manual_seed(4)
+        return StatefulDataLoader(PAIRS, batch_size=4, shuffle=True, generator=generator)
+
+    check_exact(tmp_path, train, lambda: VAL, range(3, 9))
+
+
+class Counting:
+    """Batches whose order depends on how often they were read."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1
+        for start in range(0, 20, 4):
+            inputs, targets = DATA
+            yield inputs[start : start + 4] * self.epoch, targets[start : start + 4]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+def test_a_source_with_a_state_of_its_own_keeps_it_between_epochs(tmp_path: Path) -> None:
+    """What counts its epochs goes on counting."""
+    whole = trainer(ModelCheckpoint(tmp_path, every_n_epochs=2))
+    whole.fit(Counting(), epochs=3)
+    resumed = trainer(ModelCheckpoint(tmp_path, every_n_epochs=2))
+    resumed.fit(Counting(), epochs=3, resume_from=tmp_path)
+    assert same_weights(resumed.model, whole.model)
+
+
+class Ordered(RandomSampler):
+    """A sampler whose order is a pure function of the epoch that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(range(22))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        yield from torch.randperm(22, generator=generator).tolist()
+
+
+def test_a_sampler_is_told_the_epoch(tmp_path: Path) -> None:
+    """Nobody has to call `set_epoch`, and a resumed training reads the same order."""
+    check_exact(
+        tmp_path,
+        lambda: DataLoader(PAIRS, batch_size=4, sampler=Ordered()),
+        lambda: VAL,
+        range(1, 14, 3),
+    )
+
+
+class Drawing(Callback):
+    """Draws random numbers wherever it can."""
+
+    def on_epoch_start(self, context: TrainContext) -> None:
+        torch.rand(3)
+
+    def on_checkpoint(self, context: TrainContext) -> None:
+        torch.rand(3)
+
+
+def test_hooks_that_draw_numbers_disturb_no_resume(tmp_path: Path) -> None:
+    """Neither at an epoch's start nor at a checkpoint."""
+    for step in (3, 6, 9):
+        folder = tmp_path / str(step)
+        whole = trainer(Drawing(), SaveAt(step, folder))
+        whole.fit(DATA, epochs=3)
+        resumed = trainer(Drawing(), SaveAt(-1, folder))
+        resumed.fit(DATA, epochs=3, resume_from=folder)
+        assert same_weights(resumed.model, whole.model)
+
+
+def test_a_finished_training_has_its_best_weights_when_resumed(tmp_path: Path) -> None:
+    """The last checkpoint holds the last weights; the best ones are given back as before."""
+
+    def made() -> Trainer:
+        stopping = EarlyStopping(patience=9, restore_best=True)
+        return trainer(stopping, ModelCheckpoint(tmp_path), lr=2.0)
+
+    whole = made()
+    whole.fit(DATA, VAL, epochs=4)
+    again = made()
+    again.fit(DATA, VAL, epochs=4, resume_from=tmp_path)
+    assert same_weights(again.model, whole.model)
+    assert len(again.history) == 4
+
+
+def test_a_fit_that_is_refused_keeps_the_place_of_a_loaded_checkpoint(tmp_path: Path) -> None:
+    """The next one goes on from there, with the states of the callbacks."""
+    whole = trainer(EMA(0.5), SaveAt(3, tmp_path / "three"))
+    whole.fit(DATA, epochs=2)
+    ema = EMA(0.5)
+    resumed = trainer(ema)
+    resumed.load_checkpoint(tmp_path / "three")
+    with pytest.raises(CheckpointError, match="samples"):
+        resumed.fit(points(8), epochs=2)
+    resumed.fit(DATA, epochs=2)
+    assert resumed.state.step == whole.state.step
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_early_stopping_touches_no_weights_of_a_fit_that_it_refused(tmp_path: Path) -> None:
+    """Without the measurement that it waits for, the loaded weights stay."""
+    first = trainer(EarlyStopping(restore_best=True))
+    first.fit(DATA, VAL, epochs=2)
+    path = first.save_checkpoint(tmp_path / "two")
+    other = trainer(EarlyStopping(restore_best=True))
+    other.load_checkpoint(path)
+    before = weights_of(other.model)
+    with pytest.raises(CallbackError, match="val_loss"):
+        other.fit(DATA, epochs=1)
+    assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
+
+
+def test_a_loaded_checkpoint_can_be_saved_again(tmp_path: Path) -> None:
+    """Also one of the middle of an epoch, whose place is kept."""
+    whole = trainer(SaveAt(3, tmp_path / "three"))
+    whole.fit(DATA, epochs=2)
+    between = trainer()
+    between.load_checkpoint(tmp_path / "three")
+    between.save_checkpoint(tmp_path / "again")
+    resumed = trainer()
+    resumed.fit(DATA, epochs=2, resume_from=tmp_path / "again")
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_a_checkpoint_saved_by_hand_keeps_the_generators_of_loaders(tmp_path: Path) -> None:
+    """The next fit reads the order that this one would have read."""
+
+    def loader() -> Any:
+        generator = torch.Generator().manual_seed(4)
+        return DataLoader(PAIRS, batch_size=4, shuffle=True, generator=generator)
+
+    whole, data = trainer(), loader()
+    whole.fit(data, epochs=1)
+    path = whole.save_checkpoint(tmp_path / "one")
+    whole.fit(data, epochs=1)
+    resumed = trainer()
+    resumed.load_checkpoint(path)
+    resumed.fit(loader(), epochs=1)
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_every_callback_gets_the_checkpoint_that_it_asked_for(tmp_path: Path) -> None:
+    """Two that ask at the same moment both get theirs."""
+    best, newest = ModelCheckpoint(tmp_path / "a", monitor="train_loss"), tmp_path / "b"
+    trainer(best, ModelCheckpoint(newest)).fit(DATA, epochs=2)
+    assert best.best_path is not None
+    assert best.best_path.is_dir()
+    assert len(list(newest.iterdir())) == 2
+
+
+def test_a_checkpoint_that_is_asked_for_at_the_end_is_written(tmp_path: Path) -> None:
+    """A request in `on_fit_end` is carried out when all have seen the end."""
+
+    class AtTheEnd(Callback):
+        def on_fit_end(self, context: TrainContext) -> None:
+            context.request_checkpoint(tmp_path / "end")
+
+    trainer(AtTheEnd()).fit(DATA, epochs=1)
+    again = trainer()
+    again.load_checkpoint(tmp_path / "end")
+    assert again.state.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda: DATA, lambda: DataLoader(PAIRS, 4, generator=torch.Generator())),
+        (lambda: DataLoader(PAIRS, 4), lambda: DataLoader(PAIRS, 4, generator=torch.Generator())),
+        (lambda: DataLoader(PAIRS, 4, generator=torch.Generator()), lambda: DataLoader(PAIRS, 4)),
+        (lambda: DATA, lambda: DataLoader(PAIRS, 4)),
+    ],
+)
+def test_between_epochs_the_kind_of_data_may_change(
+    before: Callable[[], Any], after: Callable[[], Any], tmp_path: Path
+) -> None:
+    """Where generators do not match, it is said, and their order begins anew."""
+    trainer(ModelCheckpoint(tmp_path)).fit(before(), epochs=1)
+    resumed = trainer(ModelCheckpoint(tmp_path))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The checkpoint holds . random generators")
+        resumed.fit(after(), epochs=2, resume_from=tmp_path)
+    assert resumed.state.epoch == 2
+
+
+def test_other_metrics_inside_an_epoch_are_refused(tmp_path: Path) -> None:
+    """Their sums would be those of a part of the epoch."""
+    trainer(SaveAt(3, tmp_path / "three")).fit(DATA, epochs=1)
+    with pytest.raises(CheckpointError, match="accuracy"):
+        trainer(metrics={}).fit(DATA, epochs=1, resume_from=tmp_path / "three")
+
+
+def two(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    parts: list[LRScheduler] = [LinearLR(optimizer), LinearLR(optimizer)]
+    return SequentialLR(optimizer, parts, milestones=[1])
+
+
+def three(optimizer: torch.optim.Optimizer) -> LRScheduler:
+    parts: list[LRScheduler] = [LinearLR(optimizer) for _ in range(3)]
+    return SequentialLR(optimizer, parts, milestones=[1, 2])
+
+
+def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    """A schedule of other parts is refused with the weights and the optimizer as they were."""
+    first = trainer(lr_scheduler=three)
+    first.fit(DATA, epochs=1)
+    path = first.save_checkpoint(tmp_path / "one")
+    other = trainer(lr_scheduler=two, seed=0)
+    before = weights_of(other.model)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        other.load_checkpoint(path)
+    assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
+    assert other.optimizer is not None
+    assert not other.optimizer.state_dict()["state"]
+
+
+def test_a_best_value_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Losses and accuracies cannot be compared."""
+    first = trainer(EarlyStopping("val_loss"))
+    first.fit(DATA, VAL, epochs=1)
+    path = first.save_checkpoint(tmp_path / "one")
+    with pytest.raises(CheckpointError, match="val_accuracy"):
+        trainer(EarlyStopping("val_accuracy")).load_checkpoint(path)
+
+
+def test_another_dtype_is_refused(tmp_path: Path) -> None:
+    """Rounded weights are not the ones that were saved."""
+    path = trainer().save_checkpoint(tmp_path / "start")
+    with pytest.raises(CheckpointError, match="float64"):
+        quiet_trainer(network().double(), device="cpu").load_checkpoint(path)
+
+
+def test_another_learning_rate_is_said_to_be_passed_over(tmp_path: Path) -> None:
+    """The optimizer's own state goes on."""
+    path = trainer(lr=0.1).save_checkpoint(tmp_path / "start")
+    with pytest.warns(UserWarning, match="`lr` is 0.2 here and was 0.1"):
+        trainer(lr=0.2).load_checkpoint(path)
+
+
+class Seen(Callback):
+    """A callback whose state is empty at first."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        self.seen[str(context.state.epoch)] = context.state.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.seen)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = dict(state)
+
+
+def test_a_state_that_is_empty_at_first_is_one(tmp_path: Path) -> None:
+    """The class says whether a callback has a state, and not what is in it."""
+    first = trainer(Seen())
+    first.fit(DATA, epochs=1)
+    path = first.save_checkpoint(tmp_path / "one")
+    seen = Seen()
+    trainer(seen).load_checkpoint(path)
+    assert seen.seen == {"1": 6}
+
+
+def test_the_weights_of_a_checkpoint_are_not_the_loaded_ones(tmp_path: Path) -> None:
+    """The certificate claims no more after a resume than without it."""
+
+    def made() -> Trainer:
+        model = freeze_and_replace_head(build_mlp(6, [8], 3, seed=0), num_classes=3)
+        return quiet_trainer(model, device="cpu")
+
+    first = made()
+    path = first.save_checkpoint(tmp_path / "start")
+    second = made()
+    second.load_checkpoint(path)
+    history = second.fit(DATA, epochs=1)
+    assert history.certificate is not None
+    assert history.certificate.loaded == ()
+    assert len(history.certificate.digests) == 2
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.NAdam, torch.optim.ASGD])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_optimizers_keep_the_dtypes_of_their_states(
+    tmp_path: Path, optimizer: type[torch.optim.Optimizer], dtype: torch.dtype
+) -> None:
+    """Torch rounds what it loads to the dtype of the parameter."""
+    data = (DATA[0].to(dtype), DATA[1])
+
+    def made(*callbacks: Callback) -> Trainer:
+        model = build_mlp(6, [8], 3, seed=0).to(dtype)
+        return quiet_trainer(model, device="cpu", optimizer=optimizer, callbacks=list(callbacks))
+
+    whole = made(SaveAt(4, tmp_path / "four"))
+    whole.fit(data, epochs=2)
+    resumed = made()
+    resumed.fit(data, epochs=2, resume_from=tmp_path / "four")
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_a_metric_that_is_a_module_without_a_state_of_its_own_is_refused(tmp_path: Path) -> None:
+    """A module's state dict leaves out what its methods sum in plain attributes."""
+
+    class Summing(nn.Module):
+        total = 0.0
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            self.total += 1.0
+
+        def compute(self) -> float:
+            return self.total
+
+        def reset(self) -> None:
+            self.total = 0.0
+
+    saving = ModelCheckpoint(tmp_path, every_n_steps=2)
+    with pytest.raises(CallbackError, match="'sum'"):
+        trainer(saving, metrics={"sum": Summing()}).fit(DATA, epochs=1)
+
+
+class Tracking(nn.Module):
+    """A model with a buffer that its state dict leaves out, and that its forward changes."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = build_mlp(6, [], 3, seed=0)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 0.1
+        outputs: Tensor = self.layer(inputs) * (1.0 + self.seen)
+        return outputs
+
+
+def test_buffers_that_are_not_persistent_are_kept(tmp_path: Path) -> None:
+    """They decide how a training goes on like any other."""
+    whole = quiet_trainer(Tracking(), callbacks=[SaveAt(4, tmp_path / "four")])
+    whole.fit(DATA, epochs=2)
+    resumed = quiet_trainer(Tracking())
+    resumed.fit(DATA, epochs=2, resume_from=tmp_path / "four")
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_persistent_workers_are_refused_between_epochs_too(tmp_path: Path) -> None:
+    """Their random states go on from epoch to epoch, which a new process cannot have."""
+    loader = DataLoader(PAIRS, 4, num_workers=1, persistent_workers=True)
+    with pytest.raises(CallbackError, match="persistent_workers"):
+        trainer(ModelCheckpoint(tmp_path)).fit(loader, epochs=1)
+
+
+class Rate:
+    """A schedule's function with a state that no checkpoint could hold."""
+
+    def __init__(self) -> None:
+        self.table = object()
+
+    def __call__(self, epoch: int) -> float:
+        return 1.0
+
+
+def test_a_state_that_cannot_be_saved_is_found_when_fit_begins(tmp_path: Path) -> None:
+    """And not after an epoch of work."""
+    saving = ModelCheckpoint(tmp_path)
+    made = trainer(saving, lr_scheduler=lambda optimizer: LambdaLR(optimizer, Rate()))
+    with pytest.raises(CallbackError, match="table"):
+        made.fit(DATA, epochs=1)
+    assert made.state.step == 0
+
+
+def test_no_checkpoint_is_loaded_in_the_middle_of_a_fit(tmp_path: Path) -> None:
+    """A training cannot go on from another place than its own."""
+    path = trainer().save_checkpoint(tmp_path / "start")
+
+    class Loads(Callback):
+        def on_step_end(self, context: TrainContext) -> None:
+            made.load_checkpoint(path)
+
+    made = trainer(Loads())
+    with pytest.raises(CallbackError, match="in progress"):
+        made.fit(DATA, epochs=1)
+
+
+def test_a_signal_in_the_last_hook_is_not_lost() -> None:
+    """The training has ended, and the script is to end too."""
+
+    class Late(Callback):
+        def on_fit_end(self, context: TrainContext) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    made = trainer(Late())
+    with pytest.raises(TrainingInterrupted):
+        made.fit(DATA, epochs=1)
+    assert len(made.history) == 1
+
+
+def test_a_foreign_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
+    """A file of that name in a folder of runs belongs to somebody else."""
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    (tmp_path / "manifest.json").write_text("{}")
+    resumed = trainer(ModelCheckpoint(tmp_path))
+    with pytest.warns(UserWarning, match=r"manifest\.json"):
+        resumed.fit(DATA, epochs=1, resume_from=tmp_path)
+    assert resumed.state.epoch == 1
+
+
+def test_what_differs_is_said_before_anything_is_changed(tmp_path: Path) -> None:
+    """Who makes an error of the warning has the training as it was."""
+    first = trainer(seed=1)
+    first.fit(DATA, epochs=1)
+    path = first.save_checkpoint(tmp_path / "one")
+    other = trainer(seed=2)
+    before = weights_of(other.model)
+    with pytest.raises(UserWarning, match="seed 1 -> 2"):  # As the tests' settings have it.
+        other.load_checkpoint(path)
+    assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
+    assert other.state.epoch == 0

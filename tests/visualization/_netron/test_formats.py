@@ -1,0 +1,373 @@
+"""Which files the viewer takes, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import helper
+from safetensors.torch import save_file
+from torch import nn
+
+from finetunelib.errors import CorruptFileError, FileMissingError, UnsupportedFileError
+from finetunelib.visualization._netron.formats import check_viewable
+from support_onnx import write_mlp
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    """A small ONNX model."""
+    return write_mlp(tmp_path / "mlp.onnx", nn.Linear(4, 8), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def safetensors_file(tmp_path: Path) -> Path:
+    """A small safetensors file."""
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, path)
+    return path
+
+
+@pytest.fixture
+def pth_file(tmp_path: Path) -> Path:
+    """A small state dict as PyTorch writes it, an archive."""
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(3, 4)}, path)
+    return path
+
+
+def _assert_corrupt(path: Path) -> None:
+    with pytest.raises(CorruptFileError) as caught:
+        check_viewable(path)
+    assert f"`{path}`" in str(caught.value)
+
+
+def _write_safetensors(path: Path, header: bytes, *, length: int | None = None) -> Path:
+    claimed = len(header) if length is None else length
+    path.write_bytes(struct.pack("<Q", claimed) + header + bytes(16))
+    return path
+
+
+@pytest.mark.parametrize("fixture", ["onnx_file", "safetensors_file", "pth_file"])
+def test_a_whole_file_is_taken(request: pytest.FixtureRequest, fixture: str) -> None:
+    """ONNX, safetensors and PyTorch files are returned as paths."""
+    path: Path = request.getfixturevalue(fixture)
+    assert check_viewable(str(path)) == path
+
+
+def _write_zip(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "content")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".pt2", "model/models/model.json"),
+        (".pt2", "serialized_exported_program.json"),
+        (".pt2", "model/archive_format"),
+        (".torchscript", "model/data.pkl"),
+        (".pt", "model/data.pkl"),
+        (".bin", "model/data.pkl"),
+        (".keras", "config.json"),
+        (".npz", "weight.npy"),
+        (".zip", "anything"),
+    ],
+)
+def test_a_whole_archive_is_taken(tmp_path: Path, suffix: str, content: str) -> None:
+    """Formats that are archives are taken when the archive can be read and holds a model."""
+    path = _write_zip(tmp_path / f"model{suffix}", content)
+    assert check_viewable(path) == path
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".torchscript", ".ptl", ".pt2"])
+def test_an_archive_without_a_model_is_corrupt(tmp_path: Path, suffix: str) -> None:
+    """Something else that was zipped is no model of PyTorch."""
+    _assert_corrupt(_write_zip(tmp_path / f"model{suffix}", "notes.txt"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_a_file_from_before_archives_is_taken(tmp_path: Path, suffix: str) -> None:
+    """What `torch.save` wrote in its first years is taken, whole or as a bare pickle."""
+    whole, bare = tmp_path / f"whole{suffix}", tmp_path / f"bare{suffix}"
+    _save_legacy(whole)
+    bare.write_bytes(pickle.dumps({"epoch": 3}))
+    assert check_viewable(whole) == whole
+    assert check_viewable(bare) == bare
+
+
+def _save_legacy(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3, 4)}, path, _use_new_zipfile_serialization=False)
+
+
+def test_an_archive_of_tape_is_taken(tmp_path: Path) -> None:
+    """The first versions of PyTorch wrote tar files."""
+    path = tmp_path / "model.pt"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    assert check_viewable(path) == path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_programs_of_pytorch_are_taken(tmp_path: Path) -> None:
+    """TorchScript and `torch.export` write archives that are taken as they are."""
+    model, example = nn.Linear(4, 3).eval(), torch.zeros(2, 4)
+    torch.jit.save(torch.jit.trace(model, example), tmp_path / "traced.pt")  # type: ignore[no-untyped-call] # It has no types.
+    torch.export.save(torch.export.export(model, (example,)), tmp_path / "exported.pt2")
+    assert check_viewable(tmp_path / "traced.pt").is_file()
+    path = check_viewable(tmp_path / "exported.pt2")
+    # Cut where an archive that lies within this one becomes the last one.
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.9)])
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".npy", b"\x93NUMPY\x01\x00"),
+        (".gguf", b"GGUF\x03\x00\x00\x00"),
+        (".keras", b"\x89HDF\r\n\x1a\n"),
+        (".tflite", b"\x1c\x00\x00\x00TFL3"),
+        (".circle", b"\x1c\x00\x00\x00CIR0"),
+        (".ort", b"\x1c\x00\x00\x00ORTM"),
+        (".pte", b"\x1c\x00\x00\x00ET12"),
+    ],
+)
+def test_a_file_begins_as_its_kind_does(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """A file with the mark of its format is taken, and one with another mark is corrupt."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    assert check_viewable(path) == path
+    path.write_bytes(b"another " + content)
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".h5", ".bin", ".joblib", ".pb", ".mlmodel", ".json"])
+def test_other_formats_are_left_to_the_viewer(tmp_path: Path, suffix: str) -> None:
+    """What has no mark to look for is taken with any content."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"content")
+    assert check_viewable(path) == path
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".onnx", ".h5", ".pth"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "Download"),
+        (b"<html><body>Sign in</body></html>", "Download"),
+    ],
+)
+def test_what_stands_in_for_a_file_is_said(
+    tmp_path: Path, suffix: str, content: bytes, told: str
+) -> None:
+    """A pointer of Git LFS, or a web page that was saved as a model, is named as what it is."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError) as caught:
+        check_viewable(path)
+    assert f"`{path}`" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file without the permission to read it is an error with its path."""
+
+    def open_(path: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(CorruptFileError) as caught:
+        check_viewable(onnx_file)
+    assert f"`{onnx_file}`" in str(caught.value)
+    assert "Permission denied" in str(caught.value)
+
+
+def test_an_ending_in_capitals_is_the_same_ending(onnx_file: Path) -> None:
+    """`MODEL.ONNX` is an ONNX file, and is checked as one."""
+    path = onnx_file.rename(onnx_file.with_name("MLP.ONNX"))
+    assert check_viewable(path) == path
+    path.write_bytes(b"no model")
+    _assert_corrupt(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A path without a file is an error with the path."""
+    path = tmp_path / "missing.onnx"
+    with pytest.raises(FileMissingError) as caught:
+        check_viewable(path)
+    assert f"`{path}`" in str(caught.value)
+
+
+def test_a_folder_is_named(tmp_path: Path) -> None:
+    """A folder is an error, also with the ending of a model."""
+    path = tmp_path / "folder.onnx"
+    path.mkdir()
+    with pytest.raises(FileMissingError) as caught:
+        check_viewable(path)
+    assert f"`{path}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model", "model.onnx.bak", ".onnx"])
+def test_an_unknown_ending_is_named(tmp_path: Path, name: str) -> None:
+    """A file of another kind is an error with its name and the endings that would do."""
+    path = tmp_path / name
+    path.write_bytes(b"content")
+    with pytest.raises(UnsupportedFileError) as caught:
+        check_viewable(path)
+    assert f"`{name}`" in str(caught.value)
+    assert ".onnx, .pt2" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors", ".pth", ".pt2", ".h5"])
+def test_an_empty_file_is_corrupt(tmp_path: Path, suffix: str) -> None:
+    """A file of no bytes is an error whatever its kind."""
+    path = tmp_path / f"empty{suffix}"
+    path.touch()
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("content", [b"no model", bytes(range(256)), b"\x00", b"\n\x00"])
+def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes) -> None:
+    """Bytes that are no protocol buffer, or one without a graph, are an error."""
+    path = tmp_path / "corrupt.onnx"
+    path.write_bytes(content)
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_truncated_onnx_model_is_corrupt(onnx_file: Path, share: float) -> None:
+    """A file that lost its end is an error."""
+    content = onnx_file.read_bytes()
+    onnx_file.write_bytes(content[: int(len(content) * share)])
+    _assert_corrupt(onnx_file)
+
+
+def test_an_onnx_model_without_a_graph_is_corrupt(tmp_path: Path) -> None:
+    """A model of no inputs and no nodes is nothing to look at."""
+    path = tmp_path / "empty.onnx"
+    onnx.save(helper.make_model(helper.make_graph([], "empty", [], [])), path)
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("kept", [4, 8, 40])
+def test_a_safetensors_file_cut_in_its_header_is_corrupt(safetensors_file: Path, kept: int) -> None:
+    """A file that ends before its header does is an error."""
+    safetensors_file.write_bytes(safetensors_file.read_bytes()[:kept])
+    _assert_corrupt(safetensors_file)
+
+
+def test_a_safetensors_file_cut_in_its_tensors_is_corrupt(safetensors_file: Path) -> None:
+    """A file whose last tensor is not all there is an error."""
+    safetensors_file.write_bytes(safetensors_file.read_bytes()[:-4])
+    _assert_corrupt(safetensors_file)
+
+
+@pytest.mark.parametrize("length", [2**20, 2**40, 2**64 - 1])
+def test_a_header_that_claims_more_than_the_file_holds_is_corrupt(
+    tmp_path: Path, length: int
+) -> None:
+    """A length beyond the file's end is believed by nobody, however much memory it asks for."""
+    _assert_corrupt(_write_safetensors(tmp_path / "lie.safetensors", b"{}", length=length))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b"no json at all!!", id="no JSON"),
+        pytest.param(b"\xff\xfe\x00\x01", id="no text"),
+        pytest.param(b"[1, 2]", id="no object"),
+        pytest.param(b'{"a":' * 100_000, id="nested too deep"),
+        pytest.param(json.dumps({"weight": 3}).encode(), id="no tensors"),
+    ],
+)
+def test_a_header_that_is_none_is_corrupt(tmp_path: Path, header: bytes) -> None:
+    """A header that does not describe tensors is an error."""
+    _assert_corrupt(_write_safetensors(tmp_path / "header.safetensors", header))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".keras", ".npz", ".zip"])
+def test_something_else_under_the_ending_of_an_archive_is_corrupt(
+    tmp_path: Path, suffix: str
+) -> None:
+    """Formats that are archives are errors when there is no archive."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"no archive")
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".pt2"])
+def test_a_truncated_archive_is_corrupt(pth_file: Path, suffix: str) -> None:
+    """PyTorch's own files are archives too, whose directory stands at the end."""
+    path = pth_file.rename(pth_file.with_suffix(suffix))
+    path.write_bytes(path.read_bytes()[:-30])
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_something_else_is_no_file_of_pytorch(tmp_path: Path, suffix: str) -> None:
+    """A file that is neither an archive nor a pickle is an error."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"no weights")
+    _assert_corrupt(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+@pytest.mark.parametrize("kept", [14, 20, 60, 150])
+def test_a_truncated_file_from_before_archives_is_corrupt(
+    tmp_path: Path, suffix: str, kept: int
+) -> None:
+    """Its pickles are followed to their ends, without loading them."""
+    path = tmp_path / f"model{suffix}"
+    _save_legacy(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    _assert_corrupt(path)
+
+
+class _Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".pt", ".bin", ".joblib"])
+def test_nothing_in_a_file_is_run(tmp_path: Path, suffix: str) -> None:
+    """A pickle is looked at from outside, and its code does not run."""
+    path = tmp_path / f"bomb{suffix}"
+    path.write_bytes(pickle.dumps(_Bomb(tmp_path / "boom")))
+    assert check_viewable(path) == path
+    assert not (tmp_path / "boom").exists()
+
+
+def test_nothing_in_a_file_from_before_archives_is_run(tmp_path: Path) -> None:
+    """Its pickles are read to their ends, and no code in them runs."""
+    path = tmp_path / "bomb.pth"
+    torch.save(_Bomb(tmp_path / "boom"), path, _use_new_zipfile_serialization=False)
+    assert check_viewable(path) == path
+    assert not (tmp_path / "boom").exists()
+
+
+def test_nothing_in_an_archive_is_run(tmp_path: Path) -> None:
+    """Of an archive the directory is read alone."""
+    path = tmp_path / "bomb.pth"
+    torch.save(_Bomb(tmp_path / "boom"), path)
+    assert check_viewable(path) == path
+    assert not (tmp_path / "boom").exists()

@@ -1,0 +1,259 @@
+"""`plot_history`: which lines are drawn, of which values, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from finetunelib import Trainer, build_mlp
+from finetunelib.errors import EmptyDataError, InvalidArgumentError, InvalidTypeError
+from finetunelib.training import History
+from finetunelib.visualization import plot_history
+from visualization._plots.plotting import texts
+
+
+def history(*losses: float, first: int = 1, **others: list[float]) -> History:
+    """Return a history of training losses and other columns."""
+    return History(
+        [
+            {
+                "epoch": number + first,
+                "step": 10 * (number + first),
+                "train_loss": loss,
+                **{name: values[number] for name, values in others.items()},
+                "lr": 0.1,
+                "seconds": 1.0,
+            }
+            for number, loss in enumerate(losses)
+        ]
+    )
+
+
+def panels(figure: Figure) -> list[str]:
+    """Return the titles of a figure's panels."""
+    return [axes.get_title("left") for axes in figure.axes]
+
+
+def line(axes: Axes, run: int, part: str) -> Line2D:
+    """Return the line of one run and part."""
+    return next(drawn for drawn in axes.get_lines() if drawn.get_gid() == f"{run}:{part}")
+
+
+def points(drawn: Line2D) -> list[list[float]]:
+    """Return the points of a line."""
+    found: list[list[float]] = drawn.get_xydata().tolist()  # type: ignore[union-attr]  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+def epochs(drawn: Line2D) -> list[float]:
+    """Return where the points of a line are."""
+    return [epoch for epoch, _ in points(drawn)]
+
+
+def values(drawn: Line2D) -> list[float]:
+    """Return how high the points of a line are."""
+    return [value for _, value in points(drawn)]
+
+
+def legend(figure: Figure) -> list[str]:
+    """Return what the legends say."""
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_each_quantity_has_a_panel_with_both_parts() -> None:
+    """Loss and metrics stand apart, and training and validation together."""
+    figure = plot_history(
+        history(2, 1, val_loss=[3, 2], train_accuracy=[0.1, 0.2], val_accuracy=[0.3, 0.4])
+    )
+    assert panels(figure) == ["Loss", "Accuracy"]
+    loss, accuracy = figure.axes
+    assert points(line(loss, 0, "training")) == [[1, 2], [2, 1]]
+    assert points(line(loss, 0, "validation")) == [[1, 3], [2, 2]]
+    assert values(line(accuracy, 0, "validation")) == [0.3, 0.4]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch"]
+    assert legend(figure) == ["training", "validation"]
+
+
+def test_parts_differ_in_more_than_color() -> None:
+    """Training is dashed and validation solid, for those who see no colors."""
+    axes = plot_history(history(2, 1, val_loss=[3, 2])).axes[0]
+    assert line(axes, 0, "training").is_dashed()
+    assert not line(axes, 0, "validation").is_dashed()
+
+
+def test_run_without_validation_has_one_line() -> None:
+    """Nothing is said of a validation that there was not."""
+    figure = plot_history(history(2, 1))
+    assert len(figure.axes[0].get_lines()) == 1
+    assert legend(figure) == ["training"]
+
+
+def test_single_epoch_is_a_dot_between_the_edges() -> None:
+    """One point makes no line, and is seen nevertheless."""
+    axes = plot_history(history(2)).axes[0]
+    drawn = line(axes, 0, "training")
+    assert (drawn.get_marker(), drawn.get_markevery()) == ("o", [0])
+    left, right = axes.get_xlim()
+    assert left < 1 < right
+    assert 1 in axes.get_xticks()
+
+
+def test_several_runs_are_told_apart_by_color_and_named() -> None:
+    """Each run has a color for both of its lines, and its name in the legend in order."""
+    runs = {"slow": history(4, 3, val_loss=[5, 4]), "_fast": history(2, 1, val_loss=[3, 2])}
+    figure = plot_history(runs)
+    axes = figure.axes[0]
+    colors = {
+        (run, part): line(axes, run, part).get_color()
+        for run in (0, 1)
+        for part in ("training", "validation")
+    }
+    assert colors[0, "training"] == colors[0, "validation"] != colors[1, "validation"]
+    assert legend(figure) == ["slow", "_fast", "training", "validation"]
+
+
+def test_every_one_of_the_most_runs_looks_different() -> None:
+    """No two of 24 runs share both color and shape."""
+    figure = plot_history({f"run {n}": history(n, n + 1) for n in range(24)})
+    looks = {(drawn.get_color(), drawn.get_marker()) for drawn in figure.axes[0].get_lines()}
+    assert len(looks) == 24
+
+
+def test_run_that_stopped_early_ends_where_it_stopped() -> None:
+    """The axis goes on to the longest run, and a dot marks the end of the short one."""
+    long, short = history(*range(40, 0, -1)), history(*range(20, 0, -1))
+    axes = plot_history({"long": long, "stopped": short}).axes[0]
+    drawn = line(axes, 1, "training")
+    assert len(epochs(drawn)) == 20
+    assert drawn.get_markevery() == [19]
+    assert axes.get_xlim()[1] > 40
+
+
+def test_run_that_was_gone_on_with_keeps_its_epochs() -> None:
+    """The numbers of the epochs are those of the rows."""
+    axes = plot_history(history(2, 1, first=7)).axes[0]
+    assert epochs(line(axes, 0, "training")) == [7, 8]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_a_gap_with_a_cross(value: float) -> None:
+    """The rest of the line is drawn at its own scale, and the place of the gap is marked."""
+    figure = plot_history(history(3, value, 1))
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(values(line(axes, 0, "training")), [3, math.nan, 1])
+    (cross,) = [drawn for drawn in axes.get_lines() if drawn.get_marker() == "x"]
+    assert epochs(cross) == [2]
+    assert legend(figure) == ["training", "not finite"]
+    assert axes.get_ylim()[1] < 4
+
+
+def test_point_between_gaps_is_a_dot_in_a_long_run() -> None:
+    """A value without neighbours would be an invisible line."""
+    losses = [1.0] * 20
+    losses[5] = losses[7] = math.nan
+    assert line(plot_history(history(*losses)).axes[0], 0, "training").get_markevery() == [6, 19]
+
+
+def test_values_that_are_all_not_finite_leave_a_panel_of_crosses() -> None:
+    """A training that broke at once is drawn too."""
+    figure = plot_history(history(math.nan, math.nan))
+    assert "not finite" in texts(figure)
+
+
+def test_epoch_that_did_not_measure_is_left_out_without_a_cross() -> None:
+    """A column that begins late is no broken value."""
+    run = History([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1, "val_loss": 4}])
+    figure = plot_history(run)
+    assert epochs(line(figure.axes[0], 0, "validation")) == [2]
+    assert "not finite" not in legend(figure)
+
+
+def test_history_from_a_file_is_drawn_as_the_one_that_was_written(tmp_path: Path) -> None:
+    """What `to_json` wrote is enough to draw from."""
+    data = (torch.randn(20, 4), torch.randint(0, 2, (20,)))
+    fitted = Trainer(build_mlp(4, [], 2), progress=False).fit(data, data, epochs=2)
+    figure = plot_history(History.from_json(fitted.to_json(tmp_path / "history.json")))
+    assert panels(figure) == ["Loss", "Accuracy"]
+    assert values(line(figure.axes[0], 0, "validation")) == fitted["val_loss"]
+
+
+def test_metrics_chooses_panels_in_its_own_order() -> None:
+    """Clocks are drawn only where they are named."""
+    run = history(2, 1, train_accuracy=[0.1, 0.2], val_top5_accuracy=[0.3, 0.4])
+    assert panels(plot_history(run)) == ["Loss", "Accuracy", "Top5 accuracy"]
+    assert panels(plot_history(run, metrics=["lr", "loss"])) == ["Learning rate", "Loss"]
+
+
+def test_title_stands_above_the_panels() -> None:
+    """A title of the user's own is written once."""
+    assert texts(plot_history(history(1), title="Ten digits")).count("Ten digits") == 1
+
+
+def test_names_with_dollar_signs_are_no_formulas() -> None:
+    """A name is shown as it is."""
+    figure = plot_history({"$a_b$": history(1), "$\\frac$": history(2)})
+    assert {"$a_b$", "$\\frac$"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize(
+    ("passed", "named"),
+    [
+        ([1.0, 0.5], "list"),
+        ({"a": [1.0]}, "'a' to an object of type list"),
+        ({3: History([{"train_loss": 1.0}])}, "3 to an object"),
+        (Trainer(build_mlp(2, [], 2), progress=False), r"Pass `trainer\.history`"),
+    ],
+)
+def test_what_is_no_history_is_refused(passed: object, named: str) -> None:
+    """The message says what was passed, and for a Trainer what to pass."""
+    with pytest.raises(InvalidTypeError, match=named):
+        plot_history(passed)  # type: ignore[arg-type]  # the error is the point
+
+
+@pytest.mark.parametrize(
+    ("passed", "named"),
+    [
+        (History(), "`history` holds no epoch"),
+        ({}, "empty mapping"),
+        ({"a": History()}, r"`history\['a'\]`"),
+    ],
+)
+def test_history_of_nothing_is_refused(passed: object, named: str) -> None:
+    """A run without an epoch has nothing to draw."""
+    with pytest.raises(EmptyDataError, match=named):
+        plot_history(passed)  # type: ignore[arg-type]  # the error is the point
+
+
+def test_too_many_runs_are_refused() -> None:
+    """Runs that could not be told apart are not drawn as if they could."""
+    with pytest.raises(InvalidArgumentError, match=r"at most 24 runs.*25"):
+        plot_history({str(n): history(1) for n in range(25)})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "named"),
+    [
+        (["f1"], InvalidArgumentError, "'f1'.*loss, lr, seconds"),
+        ("loss", InvalidTypeError, "'loss'"),
+        ([], InvalidArgumentError, "empty"),
+    ],
+)
+def test_metrics_that_cannot_be_drawn_are_refused(
+    metrics: list[str], error: type[Exception], named: str
+) -> None:
+    """The message names the value, and what there is."""
+    with pytest.raises(error, match=named):
+        plot_history(history(1), metrics=metrics)
+
+
+def test_history_of_clocks_alone_asks_for_a_name() -> None:
+    """A history without a measurement says which columns there are."""
+    with pytest.raises(InvalidArgumentError, match="epoch, lr"):
+        plot_history(History([{"epoch": 1, "lr": 0.1}]))
