@@ -1,4 +1,4 @@
-"""What a training says about the tensors that were frozen in it."""
+"""The certificate of frozen tensors that a training run returns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.tiny import network, plain_network, points, quiet_trainer
 
 
 class Meddler(Callback):
-    """Writes to a frozen tensor while the training runs, once."""
+    """Writes to a frozen tensor once during training."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,10 +38,10 @@ class Meddler(Callback):
 
 
 class Unfreezer(Callback):
-    """Makes a part trainable in the middle."""
+    """Unfreezes a part during training."""
 
     def on_epoch_start(self, context: TrainContext) -> None:
-        """Unfreeze the first layer in the second epoch."""
+        """Unfreeze the first layer at the start of the second epoch."""
         if context.state.epoch == 1:
             unfreeze(context.model, "backbone.1")
 
@@ -52,12 +52,12 @@ def fit(trainer: Trainer, epochs: int = 1) -> Certificate | None:
 
 
 def frozen_network() -> nn.Module:
-    """Return a network of which all but a new head is frozen."""
+    """Return a network that is frozen except for a new head."""
     return freeze_and_replace_head(network(), num_classes=3)
 
 
 def test_all_that_is_frozen_is_certified() -> None:
-    """Parameters and buffers of the frozen part are named with their digests."""
+    """It contains the digests of the frozen part's parameters and buffers."""
     model = frozen_network()
     before = fingerprint(model)
     certificate = fit(quiet_trainer(model))
@@ -65,18 +65,18 @@ def test_all_that_is_frozen_is_certified() -> None:
 
 
 def test_model_without_frozen_tensors_has_no_certificate() -> None:
-    """There is nothing to say."""
+    """`certificate` is `None` if nothing is frozen."""
     assert fit(quiet_trainer(network())) is None
 
 
 def test_loaded_tensors_are_named(tmp_path: Path) -> None:
-    """Those that `load_weights` put there are told apart from the others."""
+    """`loaded` lists the tensors that still have the values that `load_weights` wrote."""
     path = save_weights(plain_network(), tmp_path / "net.safetensors")
     model = plain_network()
     load_weights(model, path)
     freeze_and_replace_head(model, num_classes=3)
     with torch.no_grad():
-        model.get_parameter("backbone.1.bias").add_(1)  # Changed since, before the training.
+        model.get_parameter("backbone.1.bias").add_(1)  # Changed after loading.
     certificate = fit(quiet_trainer(model))
     assert certificate is not None
     assert certificate.loaded == ("backbone.1.weight",)
@@ -84,7 +84,7 @@ def test_loaded_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_tensors_loaded_into_a_part_are_named(tmp_path: Path) -> None:
-    """A backbone may have a file of its own."""
+    """Weights that were loaded into the backbone alone count as loaded."""
     path = save_weights(plain_network().backbone, tmp_path / "backbone.safetensors")
     model = plain_network()
     load_weights(model.backbone, path)
@@ -95,7 +95,7 @@ def test_tensors_loaded_into_a_part_are_named(tmp_path: Path) -> None:
 
 
 def test_frozen_tensor_that_moves_is_reported() -> None:
-    """It is named in a warning, and not certified."""
+    """A warning names it, and the certificate lists it as moved."""
     model = freeze_and_replace_head(plain_network(), num_classes=3)
     trainer = quiet_trainer(model, callbacks=[Meddler("backbone.1.bias")])
     with pytest.warns(UserWarning, match=r"`backbone\.1\.bias`"):
@@ -106,7 +106,7 @@ def test_frozen_tensor_that_moves_is_reported() -> None:
 
 
 def test_tensor_that_moved_once_is_never_certified_again() -> None:
-    """A second training that leaves it alone does not warn, and does not forget."""
+    """A second run that does not change it does not warn, and still lists it as moved."""
     model = freeze_and_replace_head(plain_network(), num_classes=3)
     trainer = quiet_trainer(model, callbacks=[Meddler("backbone.1.bias")])
     with pytest.warns(UserWarning, match="frozen"):
@@ -116,8 +116,8 @@ def test_tensor_that_moved_once_is_never_certified_again() -> None:
     assert certificate.moved == ("backbone.1.bias",)
 
 
-def test_certificate_covers_all_trainings_of_a_trainer() -> None:
-    """It speaks of the time from the first beginning."""
+def test_certificate_covers_all_runs_of_a_trainer() -> None:
+    """Digests are compared with those at the start of the first `fit`."""
     model = frozen_network()
     before = fingerprint(model)
     trainer = quiet_trainer(model)
@@ -126,7 +126,7 @@ def test_certificate_covers_all_trainings_of_a_trainer() -> None:
 
 
 def test_part_that_was_unfrozen_in_between_is_left_out() -> None:
-    """It was trained for a while, though it is frozen again."""
+    """A part that was trained between two frozen runs is not certified."""
     model = freeze_and_replace_head(plain_network(), num_classes=3)
     trainer = quiet_trainer(model)
     fit(trainer)
@@ -136,8 +136,8 @@ def test_part_that_was_unfrozen_in_between_is_left_out() -> None:
     assert fit(trainer) is None
 
 
-def test_part_that_is_unfrozen_in_a_training_is_left_out() -> None:
-    """Only what is frozen to the end is certified, and nobody is warned."""
+def test_part_that_is_unfrozen_during_training_is_left_out() -> None:
+    """Only tensors that are frozen until the end are certified, without a warning."""
     model = freeze_and_replace_head(network(), num_classes=3)
     certificate = fit(quiet_trainer(model, callbacks=[Unfreezer()]), epochs=2)
     assert certificate is not None
@@ -145,8 +145,8 @@ def test_part_that_is_unfrozen_in_a_training_is_left_out() -> None:
     assert "backbone.2.running_mean" in certificate.digests
 
 
-def test_part_that_others_wrote_to_between_trainings_is_left_out() -> None:
-    """What changed outside of `fit` is no fault of the training."""
+def test_tensor_that_changed_between_two_runs_is_left_out() -> None:
+    """A change outside `fit` is not reported as moved."""
     model = freeze_and_replace_head(plain_network(), num_classes=3)
     trainer = quiet_trainer(model)
     fit(trainer)
@@ -158,7 +158,7 @@ def test_part_that_others_wrote_to_between_trainings_is_left_out() -> None:
 
 
 def test_parameters_that_were_frozen_by_hand_are_certified() -> None:
-    """It does not matter who switched their gradients off."""
+    """Parameters with `requires_grad=False` are certified without a call of `freeze`."""
     model = plain_network()
     model.backbone.requires_grad_(False)
     certificate = fit(quiet_trainer(model))
@@ -166,16 +166,16 @@ def test_parameters_that_were_frozen_by_hand_are_certified() -> None:
     assert set(certificate.digests) == {"backbone.1.weight", "backbone.1.bias"}
 
 
-def test_lent_averages_do_not_move_what_is_frozen() -> None:
-    """The averages that are lent to a validation are the frozen values themselves."""
+def test_swapped_averages_do_not_move_frozen_tensors() -> None:
+    """Validating with averaged weights leaves frozen tensors unchanged."""
     model = frozen_network()
     before = fingerprint(model)
     trainer = quiet_trainer(model, callbacks=[EMA()])
     assert trainer.fit(points(), points(), epochs=2).certificate == Certificate(before)
 
 
-def test_training_that_fails_has_no_certificate() -> None:
-    """Nobody looked at the tensors when it ended."""
+def test_run_that_fails_has_no_certificate() -> None:
+    """The tensors were not compared at its end."""
 
     class Failing(Callback):
         def on_epoch_end(self, context: TrainContext) -> None:
@@ -189,8 +189,8 @@ def test_training_that_fails_has_no_certificate() -> None:
     assert trainer.history.certificate is None
 
 
-def test_training_that_is_refused_leaves_the_certificate() -> None:
-    """Data that the model cannot take changes nothing, neither what is known."""
+def test_refused_run_leaves_the_certificate_unchanged() -> None:
+    """Invalid data changes neither the model nor the certificate."""
     trainer = quiet_trainer(frozen_network())
     certificate = fit(trainer)
     with pytest.raises(ValueError, match="inputs"):
@@ -198,8 +198,8 @@ def test_training_that_is_refused_leaves_the_certificate() -> None:
     assert trainer.history.certificate is certificate
 
 
-def test_history_of_a_file_has_no_certificate(tmp_path: Path) -> None:
-    """Rows are written and compared; the certificate is about tensors at hand."""
+def test_history_read_from_a_file_has_no_certificate(tmp_path: Path) -> None:
+    """A history file contains rows only."""
     history = quiet_trainer(frozen_network()).fit(points(), epochs=1)
     read = History.from_json(history.to_json(tmp_path / "history.json"))
     assert read == history
@@ -212,23 +212,32 @@ def test_history_of_a_file_has_no_certificate(tmp_path: Path) -> None:
         (
             Certificate({"a": "1", "b": "2"}, loaded=("a",)),
             (
-                "2 of 2 frozen tensors are bit for bit what they were before the training; "
+                "2 of 2 frozen tensors are bit for bit what they were before training; "
                 "1 of them is bitwise the loaded one."
             ),
         ),
         (
             Certificate({"a": "1"}, moved=("b", "c")),
             (
-                "1 of 3 frozen tensors are bit for bit what they were before the training; "
-                "moved though frozen: b, c."
+                "1 of 3 frozen tensors are bit for bit what they were before training; "
+                "changed although frozen: b, c."
             ),
         ),
         (
             Certificate({"a": "1"}),
-            "1 of 1 frozen tensor is bit for bit what it was before the training.",
+            "1 of 1 frozen tensor is bit for bit what it was before training.",
         ),
     ],
 )
 def test_certificate_is_a_sentence(certificate: Certificate, text: str) -> None:
-    """It reads well for one tensor and for many."""
+    """The text uses the singular for one tensor and the plural for several."""
     assert str(certificate) == text
+
+
+def test_repr_of_a_certificate_is_short() -> None:
+    """It counts tensors and shows no digests."""
+    digests = {f"layer{i}.weight": "0123456789abcdef" * 4 for i in range(60)}
+    certificate = Certificate(digests, tuple(digests)[:5], tuple(f"bn{i}" for i in range(9)))
+    assert repr(certificate) == (
+        "Certificate(60 unchanged, 5 of them loaded, moved=['bn0', 'bn1', 'bn2'] and 6 more)"
+    )

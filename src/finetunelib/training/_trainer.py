@@ -22,7 +22,7 @@ from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
 from finetunelib.errors import CheckpointError, FileMissingError
-from finetunelib.finetuning._freezing.certificate import Witness
+from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.callback import Callback, Callbacks, check_callbacks
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._checkpointing.folder import newest_checkpoint
@@ -171,7 +171,7 @@ class Trainer:
         self.model = model
         self.device: torch.device = choose_device(device)
         self.history: History = History()
-        self._witness = Witness()
+        self._freeze_audit = FreezeAudit()
         self.state: TrainState = TrainState()
         self.optimizer: torch.optim.Optimizer | None = None
         self._make_optimizer = optimizer
@@ -420,7 +420,7 @@ class Trainer:
             measured=measured,
             validated=validated,
             context=context,
-            witness=self._witness,
+            freeze_audit=self._freeze_audit,
             callbacks=Callbacks(self._callbacks),
             progress=choose_progress(self._progress),
             begun=self._begin,
@@ -454,7 +454,7 @@ class Trainer:
             state=self.state,
             history=self.history,
             callbacks=self._callbacks,
-            witness=self._witness,
+            freeze_audit=self._freeze_audit,
             loss=self._loss_module,
             settings={
                 "device": self.device.type,

@@ -1,4 +1,4 @@
-"""What a training proved about the tensors that were frozen in it."""
+"""The frozen tensors that a training run left unchanged."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import Any
 
 from torch import nn
 
-from finetunelib._messages import quoted
+from finetunelib._messages import listed, quoted
 from finetunelib._public import public
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import loaded_digests
 from finetunelib.finetuning._freezing.fingerprint import fingerprint
 
+#: How many names of tensors a repr shows.
+_SHOWN = 3
+
 
 @public("finetunelib.finetuning")
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Certificate:
-    """Which frozen tensors a training left bit for bit as they were.
+    """Lists the frozen tensors that training left unchanged, bit for bit.
 
-    It is in `History.certificate` after a `fit`, and covers every `fit` of the Trainer from the
-    first one's beginning. A tensor that was unfrozen in between, or that somebody else wrote to
-    between two of them, is no longer in it.
+    `fit` stores it in `History.certificate`. It covers every call of the Trainer's `fit`, from the
+    start of the first one. A tensor is left out if it was unfrozen between two calls, or changed
+    by other code between them.
 
     Attributes:
-        digests: The sha256 of every tensor that was frozen before and after and did not change,
-            by its name in `trainer.model`.
-        loaded: The names among them whose bits are those that `load_weights` put there.
-        moved: The names of tensors that were frozen before and after and changed nevertheless.
+        digests: The sha256 of each tensor that was frozen before and after training and did not
+            change, by its name in `trainer.model`.
+        loaded: The names in `digests` of tensors that still have the bits that `load_weights`
+            wrote.
+        moved: The names of tensors that changed although they were frozen before and after.
 
     Example:
         >>> import torch
@@ -38,56 +42,62 @@ class Certificate:
         >>> data = (torch.zeros(6, 4), torch.zeros(6).long())
         >>> history = Trainer(model, progress=False).fit(data, epochs=1)
         >>> print(history.certificate)
-        2 of 2 frozen tensors are bit for bit what they were before the training.
+        2 of 2 frozen tensors are bit for bit what they were before training.
     """
 
     digests: Mapping[str, str]
     loaded: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.digests)} unchanged, {len(self.loaded)} of them loaded"
+        moved = f", moved={list(self.moved[:_SHOWN])!r}" if self.moved else ""
+        more = f" and {len(self.moved) - _SHOWN} more" if len(self.moved) > _SHOWN else ""
+        return f"Certificate({counts}{moved}{more})"
+
     def __str__(self) -> str:
         stayed, total = len(self.digests), len(self.digests) + len(self.moved)
         noun, verb = ("tensor", "is") if total == 1 else ("tensors", "are")
         text = f"{stayed} of {total} frozen {noun} {verb} bit for bit what "
-        text += "it was before the training" if total == 1 else "they were before the training"
+        text += "it was before training" if total == 1 else "they were before training"
         if self.loaded:
             verb, one = ("is", "one") if len(self.loaded) == 1 else ("are", "ones")
             text += f"; {len(self.loaded)} of them {verb} bitwise the loaded {one}"
         if self.moved:
-            text += f"; moved though frozen: {', '.join(self.moved)}"
+            text += f"; changed although frozen: {listed(self.moved)}"
         return f"{text}."
 
 
-class Witness:
-    """Looks at the frozen tensors of one model before and after each of its trainings."""
+class FreezeAudit:
+    """Compares the frozen tensors of a model before and after each training run."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] | None = None
         self._last: dict[str, str] = {}
 
-    def look_before(self, model: nn.Module) -> None:
-        """Take the fingerprint at a training's beginning."""
+    def start(self, model: nn.Module) -> None:
+        """Record the digests of the frozen tensors at the start of a run."""
         now = fingerprint(model)
         if self._first is None:
             self._first = now
         else:
-            # What changed between two trainings was changed by somebody else.
+            # What changed between two runs was not changed by training.
             same = {name for name, seen in self._last.items() if now.get(name) == seen}
             self._first = {name: seen for name, seen in self._first.items() if name in same}
         self._last = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was frozen at the first beginning, and what the last look saw."""
+        """Return the digests from the start of the first run and from the last comparison."""
         return {"first": self._first, "last": self._last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned; the next look is a training's beginning."""
+        """Restore what `state_dict` returned. Call `start` next."""
         self._first, self._last = state["first"], state["last"]
 
-    def look_after(self, model: nn.Module) -> Certificate | None:
-        """Return what stayed since the first beginning, `None` where nothing stayed frozen.
+    def finish(self, model: nn.Module) -> Certificate | None:
+        """Return what has not changed since the first `start`, or `None` if nothing is frozen.
 
-        Warns about tensors that moved in this training though they were frozen.
+        Warns about frozen tensors that changed during this run.
         """
         before, self._last = self._last, fingerprint(model) if self._first else {}
         now = self._last
@@ -95,12 +105,12 @@ class Witness:
         if not self._first:
             return None
         moved = tuple(name for name, seen in self._first.items() if now[name] != seen)
-        fresh = [name for name in moved if before.get(name) != now[name]]
-        if fresh:
+        moved_now = [name for name in moved if before.get(name) != now[name]]
+        if moved_now:
             warnings.warn(
-                f"{len(fresh)} frozen tensors changed in the training: {quoted(fresh)}. Something "
-                "other than the optimizer wrote to them, or they were unfrozen for a while; the "
-                "certificate leaves them out.",
+                f"{len(moved_now)} frozen tensors changed during training: {quoted(moved_now)}. "
+                "Code other than the optimizer wrote to them, or they were unfrozen for a while. "
+                "The certificate does not include them.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -114,7 +124,7 @@ class Witness:
 
 
 def _loaded(model: nn.Module) -> dict[str, str]:
-    """Return the digests of what was loaded, also into a submodule alone."""
+    """Return the digests of all loaded tensors, including those loaded into a submodule alone."""
     return {
         own_name(f"{prefix}.{name}" if prefix else name): seen
         for prefix, module in reversed(list(unwrapped(model).named_modules()))

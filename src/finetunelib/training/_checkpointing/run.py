@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from finetunelib._typing import StrPath
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError, WeightsMismatchError
-from finetunelib.finetuning._freezing.certificate import Witness
+from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.callback import Callback, by_name
 from finetunelib.training._checkpointing.folder import Checkpoint, plain, write_checkpoint
 from finetunelib.training._checkpointing.manifest import STATE, WEIGHTS, environment
@@ -49,7 +49,7 @@ class Training:
     state: TrainState
     history: History
     callbacks: Sequence[Callback]
-    witness: Witness
+    freeze_audit: FreezeAudit
     loss: nn.Module | None
     settings: Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class Training:
             {
                 **self._small_states(),
                 "buffers": self._unsaved_buffers(),
-                "frozen": self.witness.state_dict(),
+                "frozen": self.freeze_audit.state_dict(),
                 "inside": inside,
             },
             self.history,
@@ -122,7 +122,7 @@ class Training:
                 f"`{checkpoint.path}` holds a state that does not fit: {error or repr(error)} Pass "
                 "the same optimizer, schedule and callbacks."
             ) from error
-        self.witness.load_state_dict(saved["frozen"])
+        self.freeze_audit.load_state_dict(saved["frozen"])
         self._load_buffers(saved)
         self.history.rows[:] = history.rows
         self.state.epoch, self.state.step = about["epoch"], about["step"]

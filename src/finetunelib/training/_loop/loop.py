@@ -33,7 +33,7 @@ from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, length_of, to_device
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CallbackError, PathNotWritableError, TrainingInterrupted
-from finetunelib.finetuning._freezing.certificate import Witness
+from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.callback import Callbacks
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._checkpointing.run import check_same_reading
@@ -69,7 +69,7 @@ class Loop:
     measured: Measurement
     validated: Measurement
     context: TrainContext
-    witness: Witness
+    freeze_audit: FreezeAudit
     callbacks: Callbacks
     progress: Progress
     begun: Callable[[], None]
@@ -88,7 +88,7 @@ class Loop:
         with (
             self.signals.noticed(),
             session(context.model),
-            certified(context, self.witness),
+            certified(context, self.freeze_audit),
         ):
             self._check_validation_data()
             started = time.perf_counter()

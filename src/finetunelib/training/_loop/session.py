@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from finetunelib._preserve import modes_preserved, random_state_preserved
-from finetunelib.finetuning._freezing.certificate import Witness
+from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.context import TrainContext
 
 
@@ -35,12 +35,12 @@ def gradients_dropped(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def certified(context: TrainContext, witness: Witness) -> Iterator[None]:
+def certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[None]:
     """Look at the frozen tensors before and after the block, and keep what stayed in the history.
 
     A training that failed after its first step has no certificate: nobody looked at its end.
     """
-    witness.look_before(context.model)
+    freeze_audit.start(context.model)
     step = context.state.step
     try:
         yield
@@ -48,4 +48,4 @@ def certified(context: TrainContext, witness: Witness) -> Iterator[None]:
         if context.state.step > step:
             context.history.certificate = None
         raise
-    context.history.certificate = witness.look_after(context.model)
+    context.history.certificate = freeze_audit.finish(context.model)
