@@ -78,6 +78,19 @@ def check_writable(path: StrPath) -> Path:
     return file
 
 
+def check_folder_writable(path: StrPath) -> Path:
+    """Return `path` as a `Path`, or raise if no folder of files can be written there.
+
+    The folder may exist, or be created later.
+
+    Raises:
+        PathNotWritableError: If `path` is a file, or the nearest existing folder is read-only.
+    """
+    folder = Path(path)
+    check_writable(folder / "file")
+    return folder
+
+
 @contextlib.contextmanager
 def whole_file(path: StrPath) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it into place when the block succeeds.

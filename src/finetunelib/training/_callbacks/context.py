@@ -10,11 +10,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from finetunelib._files import check_writable
+from finetunelib._files import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError
-from finetunelib.training._checkpointing.manifest import MANIFEST
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
 
@@ -91,7 +90,7 @@ class TrainContext:
             PathNotWritableError: Nothing can be written there, and `on_error` is `"raise"`.
         """
         if on_error == "raise":
-            check_writable(Path(path) / MANIFEST)
+            check_folder_writable(path)
         self.requested_checkpoints[Path(path)] = on_error
 
     def check_resumable(self, *, inside_epoch: bool = True) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finetunelib._public import public
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.training._tasks.class_targets import counted
 
 
 @runtime_checkable
@@ -105,14 +106,6 @@ class Accuracy:
         for state in states:
             self._hits = self._hits + state["hits"]
             self._samples = self._samples + state["samples"]
-
-
-def counted(targets: Tensor, ignored: int) -> Tensor | int:
-    """Return how many class indices are not the ignored one."""
-    # On the CPU a look costs a quarter of counting; elsewhere it would wait for the device.
-    if targets.is_cpu and ignored < 0 <= targets.min().item():
-        return targets.numel()
-    return (targets != ignored).sum()
 
 
 class MeanOf:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from finetunelib._forward.batch import call, inputs_of, split
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
-from finetunelib.training._measuring.metrics import counted
+from finetunelib.training._tasks.class_targets import counted
 from finetunelib.training._tasks.task import StepOutput, Task
 
 #: Losses that compare outputs and targets value by value.
