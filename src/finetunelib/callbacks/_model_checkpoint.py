@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetunelib._files import check_writable
+from finetunelib._files import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.callbacks._improvement import Improvement
@@ -15,7 +15,6 @@ from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._callbacks.context import OnError
 from finetunelib.training._checkpointing.folder import checkpoints_in, remove_checkpoint, sweep
-from finetunelib.training._checkpointing.manifest import MANIFEST
 
 #: What the folders are called that this callback writes, and may delete.
 _NAME = re.compile(r"epoch-\d{4,}-step-\d{8,}")
@@ -97,8 +96,7 @@ class ModelCheckpoint(Callback):
             raise InvalidArgumentError(
                 f'`on_error` must be "raise" or "warn", but is {on_error!r}.'
             )
-        check_writable(Path(folder) / MANIFEST)
-        self.folder: Path = Path(folder)
+        self.folder: Path = check_folder_writable(folder)
         self.best_path: Path | None = None
         self._every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs
@@ -132,7 +130,7 @@ class ModelCheckpoint(Callback):
     def on_interrupt(self, context: TrainContext) -> None:
         """Ask for a last checkpoint, where this moment has none yet and can be gone on from."""
         path = self._next(context)
-        exact = context.inexact(context.state.batch > 0) is None
+        exact = context.why_not_resumable(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
             context.request_checkpoint(path, on_error=self._on_error)
 

@@ -34,7 +34,7 @@ class Batches(Protocol):
         """Whether the data can be read more than once."""
         ...
 
-    def inexact(self, *, inside_epoch: bool) -> str | None:
+    def why_not_resumable(self, *, inside_epoch: bool) -> str | None:
         """Return why a training cannot be gone on with exactly, where that is so.
 
         Args:
@@ -70,7 +70,7 @@ class SeededBatches:
 
     replayable = True
 
-    def inexact(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the protocol's form
+    def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the protocol's form
         """Return None: a training can be gone on with from any batch."""
         return None
 

@@ -88,8 +88,8 @@ class ReadyBatches:
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = batches
-        self._begun: list[Tensor] = []
-        self._after: list[Tensor] | None = None
+        self._epoch_start_states: list[Tensor] = []
+        self._resume_states: list[Tensor] | None = None
         # What returns the same iterator twice yields nothing the second time. A DataLoader is not
         # asked, since an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
@@ -103,7 +103,7 @@ class ReadyBatches:
         except TypeError:
             return None
 
-    def inexact(self, *, inside_epoch: bool) -> str | None:
+    def why_not_resumable(self, *, inside_epoch: bool) -> str | None:
         """Return why a training cannot be gone on with exactly, where that is so."""
         if not self.replayable and inside_epoch:
             return (
@@ -127,10 +127,10 @@ class ReadyBatches:
         for sampler in self._samplers():
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(number)
-        self._begun = self._generator_states()
-        if self._after is None:
+        self._epoch_start_states = self._generator_states()
+        if self._resume_states is None:
             return _without(skip, iter(self._batches))
-        after, self._after = self._after, None
+        after, self._resume_states = self._resume_states, None
         return self._continued(iter(self._batches), after)
 
     def _continued(self, batches: Iterator[Batch], after: list[Tensor]) -> Iterator[Batch]:
@@ -157,7 +157,7 @@ class ReadyBatches:
             inside_epoch or not isinstance(self._batches, DataLoader)
         )
         at_beginning = inside_epoch and not own
-        states = self._begun if at_beginning else self._generator_states()
+        states = self._epoch_start_states if at_beginning else self._generator_states()
         state: dict[str, Any] = {"generators": states}
         if own and _is_stateful(self._batches):
             state["source"] = self._batches.state_dict()
@@ -176,7 +176,7 @@ class ReadyBatches:
         self._set_generators(states)
         if "source" in state and _is_stateful(self._batches):
             self._batches.load_state_dict(state["source"])
-            self._after = states
+            self._resume_states = states
 
     def _set_generators(self, states: list[Tensor]) -> None:
         for generator, values in zip(self._generators(), states, strict=True):

@@ -3,7 +3,7 @@
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._history import History
-from finetunelib.training._measuring.metrics import Accuracy
+from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task
 

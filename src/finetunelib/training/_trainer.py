@@ -23,15 +23,19 @@ from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
 from finetunelib.errors import CheckpointError, FileMissingError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
-from finetunelib.training._callbacks.callback import Callback, Callbacks, check_callbacks
+from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.hooks import Callbacks, check_callbacks
 from finetunelib.training._checkpointing.folder import newest_checkpoint
 from finetunelib.training._checkpointing.run import Training, reading_of
 from finetunelib.training._device import choose_device
 from finetunelib.training._history import History
+from finetunelib.training._loop.limits import check_limits, check_replayable
 from finetunelib.training._loop.loop import Loop
-from finetunelib.training._measuring.evaluation import Evaluation, Measurement
-from finetunelib.training._measuring.metrics import Accuracy, MetricLike, checked_metrics
+from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.accuracy import Accuracy
+from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._measuring.metrics import MetricLike, as_metrics
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import (
     build_optimizer,
@@ -48,12 +52,7 @@ from finetunelib.training._optimization.schedule import (
 )
 from finetunelib.training._optimization.step import Step
 from finetunelib.training._state import TrainState
-from finetunelib.training._tasks.first_batch import (
-    check_batch,
-    check_limits,
-    check_replayable,
-    dry_run,
-)
+from finetunelib.training._tasks.first_batch import check_batch, dry_run
 from finetunelib.training._tasks.supervised import SupervisedTask, choose_task, module_of_loss
 from finetunelib.training._tasks.task import Task
 
@@ -164,7 +163,7 @@ class Trainer:
         self._loss_module = module_of_loss(self._task)
         if metrics is None:
             metrics = {"accuracy": Accuracy()} if task is None and loss_fn is None else {}
-        self._metrics = checked_metrics(metrics)
+        self._metrics = as_metrics(metrics)
         self._callbacks = check_callbacks(callbacks)
         self._clip = choose_clipping(max_grad_norm)
 
@@ -191,7 +190,7 @@ class Trainer:
         self._progress = progress
         # The compiled form shares the parameters; compiling happens at its first call.
         runner = cast("nn.Module", torch.compile(model)) if compile else model
-        self._evaluation = Evaluation(model, runner, self._task, self._precision, self.device)
+        self._evaluation = Evaluator(model, runner, self._task, self._precision, self.device)
 
     def fit(
         self,
@@ -355,7 +354,7 @@ class Trainer:
             first = first_of(in_order, "data")
             on_device = to_device(first, self.device)
             check_batch(self.model, self._task, on_device, batches.all_targets(), "data")
-            measurement = Measurement(self._metrics)
+            measurement = MetricAccumulator(self._metrics)
             return self._evaluation.evaluate(chain([first], in_order), measurement, "data")
 
     def predict(self, data: Data) -> Tensor:
@@ -396,8 +395,8 @@ class Trainer:
         """Return the loop of one training, put together from its parts."""
         training, inside = self._training(), self._inside
         # Copies, since a callback may evaluate in the middle of an epoch's own measurement.
-        measured = Measurement(copy.deepcopy(self._metrics), "train_")
-        validated = Measurement(self._metrics if val else {}, "val_")
+        measured = MetricAccumulator(copy.deepcopy(self._metrics), "train_")
+        validated = MetricAccumulator(self._metrics if val else {}, "val_")
         names = (*measured.names, *(validated.names if val else ()))
         context = TrainContext(
             self.model,
@@ -405,9 +404,9 @@ class Trainer:
             self.state,
             self.history,
             measures=(*names, "lr", "seconds", "samples_per_second"),
-            inexact=lambda inside_epoch: (
-                train.inexact(inside_epoch=inside_epoch)
-                or (measured.inexact if inside_epoch else None)
+            why_not_resumable=lambda inside_epoch: (
+                train.why_not_resumable(inside_epoch=inside_epoch)
+                or (measured.why_not_resumable if inside_epoch else None)
                 or training.unsaveable
             ),
             resumed=inside is not None,

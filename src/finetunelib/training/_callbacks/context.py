@@ -32,8 +32,8 @@ class TrainContext:
         state: How far the training is.
         history: The measurements of the epochs so far.
         measures: The names of what an epoch's row will hold, known from the start.
-        inexact: Tells why the training could not go on exactly from a checkpoint, if so: from
-            the middle of an epoch (`True`), or from its end.
+        why_not_resumable: Returns why resuming from a checkpoint would not be exact, or `None` if
+            it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
         requested_checkpoints: The folders that are still to be written, and what is done where
             that fails.
         stop_reason: Why a stop was requested, or `None`.
@@ -61,7 +61,7 @@ class TrainContext:
     state: TrainState
     history: History
     measures: tuple[str, ...]
-    inexact: Callable[[bool], str | None] = lambda _: None
+    why_not_resumable: Callable[[bool], str | None] = lambda _: None
     resumed: bool = False
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
@@ -103,6 +103,6 @@ class TrainContext:
             CheckpointError: A metric has no `state_dict`, the data cannot be read again, or a
                 state holds an object that could not be read back safely.
         """
-        reason = self.inexact(inside_epoch)
+        reason = self.why_not_resumable(inside_epoch)
         if reason is not None:
             raise CheckpointError(reason)

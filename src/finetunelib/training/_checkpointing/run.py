@@ -17,7 +17,8 @@ from finetunelib._typing import StrPath
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError, WeightsMismatchError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
-from finetunelib.training._callbacks.callback import Callback, by_name
+from finetunelib.training._callbacks.callback import Callback
+from finetunelib.training._callbacks.hooks import by_name
 from finetunelib.training._checkpointing.folder import Checkpoint, plain, write_checkpoint
 from finetunelib.training._checkpointing.manifest import STATE, WEIGHTS, environment
 from finetunelib.training._history import History

@@ -34,12 +34,13 @@ from finetunelib.data._batch import first_of, length_of, to_device
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CallbackError, PathNotWritableError, TrainingInterrupted
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
-from finetunelib.training._callbacks.callback import Callbacks
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._checkpointing.run import check_same_reading
 from finetunelib.training._loop.session import certified, gradients_dropped, session
 from finetunelib.training._loop.signals import Signals
-from finetunelib.training._measuring.evaluation import Evaluation, Measurement
+from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._optimization.step import Step
 from finetunelib.training._tasks.first_batch import check_batch
 
@@ -63,11 +64,11 @@ class Loop:
     """
 
     step: Step
-    evaluation: Evaluation
+    evaluation: Evaluator
     train: Batches
     val: Batches | None
-    measured: Measurement
-    validated: Measurement
+    measured: MetricAccumulator
+    validated: MetricAccumulator
     context: TrainContext
     freeze_audit: FreezeAudit
     callbacks: Callbacks

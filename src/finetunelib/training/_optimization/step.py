@@ -13,7 +13,7 @@ from finetunelib.training._optimization.gradients import NoClipping, mean_over
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import NoSchedule
 from finetunelib.training._state import TrainState
-from finetunelib.training._tasks.task import StepOutput, Task, checked
+from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Step:
         mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
-                output = checked(self.task.step(self.model, micro_batch), self.task)
+                output = validate_output(self.task.step(self.model, micro_batch), self.task)
             self.precision.backward(mean.share(output.loss, output.weight))
             measure(output)
         self.precision.unscale(self.optimizer)

@@ -12,7 +12,6 @@ from finetunelib._forward.batch import call, describe, inputs_of, split
 from finetunelib._forward.guess import first_layer
 from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib._typing import Batch
-from finetunelib.data._batches import Batches
 from finetunelib.errors import (
     FinetuneLibError,
     InvalidArgumentError,
@@ -20,39 +19,9 @@ from finetunelib.errors import (
     InvalidTargetError,
     InvalidTypeError,
 )
+from finetunelib.training._tasks.class_targets import check_class_targets
 from finetunelib.training._tasks.supervised import ELEMENTWISE, SupervisedTask
 from finetunelib.training._tasks.task import Task
-
-
-def check_limits(epochs: int | None, max_steps: int | None) -> None:
-    """Raise when a fit has no limit, or one below 1.
-
-    Raises:
-        InvalidArgumentError: Neither limit is given, or one is no whole number of at least 1.
-    """
-    if epochs is None and max_steps is None:
-        raise InvalidArgumentError("`fit` needs a limit: pass `epochs`, `max_steps` or both.")
-    for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
-        ):
-            raise InvalidArgumentError(
-                f"`{name}` must be a whole number of at least 1, but is {limit!r}."
-            )
-
-
-def check_replayable(data: Mapping[str, Batches | None], epochs: int | None) -> None:
-    """Raise when data that can be read once only would be read again.
-
-    Raises:
-        InvalidArgumentError: It is an iterator, and `epochs` is not 1.
-    """
-    for name, batches in data.items():
-        if batches is not None and not batches.replayable and epochs != 1:
-            raise InvalidArgumentError(
-                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1 "
-                f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
-            )
 
 
 def check_batch(
@@ -83,9 +52,7 @@ def check_batch(
         )
     outputs = dry_run(model, batch, name)
     if task.default_loss:
-        _check_class_targets(
-            outputs, targets, targets if all_targets is None else all_targets, name
-        )
+        check_class_targets(outputs, targets, targets if all_targets is None else all_targets, name)
     if isinstance(task.loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
         raise InvalidTargetError(
             f"The targets of `{name}` have the shape {tuple(targets.shape)} and the model's "
@@ -137,47 +104,6 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
             f"{hint} Convert them, for bytes with `inputs.float() / 255`."
         )
     return f"{text} {hint}"
-
-
-def _check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: str) -> None:
-    """Raise when targets are no class indices for these outputs.
-
-    Args:
-        outputs: Logits of the first batch, `(batch, classes, ...)`.
-        targets: The targets of the first batch.
-        values: All targets that are at hand.
-        name: What the data is called, for messages.
-
-    Raises:
-        InvalidTargetError: The dtype, shape or values of the targets are wrong.
-    """
-    if outputs.dim() < 2:
-        raise InvalidTargetError(
-            f"The default loss needs logits of shape (batch, classes), but the model returns "
-            f"{tuple(outputs.shape)}. Pass `loss_fn`, such as nn.MSELoss(), for another task."
-        )
-    classes = outputs.shape[1]
-    if targets.dtype != torch.int64:
-        raise InvalidTargetError(
-            f"The targets of `{name}` must be class indices of dtype torch.int64, but are "
-            f"{targets.dtype}. Convert indices with `.long()` and one-hot rows with `.argmax(1)`; "
-            "pass `loss_fn=nn.CrossEntropyLoss()` for class probabilities, and "
-            "`loss_fn=nn.MSELoss()` for regression."
-        )
-    expected = (outputs.shape[0], *outputs.shape[2:])
-    if tuple(targets.shape) != expected:
-        raise InvalidTargetError(
-            f"The targets of `{name}` must have the shape {expected}, one class index for each "
-            f"row of logits {tuple(outputs.shape)}, but have {tuple(targets.shape)}. One-hot rows "
-            "become indices with `.argmax(1)`."
-        )
-    counted = values[values != nn.CrossEntropyLoss().ignore_index]
-    if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
-        raise InvalidTargetError(
-            f"The targets of `{name}` must be in 0 to {classes - 1}, since the model has "
-            f"{classes} outputs, but they range from {int(counted.min())} to "
-            f"{int(counted.max())}."
-        )
 
 
 def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, name: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from finetunelib._forward.batch import call, inputs_of, split
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
-from finetunelib.training._tasks.class_targets import counted
+from finetunelib.training._tasks.class_targets import count_targets
 from finetunelib.training._tasks.task import StepOutput, Task
 
 #: Losses that compare outputs and targets value by value.
@@ -73,7 +73,7 @@ def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
             return len(targets)  # Class probabilities ignore nothing.
         if loss_fn.weight is not None:
             return loss_fn.weight[targets[targets != ignored]].sum()
-        return counted(targets, ignored)
+        return count_targets(targets, ignored)
 
     return class_weight
 

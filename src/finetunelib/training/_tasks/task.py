@@ -93,7 +93,7 @@ class Task(ABC):
         return outputs
 
 
-def checked(output: object, task: Task) -> StepOutput:
+def validate_output(output: object, task: Task) -> StepOutput:
     """Return what a task returned, which must be a `StepOutput` with a scalar loss.
 
     Raises:
