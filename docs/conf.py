@@ -12,8 +12,8 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
-# The tutorials run while the documentation is built: they open no browser, and their networks are
-# so small that several threads would wait for each other.
+# The tutorials run during the build. They must not open a browser, and their networks are too small
+# to benefit from several threads.
 os.environ["CI"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -66,7 +66,7 @@ html_theme_options = {
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# The tutorials are scripts. They run here, and their output becomes part of their page.
+# The tutorials are scripts that run during the build. Their output becomes part of their page.
 sphinx_gallery_conf = {
     "examples_dirs": ["_tutorials"],
     "gallery_dirs": ["tutorials"],
@@ -86,8 +86,8 @@ sphinx_gallery_conf = {
     "plot_gallery": "True",
 }
 
-# With FINETUNELIB_DOCS_INTERSPHINX=1 the names of other projects become links, which needs a
-# network; without it they are plain code.
+# FINETUNELIB_DOCS_INTERSPHINX=1 links names of other projects, which needs a network. By default
+# they are plain code.
 if os.environ.get("FINETUNELIB_DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -101,7 +101,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "undoc-members": False}
-# Aliases are shown by their names; written out they fill a page.
+# Show aliases by name, because their definitions are long.
 autodoc_type_aliases = {
     name: name
     for name in (
@@ -126,7 +126,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Warns", "params_style")]
 
-# Names of other projects are not looked up: the build needs no network.
+# Names of other projects have no target, because the build uses no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os|enum)\..*"),
     (
@@ -139,12 +139,12 @@ nitpick_ignore_regex = [
     (r"py:.*", r"finetunelib\.(.*\.)?_.*|contextlib\.ExitStack|ExitStack"),
 ]
 nitpicky = True
-# A name in single backticks, as docstrings write it, is code.
+# Docstrings write code in single backticks.
 default_role = "code"
 
 
 def _show_aliases(*event: object) -> tuple[str | None, str | None]:
-    """Show an alias by its name, where autodoc shows how it holds one."""
+    """Replace autodoc's representation of an alias by the name of the alias."""
     signature, returns = (
         re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part) if isinstance(part, str) else None
         for part in event[-2:]
@@ -153,16 +153,16 @@ def _show_aliases(*event: object) -> tuple[str | None, str | None]:
 
 
 def _skip_fields(*event: object) -> bool | None:
-    """Leave out the fields of a slotted dataclass, which its docstring lists with their meaning."""
+    """Skip the fields of a slotted dataclass, because its docstring lists them."""
     return True if isinstance(event[3], MemberDescriptorType) else None
 
 
 for _field in PyObject.doc_field_types:
     if _field.name == "variable":
-        _field.label = "Attributes"  # What the docstrings call them.
+        _field.label = "Attributes"  # The term used in the docstrings.
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what this file adds to Sphinx."""
+    """Connect the handlers in this file to Sphinx."""
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-signature", _show_aliases)

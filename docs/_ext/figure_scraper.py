@@ -1,4 +1,4 @@
-"""Pictures of tutorials that the library drew, which pyplot does not know of."""
+"""A sphinx-gallery scraper for figures that the library creates without pyplot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _get_sg_image_scraper() -> Callable[..., str]:
-    """Return what sphinx-gallery calls after each block."""
+    """Return the function that sphinx-gallery calls after each block."""
     return scrape
 
 
 def scrape(_block: object, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Save the figures that a block left in a name, and return the text that shows them."""
+    """Save the figures that a block assigned to a name, and return the text that shows them."""
     paths = []
     for value in list(block_vars["example_globals"].values()):
         drawn_by_us = type(value).__module__ == "finetunelib.visualization._plots.figure"

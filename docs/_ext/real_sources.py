@@ -1,7 +1,7 @@
-"""A Sphinx extension: where the source of a public name really stands, for its [source] link.
+"""A Sphinx extension that links [source] of a public name to the file that defines it.
 
-Public objects carry the sub-package that users import them from as their module, and not the
-private file that holds them.
+The `__module__` of a public object is the sub-package that users import it from, not the private
+module that defines it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ ROOT = Path(__file__).parents[2] / "src"
 
 @cache
 def module_of(public_module: str, name: str) -> str | None:
-    """Return the module whose file defines a public class or function, or `None`.
+    """Return the name of the module that defines a public class or function, or `None`.
 
     Args:
-        public_module: Where users import it from, such as `finetunelib.training`.
-        name: Such as `History`.
+        public_module: The module that users import it from, such as `finetunelib.training`.
+        name: The name of the class or function, such as `History`.
 
     Returns:
-        Such as `finetunelib.training._history`.
+        A name such as `finetunelib.training._history`.
     """
-    place = ROOT.joinpath(*public_module.split("."))
-    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+    path = ROOT.joinpath(*public_module.split("."))
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
         if name in _defined_in(file):
             return ".".join(file.relative_to(ROOT).with_suffix("").parts)
     return None
@@ -39,7 +39,7 @@ def _defined_in(file: Path) -> frozenset[str]:
     return frozenset(node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef))
 
 
-def _follow(app: Sphinx, modname: str, attribute: str) -> str | None:  # noqa: ARG001 - its form
+def _follow(app: Sphinx, modname: str, attribute: str) -> str | None:  # noqa: ARG001 - Sphinx passes it
     return module_of(modname, attribute.partition(".")[0])
 
 

@@ -13,13 +13,13 @@ ORDER = (
 
 
 class TutorialOrder:
-    """Sorts the tutorials as a reader should meet them; the list above is to be complete."""
+    """Sorts the tutorials in reading order. `ORDER` must list all of them."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
     def __call__(self, filename: str) -> int:
-        """Return the place of a script."""
+        """Return the position of a script."""
         return ORDER.index(filename)
 
     def __repr__(self) -> str:

@@ -1,7 +1,6 @@
-"""A Sphinx extension: under each public name, the pages whose code uses it.
+"""A Sphinx extension that lists, for each public name, the pages whose code imports it.
 
-The code of the pages is read, not run. A name counts where it is imported from the place that the
-reference shows; an attribute of what it made does not.
+The code of the pages is parsed, not run. Only imports under the public path count.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-#: The folders whose pages are listed, in the order in which a reader should try them.
+#: The folders whose pages are listed, in reading order.
 _FOLDERS = ("start", "tutorials", "how-to", "concepts", "examples", "")
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -22,7 +21,7 @@ _NOT_RUN = re.compile(r"<!-- not run: [^\n]* -->\n+```python\n.*?^```", re.DOTAL
 
 
 def imported_names(code: str) -> set[str]:
-    """Return the dotted names that a piece of Python imports from this library."""
+    """Return the dotted names that Python code imports from this library."""
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("finetunelib"):
@@ -31,7 +30,7 @@ def imported_names(code: str) -> set[str]:
 
 
 def names_on_pages(source: Path) -> dict[str, list[str]]:
-    """Return the pages, without their endings, on which each public name is imported."""
+    """Return, for each public name, the pages that import it, without file extensions."""
     codes: dict[str, str] = {}
     for page in source.rglob("*.md"):
         name = page.relative_to(source).with_suffix("").as_posix()
@@ -41,13 +40,13 @@ def names_on_pages(source: Path) -> dict[str, list[str]]:
     for script in (source / "_tutorials").glob("*.py"):
         codes[f"tutorials/{script.stem}"] = script.read_text(encoding="utf-8")
     pages: dict[str, list[str]] = defaultdict(list)
-    for page_name in sorted(codes, key=_place):
+    for page_name in sorted(codes, key=_position):
         for name in imported_names(codes[page_name]):
             pages[name].append(page_name)
     return pages
 
 
-def _place(page: str) -> tuple[int, str]:
+def _position(page: str) -> tuple[int, str]:
     folder = page.rpartition("/")[0]
     return (_FOLDERS.index(folder) if folder in _FOLDERS else len(_FOLDERS), page)
 
@@ -57,7 +56,7 @@ def _read_pages(app: Sphinx) -> None:
 
 
 def _add_list(app: Sphinx, what: str, name: str, *rest: Any) -> None:
-    """Append the list to the docstring of a class or a function."""
+    """Append the list to the docstring of a class or function."""
     pages = app.env.finetunelib_used_on.get(name)  # type: ignore[attr-defined]
     lines: list[str] = rest[-1]
     if what in ("class", "function") and pages:

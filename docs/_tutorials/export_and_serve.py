@@ -2,13 +2,13 @@
 Export and serve
 ================
 
-A trained model becomes one ONNX file, which runs without PyTorch. The file is compared with the
-model before it gets its name, and a small program answers with it over HTTP.
+Export a trained model to one ONNX file that runs without PyTorch, and serve it over HTTP. The file
+is compared with the model before it is kept.
 """
 
 # %%
-# A model to export
-# -----------------
+# Train a model
+# -------------
 
 import torch
 from sklearn.datasets import load_digits
@@ -26,8 +26,8 @@ trainer.fit((inputs[:-360], targets[:-360]), epochs=12)
 # %%
 # Export
 # ------
-# The example says what the model takes; its number of rows does not matter. ``sample_inputs`` are
-# real images, on which file and model are compared.
+# The example input defines the shape of the model's input; its number of rows does not matter.
+# ``sample_inputs`` are real images on which the file is compared with the model.
 
 import tempfile
 from pathlib import Path
@@ -39,13 +39,13 @@ report = export_onnx(model, folder / "digits.onnx", inputs[:2], sample_inputs=in
 print(str(report).replace(f"{folder}/", ""))
 
 # %%
-# The line that begins with "Verified" is the proof: ONNX Runtime computed what PyTorch does, at
-# several batch sizes. If it had not, there would be an exception and no file
+# The line that starts with "Verified" says that ONNX Runtime and PyTorch gave the same outputs at
+# several batch sizes. If the outputs differ, ``export_onnx`` raises an exception and keeps no file
 # (:doc:`/concepts/verification`).
 #
 # Use the file
 # ------------
-# ONNX Runtime and numpy are all that is needed, in a program that knows nothing of PyTorch.
+# This needs only ONNX Runtime and numpy, not PyTorch.
 
 import numpy as np
 import onnxruntime
@@ -70,9 +70,9 @@ right.set(xlabel="class", ylabel="logit")
 # %%
 # Serve it
 # --------
-# Python's own web server is enough to see how it works: it takes the 64 pixels of an image as
-# JSON, and answers with the digit. The pixels are divided by 16 here, as they were for training;
-# :doc:`/how-to/preprocessing` puts that into the file.
+# Python's built-in web server is enough for an example. It takes the 64 pixels of an image as JSON
+# and returns the digit. The pixels are divided by 16, as in training; :doc:`/how-to/preprocessing`
+# shows how to do this inside the file.
 
 import json
 import threading
@@ -81,7 +81,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Answers a list of 64 pixels from 0 to 16 with the digit that they show."""
+    """Returns the digit shown by a list of 64 pixels from 0 to 16."""
 
     def do_POST(self) -> None:
         """Run the file on one image."""
@@ -94,14 +94,14 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"digit": int(logits.argmax())}).encode())
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 server = HTTPServer(("127.0.0.1", 0), Answer)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 
 # %%
-# A client, which knows nothing of PyTorch or ONNX:
+# The client needs neither PyTorch nor ONNX:
 
 pixels = digits.images[-1].flatten().tolist()
 url = f"http://127.0.0.1:{server.server_port}"
@@ -111,8 +111,7 @@ server.shutdown()
 server.server_close()
 
 # %%
-# A service for the world needs more than this: checks of what it is sent, limits, several
-# processes. Frameworks for that take the same three lines, which open the file, find the input's
-# name, and run it.
+# A production service also needs input checks, limits and several processes. In a web framework,
+# the same three lines open the file, get the name of its input, and run it.
 #
-# **Next**: :doc:`see_a_model`, which opens the file, and :doc:`/how-to/export-fails`.
+# **Next**: :doc:`see_a_model`, which opens a model in Netron, and :doc:`/how-to/export-fails`.

@@ -2,15 +2,14 @@
 See a model
 ===========
 
-Three views of the same network: a table of its layers, its graph in Netron, and what it has
-learned.
+View a network in three ways: as a table of its layers, as a graph in Netron, and by its weights.
 """
 
 # %%
-# A table
-# -------
-# ``summary`` runs the model once, and says for each module what comes out, how many parameters it
-# has, whether they learn, and in which mode the module really runs.
+# The table
+# ---------
+# ``summary`` runs the model once. For each module, it shows the output shape, the number of
+# parameters, how many of them are trainable, and the mode in which the module runs.
 
 import torch
 from torch import nn
@@ -30,23 +29,23 @@ model = nn.Sequential(
 print(summary(model, torch.zeros(2, 1, 8, 8)))
 
 # %%
-# After a new head, everything else is frozen, and the table shows it. In a notebook the last line
-# of a cell becomes a table like this one:
+# After the head is replaced, the table shows that everything else is frozen. In a notebook, the
+# last line of a cell is displayed like this:
 
 freeze_and_replace_head(model, num_classes=5, example_input=torch.zeros(2, 1, 8, 8))
 table = summary(model, torch.zeros(2, 1, 8, 8))
 table
 
 # %%
-# Its numbers are fields, for programs:
+# Its numbers are available as attributes:
 
 print(f"{table.parameters:,} parameters, {table.bytes:,} bytes")
 
 # %%
 # The graph
 # ---------
-# ``visualize`` shows the model in Netron. The page comes from your own machine, and asks no other
-# one for anything. It opens a browser where there is one; this page was built without.
+# ``visualize`` shows the model in Netron. The page is served locally and contacts no other host.
+# It opens a browser if there is one; ``browser=False`` prevents this.
 
 from finetunelib import visualize
 
@@ -54,17 +53,17 @@ with visualize(model, torch.zeros(2, 1, 8, 8), browser=False) as viewer:
     print(viewer.url.rpartition(":")[0])
 
 # %%
-# This is what it looks like, here for the network of ``examples/mnist.py``. A click on a node
-# shows its settings and weights.
+# This is the page for the network of ``examples/mnist.py``. Click a node to see its attributes and
+# weights.
 #
 # .. image:: /_static/netron-mnist.png
 #    :alt: A network in Netron: a Reshape, two Gemm layers with a Relu between, shapes on every edge
 #    :width: 320px
 #
-# What it has learned
-# -------------------
-# A linear model of images has one weight a pixel and class, which is an image too: blue pixels
-# speak for the digit, red ones against it.
+# The weights
+# -----------
+# A linear model of images has one weight per pixel and class. For each class, the weights form an
+# image: blue pixels count for the digit, red pixels against it.
 
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits

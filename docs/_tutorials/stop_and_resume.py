@@ -2,13 +2,13 @@
 Stop and resume
 ===============
 
-A training that was stopped and resumed ends with the same bits as one that never stopped. Here it
-is stopped in the middle of an epoch, and compared.
+A run that is stopped and resumed gives bitwise the same result as an uninterrupted run. This
+tutorial stops a run in the middle of an epoch and compares the two.
 """
 
 # %%
-# One function that trains. It makes everything anew, as a new process would: the model, the
-# callback, the Trainer. Only the folder is the same.
+# This function creates the model, the callback and the Trainer from scratch, as a new process
+# would. Only the folder is shared between calls.
 
 import tempfile
 from pathlib import Path
@@ -26,7 +26,7 @@ targets = torch.as_tensor(digits.target, dtype=torch.int64)
 
 
 def train(folder: Path, *others: Callback) -> Trainer:
-    """Train for four epochs in all, going on from what is in the folder."""
+    """Train for four epochs in total, resuming from a checkpoint in the folder if there is one."""
     model = build_mlp(64, [64], 10, dropout=0.2, seed=0)
     saving = ModelCheckpoint(folder, every_n_steps=20)
     trainer = Trainer(model, lr=0.05, callbacks=[saving, *others], progress=False)
@@ -35,26 +35,26 @@ def train(folder: Path, *others: Callback) -> Trainer:
 
 
 # %%
-# Without a stop
-# --------------
+# Without interruption
+# --------------------
 
-whole = train(Path(tempfile.mkdtemp()))
-print(whole.history)
+uninterrupted = train(Path(tempfile.mkdtemp()))
+print(uninterrupted.history)
 
 # %%
 # With a power cut
 # ----------------
-# This callback ends the training with an error at step 50. That is inside the second epoch, ten
-# steps after the last checkpoint.
+# This callback raises an error at step 50, which is in the second epoch and ten steps after the
+# last checkpoint.
 
 
 class PowerCut(Callback):
     """Raises at the fiftieth step."""
 
     def on_step_end(self, context: TrainContext) -> None:
-        """End it all."""
+        """Raise at step 50."""
         if context.state.step == 50:
-            raise RuntimeError("the lights went out")
+            raise RuntimeError("power cut")
 
 
 from finetunelib.errors import CallbackError
@@ -67,43 +67,46 @@ except CallbackError as error:
 print(sorted(path.name for path in folder.iterdir()))
 
 # %%
-# The same function again. It finds the newest whole checkpoint, and goes on at step 41. What the
-# ten steps after it did is done once more.
+# The same function, called again, finds the newest complete checkpoint and resumes at step 41. It
+# repeats the ten steps after that checkpoint.
 
 
 class Beginning(Callback):
-    """Prints where a training begins."""
+    """Prints where a run starts."""
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Print it."""
-        print(f"goes on in epoch {context.state.epoch + 1}, after step {context.state.step}")
+        """Print the epoch and the step."""
+        print(f"resumes in epoch {context.state.epoch + 1}, after step {context.state.step}")
 
 
 resumed = train(folder, Beginning())
 
 # %%
-# Compared, bit for bit
-# ---------------------
+# Compare the runs bit for bit
+# ----------------------------
 
-ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
-assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-assert resumed.history["train_loss"] == whole.history["train_loss"]
+actual, expected = resumed.model.state_dict(), uninterrupted.model.state_dict()
+assert all(torch.equal(actual[name], expected[name]) for name in expected)
+assert resumed.history["train_loss"] == uninterrupted.history["train_loss"]
 
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3))
-for name, trainer, style in (("never stopped", whole, "-"), ("stopped and resumed", resumed, "o")):
+for name, trainer, style in (
+    ("uninterrupted", uninterrupted, "-"),
+    ("stopped and resumed", resumed, "o"),
+):
     axis.plot(trainer.history["step"], trainer.history["train_loss"], style, label=name)
 axis.axvline(50, linestyle=":", color="gray")
-axis.annotate("the lights go out", (51, 1.9), fontsize=9)
+axis.annotate("power cut", (51, 1.9), fontsize=9)
 axis.set(xlabel="step", ylabel="train_loss")
 axis.legend(frameon=False)
 figure.tight_layout()
 
-print(f"{len(theirs)} tensors and the losses of {len(whole.history)} epochs are the same")
+print(f"{len(expected)} tensors and the losses of {len(uninterrupted.history)} epochs are equal")
 
 # %%
-# Ctrl-C does the same without losing a step: the step in progress is ended, and a last checkpoint
-# is written. :doc:`/how-to/stop-and-resume` says what is promised and what is not.
+# Ctrl-C loses no step: the Trainer completes the current step and writes a last checkpoint.
+# :doc:`/how-to/stop-and-resume` lists what is guaranteed and what is not.
 #
-# **Next**: :doc:`/how-to/index`, one page a question.
+# **Next**: :doc:`/how-to/index`, with one page per question.

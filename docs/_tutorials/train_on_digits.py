@@ -2,16 +2,16 @@
 Train on digits
 ===============
 
-From images on the disk to a network that reads handwritten digits, and a look at what it gets
-wrong. Takes a few seconds on any machine.
+Train a network that reads handwritten digits, and inspect its mistakes. Takes a few seconds on any
+machine.
 """
 
 # %%
 # The data
 # --------
-# scikit-learn brings 1,797 digits of 8 by 8 pixels. A network takes floating-point numbers, and
-# learns best when they are small: pixels from 0 to 16 become values from 0 to 1. The last 360
-# images are kept back, to measure on.
+# scikit-learn comes with 1,797 digits of 8 by 8 pixels. A network takes floating-point numbers and
+# learns best if they are small: pixels from 0 to 16 become values from 0 to 1. The last 360 images
+# are the validation data.
 
 import torch
 from sklearn.datasets import load_digits
@@ -25,8 +25,8 @@ print("inputs", tuple(inputs.shape), inputs.dtype)
 print("targets", tuple(targets.shape), targets.dtype, "from", int(targets.min()), "to 9")
 
 # %%
-# *Inputs* are what the model sees, one row a sample. *Targets* are what it should say: the number
-# of the class, as a whole number from 0.
+# The model is called with the *inputs*, one row per sample. The *targets* are the expected answers:
+# the number of the class, as an integer from 0.
 
 import matplotlib.pyplot as plt
 
@@ -39,9 +39,9 @@ for axis, image, target in zip(axes, inputs, targets, strict=False):
 # %%
 # The model
 # ---------
-# 64 pixels go in, 10 *logits* come out, one for each class; the largest one is the answer.
-# Between them stands one hidden layer of 64 values. With a seed the first weights are the same
-# each time.
+# The input is 64 pixels. The output is 10 *logits*, one for each class, and the largest one is the
+# answer. Between them is one hidden layer with 64 values. With a seed, the initial weights are the
+# same each time.
 
 from finetunelib import Trainer, build_mlp
 
@@ -49,30 +49,29 @@ model = build_mlp(64, [64], 10, seed=0)
 print(model)
 
 # %%
-# The training
-# ------------
+# Train the model
+# ---------------
 # An *epoch* is one pass over the data, and a *step* is one update of the weights, here from 32
 # images. The default loss is cross-entropy, the default optimizer SGD with momentum.
-# ``progress=False`` keeps the line that each epoch prints off this page.
+# ``progress=False`` turns off the progress output.
 
 trainer = Trainer(model, lr=0.05, batch_size=32, progress=False)
 history = trainer.fit(train, val, epochs=12)
 print(history)
 
 # %%
-# The history is a table with a column for each measurement. The training loss should fall, and
-# the validation loss with it. Where the second one rises again while the first one falls, the
-# model has begun to learn its training images by heart.
+# The history is a table with one column per metric. The training loss and the validation loss
+# should both fall. If the validation loss rises while the training loss falls, the model overfits.
 
 from finetunelib.visualization import plot_history
 
 figure = plot_history(history)
 
 # %%
-# What it says
-# ------------
-# ``predict`` returns the logits in the order of the data. ``softmax`` turns them into shares that
-# sum to 1.
+# Check its answers
+# -----------------
+# ``predict`` returns the logits in the order of the data. ``softmax`` turns them into
+# probabilities.
 
 logits = trainer.predict(val)
 answers = logits.argmax(1)
@@ -80,21 +79,21 @@ wrong = int((answers != val[1]).sum())
 print(f"{wrong} of {len(val[1])} are wrong; {trainer.evaluate(val)}")
 
 # %%
-# The mistakes of which it was most certain:
+# The most confident mistakes:
 
 from finetunelib.visualization import plot_confusion, plot_predictions
 
 mistakes = plot_predictions(model, val, count=8)
 
 # %%
-# Which digits it takes for which:
+# The digits that it confuses:
 
 confusion = plot_confusion(model, val)
 
 # %%
-# Keep it
-# -------
-# A weights file holds the tensors and nothing that could run. It is written whole or not at all.
+# Save the weights
+# ----------------
+# A weights file contains only tensors, no code. It is written atomically.
 
 import tempfile
 from pathlib import Path
@@ -105,4 +104,4 @@ path = save_weights(model, Path(tempfile.mkdtemp()) / "digits.safetensors")
 print(load_weights(build_mlp(64, [64], 10), path))
 
 # %%
-# **Next**: :doc:`fine_tune_with_few_images`, where a trained network learns something new.
+# **Next**: :doc:`fine_tune_with_few_images`, which trains the network on a new task.

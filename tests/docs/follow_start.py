@@ -1,10 +1,10 @@
-"""Follow the Start page as a newcomer does: its commands in a shell, its code in that environment.
+"""Follow the Start page like a new user: its commands in a shell, its code in that environment.
 
     python tests/docs/follow_start.py                              # docs/start/quickstart.md
     python tests/docs/follow_start.py docs/start/quickstart.zh-CN.md
 
-Everything happens in a copy of the checkout in a temporary folder, which has no environment of its
-own. The exit code is 0 only if every command and every block of code went well.
+Everything runs in a copy of the checkout in a temporary folder, without an existing environment.
+The exit code is 0 only if every command and every block of code succeeded.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from support_pages import ROOT, blocks_of
 
 PAGE = "docs/start/quickstart.md"
 
-#: Where the page's commands make the environment.
+#: The interpreter of the environment that the page creates.
 PYTHON = ".venv/bin/python"
 
-#: What a newcomer's folder must not have from ours: at its top, and anywhere.
+#: Names that are not copied: at the top of the checkout, and in any folder.
 LEFT_OUT = {".git", ".venv", ".venv-wheel", "build", "dist", "runs", "data"}
 LEFT_OUT_ANYWHERE = {"__pycache__", "_build"}
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the commands of a page's console blocks, without their prompts and outputs."""
+    """Return the commands in the console blocks of a page, without prompts and output."""
     lines = [
         line
         for block in blocks_of(text)
@@ -43,23 +43,23 @@ def commands_of(text: str) -> list[str]:
 
 
 def code_of(text: str) -> str:
-    """Return the Python of a page, as one program."""
+    """Return the Python code of a page as one program."""
     return "\n".join(
         block.text for block in blocks_of(text) if block.language == "python" and not block.reason
     )
 
 
 def follow(page: str, folder: Path) -> None:
-    """Do what a page says, in a folder.
+    """Follow a page in a folder.
 
     Raises:
-        CalledProcessError: A command failed, or the code did.
+        CalledProcessError: If a command or the code fails.
     """
     text = (folder / page).read_text(encoding="utf-8")
     commands, code = commands_of(text), code_of(text)
     if not commands or not code:
         sys.exit(f"{page} has no commands or no code to follow.")
-    # No library from elsewhere, and no browser.
+    # Use no other library path, and open no browser.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
     environment["CI"] = "true"
     for command in commands:
@@ -72,11 +72,11 @@ def follow(page: str, folder: Path) -> None:
     subprocess.run([python, program.name], cwd=folder, env=environment, check=True)
     made = sorted(file.name for file in folder.glob("model.*"))
     if "model.onnx" not in made:
-        sys.exit(f"The page was to end with model.onnx, but made {made}.")
+        sys.exit(f"Expected the page to write model.onnx, got {made}.")
 
 
 def main() -> None:
-    """Follow the page that is named, or the Start page."""
+    """Follow the given page, or the Start page."""
     page = sys.argv[1] if len(sys.argv) > 1 else PAGE
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="start-") as temporary:
@@ -85,12 +85,12 @@ def main() -> None:
         try:
             follow(page, folder)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"A newcomer who follows {page} gets stuck: {error}")
-    _say(f"{page} works as it is written ({time.perf_counter() - started:.0f} s).")
+            sys.exit(f"Following {page} failed: {error}")
+    _say(f"{page} works as written ({time.perf_counter() - started:.0f} s).")
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
-    """Return which names in a folder are not copied."""
+    """Return the names in a folder that are not copied."""
     top = LEFT_OUT if Path(folder) == ROOT else set()
     return (top | LEFT_OUT_ANYWHERE).intersection(names)
 

@@ -1,4 +1,4 @@
-"""Every block of Python in the README and on the pages of docs/ runs, and does something."""
+"""Every Python block in the README and on the pages of docs/ runs and has an effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from support_pages import ROOT, Watched, blocks_of, idle_names, name_of, pages, tutorials
 
-#: Languages of blocks that are read and not run; Python that is not run says why, in a comment.
+#: Languages of blocks that are not run. A comment above Python that is not run gives the reason.
 NOT_PYTHON = {"console", "text", "toml"}
 DIRECTIVES = {
     "{toctree}",
@@ -21,6 +21,7 @@ DIRECTIVES = {
     "{container}",
     "{image}",
     "{literalinclude}",
+    "{raw}",
 }
 
 WITH_PYTHON = [p for p in pages() if "```python" in p.read_text(encoding="utf-8")]
@@ -31,15 +32,15 @@ WITH_PYTHON = [p for p in pages() if "```python" in p.read_text(encoding="utf-8"
 def test_blocks_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader who pastes a page from top to bottom meets no error, and no line that never runs."""
+    """A page that is pasted from top to bottom raises no error, and every line runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CI", "true")  # No browser is opened.
+    monkeypatch.setenv("CI", "true")  # Opens no browser.
     watched, entered = Watched(), set[int]()
     names: dict[str, object] = {"__name__": "page", "__entered__": entered.add}
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if block.language != "python" or block.reason:
             continue
-        # Blank lines in front keep the page's own line numbers in a traceback.
+        # Leading blank lines give a traceback the line numbers of the page.
         tree = ast.parse("\n" * (block.line - 1) + block.text, str(page))
         exec(compile(watched.visit(tree), str(page), "exec"), names)
     never = sorted(watched.bodies - entered)
@@ -49,7 +50,7 @@ def test_blocks_of_a_page_run_one_after_the_other(
 @pytest.mark.slow
 @pytest.mark.parametrize("script", tutorials(), ids=name_of)
 def test_a_tutorial_runs(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tutorial is a program too: it runs by itself, in a folder of its own."""
+    """A tutorial also runs as a program, in an empty folder."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
     monkeypatch.chdir(tmp_path)
@@ -62,7 +63,7 @@ def test_a_tutorial_runs(script: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_every_block_does_something(page: Path) -> None:
-    """No block only imports or defines what nothing on the page uses."""
+    """Each block calls something, or defines what the page uses."""
     blocks = [b for b in blocks_of(page.read_text(encoding="utf-8")) if b.language == "python"]
     run = [block for block in blocks if not block.reason]
     idle = [run[number].line for number in idle_names([ast.parse(b.text) for b in run])]
@@ -71,14 +72,14 @@ def test_every_block_does_something(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_every_block_says_what_it_is(page: Path) -> None:
-    """A block is Python that runs, Python with a reason, or in a language that nobody runs."""
+    """A block is Python that runs, Python with a reason, or in a language that is not run."""
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"^[ \t>]+(```|:::)", text, re.MULTILINE), (
-        "An indented block is not found."
+        "An indented block would not be found."
     )
     for block in blocks_of(text):
         if block.language == "python":
-            ast.parse(block.text)  # What is not run is still Python.
+            ast.parse(block.text)  # Code that is not run must still parse.
             continue
         known = block.language in NOT_PYTHON or block.language.partition(" ")[0] in DIRECTIVES
         assert known, f"Line {block.line}: a block in the language {block.language!r}."
@@ -86,13 +87,13 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 def test_a_block_that_does_nothing_is_noticed() -> None:
-    """The check knows idle blocks from useful ones."""
+    """The check distinguishes idle blocks from useful ones."""
     sources = ["import os", "def f():\n    print()", "x = 1", "print(x)", "y = 2"]
     assert list(idle_names([ast.parse(source) for source in sources])) == [0, 1, 4]
 
 
 def test_a_body_that_never_runs_is_noticed() -> None:
-    """The check knows which functions and conditions were entered."""
+    """The check records which functions and conditions were entered."""
     watched, entered = Watched(), set[int]()
     source = "def f():\n    pass\ndef g():\n    if False:\n        pass\ng()"
     exec(compile(watched.visit(ast.parse(source)), "", "exec"), {"__entered__": entered.add})
@@ -100,6 +101,6 @@ def test_a_body_that_never_runs_is_noticed() -> None:
 
 
 def test_the_pages_are_found() -> None:
-    """The tests above look at something."""
+    """The tests above have pages to check."""
     assert ROOT / "README.md" in WITH_PYTHON
     assert len(WITH_PYTHON) > 10

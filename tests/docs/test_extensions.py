@@ -1,4 +1,4 @@
-"""What docs/_ext adds to Sphinx: lists of the pages that use a name, and links to real sources."""
+"""The extensions in docs/_ext: lists of the pages that use a name, and links to source files."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ used_on = importlib.import_module("used_on")
 def test_a_source_link_leads_to_the_file_that_defines_a_name(
     package: str, name: str, module: str
 ) -> None:
-    """Public names carry their sub-package; the link finds the private file."""
+    """A public name has its sub-package as module; the link finds the private file."""
     assert real_sources.module_of(package, name) == module
 
 
-def test_a_name_that_is_not_there_has_no_source() -> None:
-    """A link that cannot be right is left out."""
+def test_a_name_that_does_not_exist_has_no_source() -> None:
+    """No link is created for it."""
     assert real_sources.module_of("finetunelib.training", "Nothing") is None
 
 
 def test_pages_are_listed_under_the_names_that_they_import(tmp_path: Path) -> None:
-    """Tutorials and pages count, in reading order; code that is not run does not."""
+    """Tutorials and pages are listed in reading order, without code that is not run."""
     block = "```python\nfrom finetunelib{} import {}\n```\n"
     (tmp_path / "_tutorials").mkdir()
     (tmp_path / "_tutorials" / "one.py").write_text("from finetunelib import Trainer\n")

@@ -1,6 +1,6 @@
-"""Every figure that was measured stands in a file that a script wrote, and agrees with it.
+"""Every measured number on a page agrees with a file that a script wrote.
 
-A number on a page is followed by a comment that names the file and the place in it:
+A number on a page is followed by a comment that names the file and the key in it:
 `1.10<!-- figure: benchmarks/results/checkpoint.json:1.ratio -->`, or for a quotient
 `6.5<!-- figure: benchmarks/results/tutorial.json:tutorial_seconds over example_seconds -->`.
 """
@@ -20,42 +20,42 @@ _MARK = re.compile(
     r"<!-- figure: (?P<file>[^\s:]+):(?P<place>\S+)(?: over (?P<by>\S+))? -->"
 )
 
-#: Numbers with these behind them were measured: a speed, a duration, a share.
+#: Numbers with these units were measured: a speed, a duration, a percentage.
 _MEASURED = re.compile(
     r"\d(?:%| times as| s\b| ms\b| µs\b| (?:milli|micro)?seconds?\b)(?!<!-- figure: )"
 )
 
-#: Sizes of the world, and what others say of themselves, are no measurements of this project.
+#: Numbers that this project did not measure.
 GIVEN = ("chance is 20%",)
 
-#: Pages of which the figures are still to be marked.
+#: Pages whose numbers are not marked yet.
 NOT_YET = {"README.md", "README.zh-CN.md"}
 
 
 def value_at(file: str, place: str) -> float:
-    """Return the number at a place, such as `1.ratio`, in a JSON file of the repository."""
+    """Return the number at a key such as `1.ratio` in a JSON file of the repository."""
     value = json.loads((ROOT / file).read_text(encoding="utf-8"))
     for key in place.split("."):
         if isinstance(value, list):
             value = value[int(key)]
-        else:  # A space in a name is written as an underscore.
+        else:  # A space in a name becomes an underscore.
             value = value[key if key in value else key.replace("_", " ")]
     assert isinstance(value, int | float)
     return value
 
 
 def shown_as(value: float, like: str, *, percent: bool) -> str:
-    """Return a value with as many decimals as another number has."""
+    """Return a value with as many decimals as another number."""
     decimals = len(like.partition(".")[2])
     return f"{100 * value if percent else value:.{decimals}f}"
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_a_marked_figure_is_that_of_its_file(page: Path) -> None:
-    """What a page says is what the file says, rounded to the digits that are shown."""
+    """A number on a page is that of its file, rounded to the digits shown."""
     text = page.read_text(encoding="utf-8")
     found = list(_MARK.finditer(text))
-    assert len(found) == text.count("<!-- figure:"), "A mark has no number before it."
+    assert len(found) == text.count("<!-- figure:"), "A mark has no number in front of it."
     for mark in found:
         value = value_at(mark["file"], mark["place"])
         if mark["by"]:
@@ -66,7 +66,7 @@ def test_a_marked_figure_is_that_of_its_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_a_measured_number_is_marked(page: Path) -> None:
-    """No page claims a speed, a duration or a share without its file."""
+    """No page states a speed, a duration or a percentage without its file."""
     if page.name in NOT_YET:
         return
     prose = prose_of(page.read_text(encoding="utf-8"))
@@ -77,14 +77,14 @@ def test_a_measured_number_is_marked(page: Path) -> None:
 
 
 def test_figures_are_found() -> None:
-    """The tests above look at something."""
+    """The tests above have numbers to check."""
     marked = [page for page in pages() if "<!-- figure:" in page.read_text(encoding="utf-8")]
     assert DOCS / "concepts" / "heads.md" in marked
     assert DOCS / "how-to" / "stop-and-resume.md" in marked
 
 
 def test_a_wrong_figure_would_be_noticed() -> None:
-    """Rounding is to the digits that are shown, and shares are compared as percentages."""
+    """Values are rounded to the digits shown, and fractions are compared as percentages."""
     assert shown_as(1.096, "1.10", percent=False) == "1.10"
     assert shown_as(1.096, "1.2", percent=False) != "1.2"
     assert shown_as(0.9736, "97.36", percent=True) == "97.36"

@@ -1,4 +1,4 @@
-"""The pages of docs/ against the code that they describe, and against each other."""
+"""The pages of docs/ agree with the code that they describe and with each other."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from support_pages import DOCS, ROOT, blocks_of, name_of, pages, tutorials
 
 API = DOCS / "api"
 
-#: Read as parts of another page, or made by a program.
+#: Pages without a link to the next page.
 WITHOUT_NEXT = {"README.md", "README.zh-CN.md"}
 
 
-def test_the_reference_is_in_the_order_of_the_floors() -> None:
-    """The API pages stand in the order in which things are used: up the house, errors last."""
+def test_the_reference_is_in_the_order_of_the_layers() -> None:
+    """The API pages are listed from the lowest layer to the highest, with the errors last."""
     contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = re.search(r"layers = \[\n(.*?)\n\]", contract, re.DOTALL)
     assert layers is not None
-    floors = [re.findall(r"\w+", line) for line in reversed(layers[1].splitlines())]
+    rows = [re.findall(r"\w+", line) for line in reversed(layers[1].splitlines())]
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     shown = re.findall(r"^api/(\w+)$", index, re.MULTILINE)
     assert (shown[0], shown[-1]) == ("finetunelib", "errors")
-    place = {name: floor for floor, names in enumerate(floors) for name in names}
-    order = [place[name] for name in shown[1:-1]]
+    layer_of = {name: number for number, names in enumerate(rows) for name in names}
+    order = [layer_of[name] for name in shown[1:-1]]
     assert order == sorted(order)
     assert sorted(shown) == sorted(page.stem for page in API.glob("*.md"))
 
 
 @pytest.mark.parametrize("page", sorted(API.glob("*.md")), ids=lambda page: page.stem)
 def test_api_page_shows_every_public_name(page: Path) -> None:
-    """A sub-package's page documents what its `__all__` lists, and nothing else."""
+    """The page of a sub-package documents the names in its `__all__` and no others."""
     text = page.read_text(encoding="utf-8")
     package = text.splitlines()[0].removeprefix("# ")
     public = set(importlib.import_module(package).__all__) - {"__version__"}
@@ -79,7 +79,7 @@ PUBLIC = TOP | METHODS
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_is_documented(name: str) -> None:
-    """A public name says what it does in a sentence, and what it raises under its real name."""
+    """A docstring starts with a sentence and names each exception that it lists."""
     text = inspect.getdoc(PUBLIC[name])
     assert text, f"{name} has no docstring."
     assert text.splitlines()[0].endswith("."), "The first line is a sentence."
@@ -88,9 +88,9 @@ def test_a_public_name_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOP)
 def test_a_public_function_or_class_has_an_example(name: str) -> None:
-    """Each has an example that runs, or says where there is one.
+    """Each has an example that runs, or refers to one.
 
-    An exception needs none, and a value that only the library makes has its attributes instead.
+    Exceptions do not need one. A value that only the library creates lists its attributes instead.
     """
     value = TOP[name]
     if inspect.isclass(value) and issubclass(value, BaseException):
@@ -104,14 +104,14 @@ def test_a_public_function_or_class_has_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_argument_is_documented(name: str) -> None:
-    """A function's `Args` names its parameters, in their order; so does a class's."""
+    """`Args` lists the parameters of a function or class in their order."""
     value = PUBLIC[name]
     if inspect.isclass(value) and (issubclass(value, BaseException) or _takes_nothing(value)):
         return
     text = inspect.getdoc(value) or ""
     described = _names_in(text, "Args") or _names_in(text, "Attributes")
     if not described:
-        # A short method may say it in its sentence, a hook's context is said in its class.
+        # A short method may explain it in its sentence, and a class the context of its hooks.
         assert name in METHODS or not _parameters(value)
         return
     parameters = _parameters(value)
@@ -122,7 +122,7 @@ def test_every_argument_is_documented(name: str) -> None:
 
 
 def _takes_nothing(value: type) -> bool:
-    """Return whether users get objects of a class, and do not make them."""
+    """Return whether only the library creates objects of a class."""
     return "Made by `" in (inspect.getdoc(value) or "") or "as `" in (inspect.getdoc(value) or "")
 
 
@@ -136,14 +136,14 @@ def _parameters(value: object) -> list[str]:
 
 
 def _names_in(text: str, section: str) -> list[str]:
-    """Return the names that a section of a Google docstring describes."""
+    """Return the names that a section of a Google docstring lists."""
     match = re.search(rf"^{section}:\n((?: {{4}}.*\n?|\n)+)", text, re.MULTILINE)
     return re.findall(r"^ {4}\*{0,2}(\w+): ", match[1], re.MULTILINE) if match else []
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_a_page_ends_with_where_to_go_next(page: Path) -> None:
-    """The last words of a page lead on, by a link; a toctree may follow them."""
+    """The last paragraph of a page links to the next page; only a toctree may follow it."""
     if page.name in WITHOUT_NEXT:
         return
     text = re.sub(r"```\{toctree\}.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -154,7 +154,7 @@ def test_a_page_ends_with_where_to_go_next(page: Path) -> None:
 
 @pytest.mark.parametrize("script", tutorials(), ids=name_of)
 def test_a_tutorial_ends_with_where_to_go_next(script: Path) -> None:
-    """So do tutorials, and their first words are their title."""
+    """A tutorial starts with its title and ends with a link to the next page."""
     text = script.read_text(encoding="utf-8")
     last = text.strip().split("\n# %%\n")[-1]
     assert re.search(r"\*\*Next\*\*: :doc:`", last)
@@ -163,13 +163,13 @@ def test_a_tutorial_ends_with_where_to_go_next(script: Path) -> None:
 
 
 def test_the_tutorials_have_an_order() -> None:
-    """Every script has its place in the list."""
+    """Every script is in the list."""
     source = (DOCS / "_ext" / "tutorial_order.py").read_text(encoding="utf-8")
     assert sorted(re.findall(r'"(\w+\.py)"', source)) == [script.name for script in tutorials()]
 
 
 def test_the_start_page_is_the_same_in_both_languages() -> None:
-    """A reader of Chinese has the same commands, the same code and as many sections."""
+    """Both pages have the same commands, the same code and as many sections."""
     english, chinese = (
         (DOCS / "start" / name).read_text(encoding="utf-8")
         for name in ("quickstart.md", "quickstart.zh-CN.md")
@@ -179,5 +179,5 @@ def test_the_start_page_is_the_same_in_both_languages() -> None:
 
 
 def blocks_without_lines(text: str) -> list[tuple[str, str]]:
-    """Return the blocks of a page, wherever they stand on it."""
+    """Return the blocks of a page without their line numbers."""
     return [(block.language, block.text) for block in blocks_of(text)]
