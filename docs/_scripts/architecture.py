@@ -127,8 +127,8 @@ def data_picture() -> str:
         Box(right, 174, half, 70, _step(
             "freeze_and_replace_head", "finetuning/_heads/", "finetuning/_freezing/")),
         Box(left, 280, whole, 88, _step(
-            "Trainer.fit", "training/_loop/", "training/_tasks/  training/_optimization/",
-            "training/_measuring/  training/_callbacks/")),
+            "Trainer.fit", "training/_loop/", "training/_tasks/ training/_optimization/",
+            "training/_measuring/ training/_callbacks/")),
         Box(left, 404, half, 52, _step("checkpoints", "training/_checkpointing/")),
         Box(right, 404, half, 52, (("", "trained model"),), code=False),
         Box(left, 492, half, 44, (("", "checkpoint folder"),), code=False),
@@ -193,17 +193,16 @@ def _step(name: str, *paths: str) -> tuple[tuple[str, str], ...]:
 def _package(name: str) -> tuple[tuple[str, str], ...]:
     """Return the lines of a box for a public module: its name, and the folders inside it."""
     folders = sorted(folder.parent.name for folder in (SOURCE / name).glob("_*/__init__.py"))
-    inside = (("arch-path", "  ".join(folders)),) if folders else ()
-    return (("arch-name", name), *inside)
+    return (("arch-name", name), *(_wrapped(folders) if folders else ()))
 
 
 def _wrapped(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return the lines of a box for private modules, as many names in a line as fit."""
+    """Return lines of names for a box, with as many names in a line as fit."""
     lines = [""]
     for name in names:
         if len(lines[-1]) + len(name) > 52:
             lines.append("")
-        lines[-1] = f"{lines[-1]}  {name}".strip()
+        lines[-1] = f"{lines[-1]} {name}".strip()
     return tuple(("arch-path", line) for line in lines)
 
 
