@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+from typing_extensions import TypeIs
 
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
@@ -27,27 +30,49 @@ def check_model(model: object) -> nn.Module:
     )
 
 
+def uninitialized(model: nn.Module, name: str = "", *, recurse: bool = True) -> str | None:
+    """Return a message about the first lazy parameter or buffer without values, if any.
+
+    Args:
+        model: The module to search.
+        name: Its dotted name in the user's model.
+        recurse: Whether to search the modules inside it too.
+    """
+    tensors = itertools.chain(
+        model.named_parameters(name, recurse), model.named_buffers(name, recurse)
+    )
+    for tensor_name, tensor in tensors:
+        if is_lazy(tensor):
+            return f"`{tensor_name}` is lazy and has no values yet. Run the model once on a batch."
+    return None
+
+
+def is_whole(value: object) -> TypeIs[int]:
+    """Return whether a value is an `int` and not a `bool`."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_whole(**values: object) -> None:
-    """Raise when one of some arguments, passed by name, is no whole number.
+    """Check that arguments, passed by name, are whole numbers.
 
     Raises:
-        InvalidTypeError: One is not.
+        InvalidTypeError: If one of them is not.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_whole(value):
             raise InvalidTypeError(
-                f"`{name}` must be a whole number, but is {value!r} ({type(value).__name__})."
+                f"`{name}` must be a whole number, got {value!r} ({type(value).__name__})."
             )
 
 
-def check_at_least(least: int, **values: int) -> None:
-    """Raise when one of some arguments, passed by name, is below its least value.
+def check_at_least(least: int, **values: object) -> None:
+    """Check that arguments, passed by name, are whole numbers of at least `least`.
 
     Raises:
-        InvalidArgumentError: One is.
-        InvalidTypeError: One is no whole number.
+        InvalidArgumentError: If one of them is smaller.
+        InvalidTypeError: If one of them is not a whole number.
     """
     check_whole(**values)
     for name, value in values.items():
-        if value < least:
-            raise InvalidArgumentError(f"`{name}` must be at least {least}, but is {value}.")
+        if is_whole(value) and value < least:
+            raise InvalidArgumentError(f"`{name}` must be at least {least}, got {value}.")

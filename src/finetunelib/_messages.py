@@ -1,4 +1,4 @@
-"""Names in a message: enough of them to act on, and how many are left out."""
+"""Names, sizes and other errors as they appear in messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SHOWN = 8
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the names after one another, and only the number of those beyond the first eight."""
+    """Return the first eight names, separated by commas, and the number of the remaining ones."""
     shown = ", ".join(names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
@@ -16,3 +16,16 @@ def listed(names: Sequence[str]) -> str:
 def quoted(names: Sequence[str]) -> str:
     """Return the names as `listed` does, each in backquotes."""
     return listed([f"`{name}`" for name in names])
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def readable_size(size: int) -> str:
+    """Return a number of bytes in the largest decimal unit that is at most this size."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

@@ -87,7 +87,7 @@ def choose_progress(enabled: bool) -> Progress:
     # A program without a console has no stderr.
     if not enabled or sys.stderr is None:
         return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() or _in_notebook() else LineProgress()
+    return BarProgress() if sys.stderr.isatty() or in_notebook() else LineProgress()
 
 
 def _write_line(line: str) -> None:
@@ -97,7 +97,7 @@ def _write_line(line: str) -> None:
 
 def _open_bar(title: str, total: int | None) -> _Bar:
     # Imported here: tqdm.auto looks for notebooks, which costs time that an import must not.
-    if _in_notebook():
+    if in_notebook():
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
@@ -105,8 +105,9 @@ def _open_bar(title: str, total: int | None) -> _Bar:
     return bar
 
 
-def _in_notebook() -> bool:
-    # Only a notebook's kernel has this shell; looking the module up imports nothing.
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    # Only a kernel has this shell. Looking the module up imports nothing.
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"

@@ -18,6 +18,7 @@ from finetunelib._forward.guess import (
     likely_shapes,
     run_on_example,
 )
+from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import InvalidInputError, InvalidTypeError
 
 
@@ -210,12 +211,20 @@ def test_inputs_are_made_where_they_are_asked_for(layer: nn.Module) -> None:
 # run_on_example
 
 
+class _Difference(nn.Module):
+    """A model of two inputs that are not interchangeable."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left - 2 * right
+
+
 def test_example_of_the_user_is_run_as_it_is() -> None:
     """The very tensor that was given comes back, with the model's outputs."""
     model = nn.Linear(3, 2)
     example = torch.ones(5, 3)
     inputs, outputs = run_on_example(model, example)
-    assert inputs is example
+    assert inputs.args[0] is example
+    assert len(inputs.tensors) == 1
     assert torch.equal(outputs, model(example))
 
 
@@ -223,8 +232,8 @@ def test_example_of_the_user_is_run_as_it_is() -> None:
 def test_guess_goes_on_until_a_size_fits(size: int) -> None:
     """A model that takes images of one size gets them."""
     inputs, outputs = run_on_example(classifier_of_images(size), None)
-    assert isinstance(inputs, Tensor)
-    assert inputs.shape == (2, 1, size, size)
+    assert isinstance(inputs.args[0], Tensor)
+    assert inputs.args[0].shape == (2, 1, size, size)
     assert outputs.shape == (2, 2)
 
 
@@ -234,17 +243,17 @@ def test_guess_goes_on_after_a_model_that_asserts_its_size() -> None:
         image_size=32, patch_size=16, num_layers=1, num_heads=1, hidden_dim=4, mlp_dim=4
     ).eval()
     inputs, _ = run_on_example(model, None)
-    assert isinstance(inputs, Tensor)
-    assert inputs.shape == (2, 3, 32, 32)
+    assert isinstance(inputs.args[0], Tensor)
+    assert inputs.args[0].shape == (2, 3, 32, 32)
 
 
 def test_forward_that_is_given_is_called_in_place_of_the_model() -> None:
     """The guess comes from the model and the outputs from the function."""
     model = nn.Linear(3, 2)
-    inputs, outputs = run_on_example(model, None, lambda inputs: inputs * 2)
-    assert isinstance(inputs, Tensor)
-    assert inputs.shape == (2, 3)
-    assert torch.equal(outputs, inputs * 2)
+    inputs, outputs = run_on_example(model, None, lambda inputs: inputs.args[0] * 2)
+    assert isinstance(inputs.args[0], Tensor)
+    assert inputs.args[0].shape == (2, 3)
+    assert torch.equal(outputs, inputs.args[0] * 2)
 
 
 def test_outputs_may_lie_in_logits() -> None:
@@ -309,15 +318,16 @@ def test_model_that_no_input_is_guessed_for_asks_for_an_example() -> None:
 def test_tuple_is_passed_by_position() -> None:
     """Models of several inputs are run too."""
     left, right = torch.ones(2, 3), torch.zeros(2, 3)
-    _, outputs = run_on_example(nn.ReLU(), (left, right), lambda left, right: left - 2 * right)
+    _, outputs = run_on_example(_Difference(), (left, right))
     assert torch.equal(outputs, left)
 
 
 def test_mapping_is_passed_by_name() -> None:
     """The order of a mapping does not matter."""
     example = {"right": torch.zeros(2, 3), "left": torch.ones(2, 3)}
-    inputs, outputs = run_on_example(nn.ReLU(), example, lambda left, right: left - 2 * right)
-    assert inputs is example
+    inputs, outputs = run_on_example(_Difference(), example)
+    assert inputs.kwargs == example
+    assert inputs.args == ()
     assert torch.equal(outputs, torch.ones(2, 3))
 
 
@@ -331,7 +341,7 @@ def test_example_of_another_kind_is_an_error_that_names_it(example: Any) -> None
 
 def test_no_other_guess_is_tried_after_a_model_that_ran() -> None:
     """A model that returns no batch does so for any input."""
-    calls: list[Tensor] = []
+    calls: list[Inputs] = []
     model = nn.Conv2d(3, 1, 1)
     with pytest.raises(InvalidInputError) as caught:
         run_on_example(model, None, calls.append)
@@ -342,7 +352,7 @@ def test_no_other_guess_is_tried_after_a_model_that_ran() -> None:
 def test_error_of_another_kind_in_the_model_comes_out() -> None:
     """A bug in the model that has nothing to do with its inputs is not hidden."""
 
-    def broken(_: Tensor) -> object:
+    def broken(_: Inputs) -> object:
         raise MemoryError("mine")
 
     with pytest.raises(MemoryError, match="mine"):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetunelib._forward.inputs import Inputs
+from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidTypeError
 
@@ -15,7 +17,7 @@ def split(batch: Batch) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch.
 
     Raises:
-        InvalidTypeError: The batch is neither a pair nor a mapping with `labels`.
+        InvalidTypeError: If the batch is neither a pair nor a mapping with `labels`.
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
@@ -23,12 +25,12 @@ def split(batch: Batch) -> tuple[Any, Any]:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
     raise InvalidTypeError(
         "A batch must be a pair (inputs, targets), or a mapping with the targets under `labels`, "
-        f"but is {describe(batch)}. Let the data yield one of these, or pass a `task`."
+        f"got {describe(batch)}. Let the data yield one of these, or pass a `task`."
     )
 
 
 def inputs_of(batch: Batch) -> Any:
-    """Return the inputs of a batch that may hold targets too."""
+    """Return the inputs of a batch that may also contain targets."""
     if isinstance(batch, Mapping):
         return {name: value for name, value in batch.items() if name != "labels"}
     if isinstance(batch, tuple | list) and batch:
@@ -37,29 +39,39 @@ def inputs_of(batch: Batch) -> Any:
 
 
 def call(model: nn.Module, inputs: Any) -> Tensor:
-    """Run the model on inputs, by name where they are a mapping, and return its tensor.
+    """Run the model on the inputs of a batch, and return the tensor of its output.
 
     Raises:
-        InvalidTypeError: The model returns something else than a tensor.
+        InvalidTypeError: If the output is neither a tensor nor has one in `.logits`.
     """
-    # Tensors are looked for first, since to ask an abstract class takes its time.
+    return outputs_of(arguments_of(inputs).call(model))
+
+
+def arguments_of(inputs: Any) -> Inputs:
+    """Return the inputs of a batch as arguments: a mapping by name, anything else as one."""
+    # Test for a tensor first: `isinstance` with an abstract base class is slow.
     if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping):
-        output = model(inputs)
-    else:
-        output = model(**inputs)
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise InvalidTypeError(
-        f"The model must return a tensor, or an object with `.logits`, but returned "
-        f"{describe(output)}. Pass a `task` that knows what to do with it."
-    )
+        return Inputs((inputs,), {})
+    return Inputs((), dict(inputs))
+
+
+def outputs_of(output: object) -> Tensor:
+    """Return the tensor of a model's output.
+
+    Raises:
+        InvalidTypeError: If it is neither a tensor nor has one in `.logits`.
+    """
+    logits = logits_of(output)
+    if logits is None:
+        raise InvalidTypeError(
+            f"The model must return a tensor, or an object with `.logits`, got "
+            f"{describe(output)}. Pass a `task` that handles it."
+        )
+    return logits
 
 
 def describe(value: object) -> str:
-    """Return a few words about what a value is."""
+    """Return a short description of a value for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):

@@ -7,21 +7,15 @@ taken. The autograd graph of such a run is the same as that of a real one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from finetunelib._forward.guess import (
-    ExampleInput,
-    OutputKindError,
-    arguments,
-    random_tensor,
-    run_on_example,
-)
-from finetunelib._preserve import untouched
+from finetunelib._forward.guess import OutputKindError, random_tensor, run_on_example
+from finetunelib._forward.inputs import Inputs, ModelInputs
+from finetunelib._forward.run import ANY_ERROR, INPUT_ERRORS, run_once
 from finetunelib.errors import InvalidInputError
 
 _META = torch.device("meta")
@@ -43,14 +37,14 @@ class DryRun:
         on_meta: Whether there was no data.
     """
 
-    example: ExampleInput
+    example: Inputs
     outputs: Tensor
     sources: list[Node]
     twins: dict[str, Tensor]
     on_meta: bool
 
 
-def dry_run(model: nn.Module, example_input: ExampleInput | None) -> DryRun:
+def dry_run(model: nn.Module, example_input: ModelInputs | Inputs | None) -> DryRun:
     """Run a model on meta tensors, or on real ones where that fails, and change nothing of it.
 
     Args:
@@ -61,6 +55,8 @@ def dry_run(model: nn.Module, example_input: ExampleInput | None) -> DryRun:
         InvalidInputError: The model does not run. Its cause is an `OutputKindError` where it did,
             but returned something else than a batch.
     """
+    if example_input is not None and not isinstance(example_input, Inputs):
+        example_input = Inputs.of(example_input, "example_input", batched=False)
     if (_is_recurrent(model) or _is_small(model)) and not _lives_on_meta(model):
         return _run(model, example_input, on_meta=False)
     try:
@@ -69,30 +65,29 @@ def dry_run(model: nn.Module, example_input: ExampleInput | None) -> DryRun:
         # What a model returns is the same on real tensors, and a meta model has no others.
         if isinstance(error.__cause__, OutputKindError) or _lives_on_meta(model):
             raise
-    if example_input is not None:
+    if isinstance(example_input, Inputs):
         device = next((parameter.device for parameter in model.parameters()), None)
         example_input = _with_data(example_input, device)
     return _run(model, example_input, on_meta=False)
 
 
-def real_run(model: nn.Module, example_input: ExampleInput, device: torch.device) -> DryRun:
+def real_run(model: nn.Module, inputs: Inputs, device: torch.device) -> DryRun:
     """Run a model on real tensors, and change nothing of it.
 
     Args:
         model: An unwrapped model.
-        example_input: A batch that the model takes; its meta tensors are filled with numbers.
-        device: Where those tensors are made.
+        inputs: A batch that the model takes; its meta tensors are replaced by tensors with data.
+        device: The device of those tensors.
 
     Raises:
         InvalidInputError: The model does not run. Its cause is an `OutputKindError` where it did,
             but returned something else than a batch.
     """
-    return _run(model, _with_data(example_input, device), on_meta=False)
+    return _run(model, _with_data(inputs, device), on_meta=False)
 
 
-def _run(model: nn.Module, example_input: ExampleInput | None, *, on_meta: bool) -> DryRun:
-    # Twins have gradients and values of their own: the user's parameters, frozen ones included,
-    # are not touched, also by a forward that writes into its weights.
+def _run(model: nn.Module, inputs: Inputs | None, *, on_meta: bool) -> DryRun:
+    # Copies of the parameters: the user's get no gradients, and a forward may write into them.
     twins = {
         name: (
             torch.empty_like(parameter, device=_META) if on_meta else parameter.detach().clone()
@@ -105,26 +100,22 @@ def _run(model: nn.Module, example_input: ExampleInput | None, *, on_meta: bool)
     }
     sources: list[Node] = []
 
-    def forward(*positional: object, **named: object) -> object:
+    def run(inputs: Inputs) -> object:
         sources.clear()
-        args = tuple(_traced(value, sources, on_meta=on_meta) for value in positional)
-        kwargs = {key: _traced(value, sources, on_meta=on_meta) for key, value in named.items()}
-        try:
-            return torch.func.functional_call(model, twins | buffers, args, kwargs)
-        except Exception as error:
-            if on_meta:  # Any way to fail is one of a model that needs data; the real run tells.
-                raise RuntimeError(str(error)) from error
-            raise
-
-    with untouched(model), torch.inference_mode(mode=False), torch.enable_grad():
-        model.eval()
-        example, outputs = run_on_example(
-            model, example_input, forward, device=_META if on_meta else None
+        return run_once(
+            model,
+            inputs.map(lambda value: _traced(value, sources, on_meta=on_meta)),
+            stand_ins=twins | buffers,
+            gradients=True,
+            # Without data a model may fail in any way; the real run shows whether it is at fault.
+            errors=ANY_ERROR if on_meta else INPUT_ERRORS,
         )
+
+    example, outputs = run_on_example(model, inputs, run, device=_META if on_meta else None)
     return DryRun(example, outputs, sources, twins, on_meta)
 
 
-def _traced(value: object, sources: list[Node], *, on_meta: bool) -> object:
+def _traced(value: Tensor, sources: list[Node], *, on_meta: bool) -> Tensor:
     """Return an argument in a form that shows where it enters the graph."""
     if not isinstance(value, Tensor):
         return value
@@ -139,8 +130,8 @@ def _traced(value: object, sources: list[Node], *, on_meta: bool) -> object:
     return value
 
 
-def _with_data(example_input: ExampleInput, device: torch.device | None) -> ExampleInput:
-    """Return an example with data in place of its meta tensors."""
+def _with_data(inputs: Inputs, device: torch.device | None) -> Inputs:
+    """Return the inputs with data in place of meta tensors."""
 
     def filled(value: Tensor) -> Tensor:
         if not isinstance(value, Tensor) or not value.is_meta:
@@ -149,12 +140,7 @@ def _with_data(example_input: ExampleInput, device: torch.device | None) -> Exam
             return random_tensor(value.shape).to(device=device, dtype=value.dtype)
         return torch.zeros_like(value, device=device or torch.device("cpu"))
 
-    if isinstance(example_input, Mapping):
-        return {key: filled(value) for key, value in example_input.items()}
-    if isinstance(example_input, Tensor):
-        return filled(example_input)
-    positional, _ = arguments(example_input)
-    return tuple(filled(value) for value in positional)
+    return inputs.map(filled)
 
 
 def _is_small(model: nn.Module) -> bool:

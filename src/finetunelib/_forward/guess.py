@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from finetunelib._arguments import is_whole
+from finetunelib._forward.inputs import Inputs, ModelInputs
+from finetunelib._forward.outputs import logits_of
+from finetunelib._forward.run import raised_by_forward, run_once
+from finetunelib._messages import first_line
 from finetunelib._typing import Shape
-from finetunelib.errors import InvalidInputError, InvalidTypeError
-
-#: A batch that a model takes: a tensor, several by position, or several by name.
-ExampleInput: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+from finetunelib.errors import FinetuneLibError, InvalidInputError
 
 #: Image sizes that classifiers are built for, the commonest first; 299 is Inception's.
 _SIZES = (224, 32, 28, 64, 299)
@@ -92,68 +95,58 @@ def random_tensor(shape: Shape) -> Tensor:
     return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
 
 
-def arguments(example_input: ExampleInput) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return an example as the positional and the named arguments of a forward pass.
-
-    Raises:
-        InvalidTypeError: It is of another kind, such as an array.
-    """
-    if isinstance(example_input, Mapping):
-        return (), dict(example_input)
-    if isinstance(example_input, tuple | list):
-        return tuple(example_input), {}
-    if isinstance(example_input, Tensor):
-        return (example_input,), {}
-    raise InvalidTypeError(
-        "`example_input` must be a tensor, a tuple of tensors, or a mapping of names to tensors, "
-        f"but is a {type(example_input).__name__}."
-    )
-
-
 def run_on_example(
     model: nn.Module,
-    example_input: ExampleInput | None,
-    forward: Callable[..., object] | None = None,
+    example_input: ModelInputs | Inputs | None,
+    run: Callable[[Inputs], object] | None = None,
     *,
     device: torch.device | None = None,
-) -> tuple[ExampleInput, Tensor]:
+) -> tuple[Inputs, Tensor]:
     """Run a model on an example, or on the first guess that it takes.
 
     Args:
         model: The model, whose first layer the guesses come from.
         example_input: A batch that the model takes, or `None` to guess. A tuple is passed by
             position and a mapping by name.
-        forward: What to call in place of the model, with the same arguments.
-        device: Where guesses are made. `None` is the device of the first layer.
+        run: Runs the model once and returns its output. `None` is `run_once`.
+        device: The device of the guesses. `None` is that of the first layer.
 
     Returns:
-        The inputs that the model took, and its outputs: a tensor, or what it has in `.logits`.
+        The inputs that the model took, and the tensor of its output.
 
     Raises:
-        InvalidInputError: The model does not take the example, or any guess. Its cause is an
-            `OutputKindError` where the model ran but returned something else than a batch.
-        InvalidTypeError: The example is of another kind.
+        InvalidInputError: If the model does not take the example, or any guess. The cause is an
+            `OutputKindError` if the model ran but did not return a batch.
+        InvalidTypeError: If `example_input` is of another type.
     """
-    guesses: Iterator[ExampleInput] = (
-        likely_inputs(model, device) if example_input is None else iter([example_input])
-    )
+    run = run or partial(run_once, model)
     failure: Exception | None = None
-    for inputs in guesses:
-        positional, named = arguments(inputs)
+    for inputs in _candidates(model, example_input, device):
         try:
-            return inputs, _tensor_of((forward or model)(*positional, **named))
+            return inputs, _batch_of(run(inputs))
         except OutputKindError as error:
-            failure = error  # The model took the inputs, so that no other guess is a better one.
+            failure = error  # The model took the inputs, so another guess would not help.
             break
-        # The ways in which models say that an input is not theirs.
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            failure = failure or error
-    reason = str(failure).strip().partition("\n")[0] if failure else "its first layer is unknown"
+        except FinetuneLibError as error:
+            failure = failure or raised_by_forward(error)
+    reason = first_line(failure) if failure else "its first layer is unknown"
     source = "an input guessed from its first layer" if example_input is None else "`example_input`"
     raise InvalidInputError(
         f"The model does not run on {source}: {reason}. Pass `example_input=`, a batch that the "
         "model takes (a tuple is passed by position, a mapping by name)."
     ) from failure
+
+
+def _candidates(
+    model: nn.Module, example_input: ModelInputs | Inputs | None, device: torch.device | None
+) -> Iterator[Inputs]:
+    if example_input is None:
+        for guess in likely_inputs(model, device):
+            yield Inputs((guess,), {})
+    elif isinstance(example_input, Inputs):
+        yield example_input
+    else:
+        yield Inputs.of(example_input, "example_input", batched=False)
 
 
 def _input_layer(model: nn.Module) -> _FirstLayer | None:
@@ -179,7 +172,7 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Yield the image sizes that the model says it was built for, in the ways of the libraries."""
     holders = (model, getattr(model, "config", None), getattr(model, "patch_embed", None))
     for value in [getattr(holder, name, None) for holder in holders for name in _SIZE_ATTRIBUTES]:
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if is_whole(value) and value > 0:
             yield (value, value)
         elif isinstance(value, tuple | list) and all(isinstance(side, int) for side in value):
             yield tuple(value)
@@ -191,9 +184,9 @@ def _end_of_text(model: nn.Module, layer: nn.Embedding) -> int:
     return token if isinstance(token, int) and 0 <= token < layer.num_embeddings else 0
 
 
-def _tensor_of(output: object) -> Tensor:
-    tensor = getattr(output, "logits", output)
-    if not isinstance(tensor, Tensor):
+def _batch_of(output: object) -> Tensor:
+    tensor = logits_of(output)
+    if tensor is None:
         raise OutputKindError(f"it returns {type(output).__name__} and not a tensor")
     if tensor.dim() < 2:
         raise OutputKindError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")

@@ -1,9 +1,9 @@
-"""The inputs of an export: one tensor, several, or a dict, and batches of other sizes of them."""
+"""The arguments of a model's forward: parsing what the user passed, and batches of other sizes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,47 +12,50 @@ from torch import Tensor, nn
 
 from finetunelib.errors import InvalidTypeError
 
-#: One input, several in the order of `forward`'s arguments, or several by argument name.
+#: One tensor, several in the order of the forward's arguments, or several by argument name.
 ModelInputs: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a model is called with."""
+    """The positional and named arguments of a model's forward."""
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
 
     @classmethod
-    def of(cls, value: object, name: str) -> Inputs:
-        """Return a user's inputs in one form.
+    def of(cls, value: object, name: str, *, batched: bool = True) -> Inputs:
+        """Return the inputs that a user passed as the argument `name`.
+
+        Args:
+            value: A tensor, a sequence (passed by position) or a mapping (passed by name).
+            name: The argument, for the message.
+            batched: Whether each input must be a tensor with a batch dimension. If `False`, other
+                values are passed to the model unchanged.
 
         Raises:
-            InvalidTypeError: They are no tensors, or have no batch dimension.
+            InvalidTypeError: If `value` is of another type, or not batched where it must be.
         """
         if isinstance(value, Tensor):
             inputs = cls((value,), {})
         elif isinstance(value, Mapping):
             inputs = cls((), dict(value))
-        elif isinstance(value, Sequence):
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
             inputs = cls(tuple(value), {})
         else:
-            inputs = cls((), {})
-        tensors = inputs.tensors
-        if not tensors or not all(
-            isinstance(t, Tensor) and t.dim() > 0 and len(t) for t in tensors
-        ):
-            raise InvalidTypeError(
-                f"`{name}` must be a tensor with a batch dimension, several of them in a tuple, or "
-                f"a dict of them by argument name, but is of type {type(value).__name__}"
-                + (f" and shape {tuple(value.shape)}." if isinstance(value, Tensor) else ".")
-            )
+            raise _not_inputs(value, name)
+        if batched and not (inputs.tensors and all(map(_is_batch, inputs.tensors))):
+            raise _not_inputs(value, name)
         return inputs
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All inputs, in the order in which the exporter takes them."""
         return (*self.args, *self.kwargs.values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return the inputs with a function applied to each."""
+        return self.with_tensors([function(tensor) for tensor in self.tensors])
 
     def call(self, model: nn.Module) -> object:
         """Run the model."""
@@ -109,6 +112,18 @@ class Inputs:
                 tensor = tensor.narrow(axis, 0, size)  # noqa: PLW2901 - cut axis by axis
             tensors.append(tensor)
         return self.with_tensors(tensors)
+
+
+def _is_batch(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) > 0
+
+
+def _not_inputs(value: object, name: str) -> InvalidTypeError:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return InvalidTypeError(
+        f"`{name}` must be a tensor with a batch dimension, a tuple of such tensors, or a dict of "
+        f"them by argument name, got {type(value).__name__}{shape}."
+    )
 
 
 def _first_rows(tensor: Tensor, rows: int) -> Tensor:

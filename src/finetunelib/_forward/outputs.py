@@ -1,38 +1,28 @@
-"""What a model returns: its tensors in the order in which they are exported, and their names."""
+"""The tensors in a model's output, and their names."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetunelib._forward.inputs import Inputs
-from finetunelib._preserve import evaluating, random_state_preserved
-from finetunelib.errors import FinetuneLibError, InvalidInputError, InvalidTypeError
+from finetunelib.errors import InvalidTypeError
 
 
-def run_model(model: nn.Module, inputs: Inputs, name: str) -> object:
-    """Return what a model computes in eval mode; its modes and the random state are put back.
-
-    Raises:
-        InvalidInputError: The model cannot take these inputs, which the user knows as `name`.
-    """
-    try:
-        with evaluating(model), random_state_preserved():
-            return inputs.call(model)
-    except FinetuneLibError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidInputError(f"The model cannot take `{name}` ({shapes}): {reason}") from error
+def logits_of(output: object) -> Tensor | None:
+    """Return an output that is a tensor, or the tensor in its `.logits`, if it has one."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else None
 
 
 def flat_outputs(output: object) -> list[Tensor]:
     """Return the tensors of a model's output in the order in which they are exported.
 
     Raises:
-        InvalidTypeError: The output holds something else than tensors.
+        InvalidTypeError: If the output contains anything other than tensors.
     """
     return [tensor for _, tensor in named_outputs(output)]
 
@@ -41,7 +31,7 @@ def named_outputs(output: object) -> list[tuple[str, Tensor]]:
     """Return the tensors of a model's output with the names that the model gives them, or `""`.
 
     Raises:
-        InvalidTypeError: The output holds something else than tensors.
+        InvalidTypeError: If the output contains anything other than tensors.
     """
     if isinstance(output, Tensor):
         return [("", output)]
@@ -58,10 +48,14 @@ def named_outputs(output: object) -> list[tuple[str, Tensor]]:
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """Yield the tensors in a module's output, whatever else is in it."""
+    """Yield the tensors in a module's output, whatever else it contains."""
     if isinstance(output, Tensor):
         yield output
-    for _, part in _parts(output):
+        return
+    parts: list[object] = [part for _, part in _parts(output)]
+    if not parts and dataclasses.is_dataclass(output):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    for part in parts:
         yield from tensors_in(part)
 
 

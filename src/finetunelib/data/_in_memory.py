@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from finetunelib._messages import readable_size
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
@@ -116,7 +117,7 @@ def _read_all(
     progress: Progress,
 ) -> list[Tensor]:
     columns = [part.new_empty((samples, *part.shape)) for part in first]
-    progress.start(f"reading into memory ({_readable(size)})", samples)
+    progress.start(f"reading into memory ({readable_size(size)})", samples)
     try:
         for index in range(samples):
             sample = _read(dataset, index)
@@ -127,7 +128,7 @@ def _read_all(
     except BaseException:
         progress.abort()
         raise
-    progress.finish(f"read {samples:,} samples into memory ({_readable(size)})")
+    progress.finish(f"read {samples:,} samples into memory ({readable_size(size)})")
     return columns
 
 
@@ -187,13 +188,10 @@ def _check_fits(size: int, samples: int) -> None:
         return  # This system does not tell.
     if size > free:
         raise DataError(
-            f"{samples:,} samples take {_readable(size)} in memory, but {_readable(free)} are "
-            "free. Train from the dataset itself, or keep bytes and convert in `batch_transform`."
+            f"{samples:,} samples take {readable_size(size)} in memory, but only "
+            f"{readable_size(free)} are free. Train from the dataset itself, or keep bytes and "
+            "convert in `batch_transform`."
         )
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _describe(sample: tuple[Tensor, ...]) -> str:

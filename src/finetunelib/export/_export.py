@@ -17,7 +17,9 @@ from torch import nn
 from finetunelib._arguments import check_model
 from finetunelib._files import not_written, whole_folder
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import flat_outputs, named_outputs, run_model
+from finetunelib._forward.outputs import flat_outputs, named_outputs
+from finetunelib._forward.run import run_model
+from finetunelib._messages import first_line
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
@@ -31,7 +33,7 @@ from finetunelib.errors import (
 )
 from finetunelib.export._metadata.describe import Description, self_test_of, weights_sha256
 from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, append_metadata, encode
-from finetunelib.export._model_file import LARGEST_FILE, data_file, whole_model
+from finetunelib.export._model_file import LARGEST_FILE, data_file, read_onnx, whole_model
 from finetunelib.export._report import ExportReport, tensor_infos
 from finetunelib.export._request.checks import check_path, check_tolerance, check_values
 from finetunelib.export._request.dynamic_axes import AxisName, DynamicShapes, dynamic_axes
@@ -277,8 +279,8 @@ def _read(path: Path, plan: _Plan) -> ExportReport:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"The exported graph is invalid: {_first_line(error)}") from error
-    model = onnx.load(path, load_external_data=False)
+        raise ExportError(f"The exported graph is invalid: {first_line(error)}") from error
+    model = read_onnx(path)
     written = model.opset_import[0].version
     if plan.opset_version not in (None, written):
         raise ExportError(
@@ -316,7 +318,7 @@ def _verify(path: Path, program: Any, plan: _Plan, tolerance: float) -> Verifica
     except CorruptFileError as error:
         raise ExportError(
             "ONNX Runtime cannot load the exported graph: "
-            f"{_first_line(error.__cause__ or error)}. `verify=False` keeps the file for another "
+            f"{first_line(error.__cause__ or error)}. `verify=False` keeps the file for another "
             "engine."
         ) from error
     return compare(
@@ -375,7 +377,3 @@ def _size(model: nn.Module) -> int:
 
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetunelib._files import (
     check_writable,
@@ -16,7 +17,10 @@ from finetunelib._files import (
     ordinary_file,
     whole_file,
 )
-from finetunelib.errors import PathNotWritableError
+from finetunelib.errors import CorruptFileError, PathNotWritableError
+
+if TYPE_CHECKING:  # Reading a file's metadata must not need PyTorch.
+    import onnx
 
 #: Protocol Buffers end at 2 GB; the rest is for the graph itself.
 LARGEST_FILE = 1_900_000_000
@@ -28,6 +32,23 @@ _FORMER_GRAPH, _FORMER_DATA = "former.onnx", "former.data"
 def data_file(file: Path) -> Path:
     """Return where the weights of a large model lie, beside its graph."""
     return file.with_name(f"{file.name}.data")
+
+
+def read_onnx(file: Path) -> onnx.ModelProto:
+    """Return the model in an ONNX file, without weights that are in a file of their own.
+
+    Raises:
+        CorruptFileError: If the file is not an ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(file, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise CorruptFileError(
+            f"`{file}` is not an ONNX model: {error}. Export it again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -115,10 +136,8 @@ def _refers_to_data(file: Path) -> bool:
     """Return whether a file is the graph of a pair, so that its weights go with it."""
     if not file.is_file() or not data_file(file).is_file():
         return False
-    import onnx
-
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = read_onnx(file)
     # What is there may be anything, and is about to be replaced.
     except Exception:  # noqa: BLE001
         return False

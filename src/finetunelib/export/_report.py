@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetunelib._messages import readable_size
 from finetunelib._public import public
 from finetunelib.export._verification.verify import Verification
 
@@ -64,7 +65,7 @@ class ExportReport:
         beside = f", its weights in {self.data_path.name} beside it" if self.data_path else ""
         return "\n".join(
             [
-                f"{self.path} ({_size(self.size)}, opset {self.opset_version}{beside})",
+                f"{self.path} ({readable_size(self.size)}, opset {self.opset_version}{beside})",
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
                 str(self.verification or "Not verified, as asked."),
@@ -112,13 +113,6 @@ def tensor_infos(values: Any) -> tuple[TensorInfo, ...]:
         )
         infos.append(TensorInfo(value.name, dtype, shape))
     return tuple(infos)
-
-
-def _size(size: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1e3:.1f} kB"
 
 
 def _python(code: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from finetunelib._forward.guess import ExampleInput
+from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
 from finetunelib.finetuning._freezing.apply import freeze_all_but
 from finetunelib.finetuning._heads.replace import HeadRequest, NewHead, replace_and_finish
@@ -17,7 +17,7 @@ def freeze_and_replace_head(
     *,
     head: NewHead | None = None,
     at: str | None = None,
-    example_input: ExampleInput | None = None,
+    example_input: ModelInputs | None = None,
 ) -> nn.Module:
     """Give a model a new head and freeze everything else.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from finetunelib._arguments import check_at_least
 from finetunelib._preserve import initialising_with
 from finetunelib._public import public
 from finetunelib._typing import FeaturesToModule
@@ -126,10 +127,10 @@ def build_mlp(
                 f"`{name}` must be a class or function that makes a module for each layer, but is "
                 f"the module {factory}. Pass nn.{type(factory).__name__}."
             )
-    _check_width("in_features", in_features)
+    check_at_least(1, in_features=in_features)
     for position, width in enumerate(hidden_features):
-        _check_width(f"hidden_features[{position}]", width)
-    _check_width("out_features", out_features)
+        check_at_least(1, **{f"hidden_features[{position}]": width})
+    check_at_least(1, out_features=out_features)
     if not 0.0 <= dropout < 1.0:
         raise InvalidArgumentError(
             f"`dropout` must be in [0, 1), but is {dropout}. 0 switches it off."
@@ -148,12 +149,3 @@ def build_mlp(
             width = hidden
         model = MLP(in_features, nn.Sequential(*layers), nn.Linear(width, out_features))
     return model.to(torch.get_default_device())
-
-
-def _check_width(name: str, width: object) -> None:
-    if isinstance(width, bool) or not isinstance(width, int):
-        raise InvalidTypeError(
-            f"`{name}` must be a whole number, but is {width!r} ({type(width).__name__})."
-        )
-    if width < 1:
-        raise InvalidArgumentError(f"`{name}` must be at least 1, but is {width}.")

@@ -9,9 +9,9 @@ import webbrowser
 
 import pytest
 
+from finetunelib._progress import in_notebook
 from finetunelib.visualization._netron.browser import (
     browser_available,
-    in_notebook,
     open_page,
     runs_as_script,
 )

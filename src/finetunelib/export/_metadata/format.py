@@ -15,13 +15,12 @@ import numpy as np
 
 from finetunelib._files import check_readable
 from finetunelib._public import public
-from finetunelib.errors import CorruptFileError
+from finetunelib.export._model_file import read_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
-    import onnx
 
     from finetunelib._typing import StrPath
 
@@ -120,21 +119,6 @@ def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
     """
     model = read_onnx(check_readable(path, purpose="ONNX file"))
     return decode({entry.key: entry.value for entry in model.metadata_props})
-
-
-def read_onnx(file: Path) -> onnx.ModelProto:
-    """Return what is in an ONNX file, without the weights that lie in a file beside it.
-
-    Raises:
-        CorruptFileError: The file is no ONNX model.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(file, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise CorruptFileError(f"`{file}` is no ONNX model: {error}. Export it again.") from error
 
 
 def append_metadata(path: Path, texts: Mapping[str, str], description: str | None = None) -> None:

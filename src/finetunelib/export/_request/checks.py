@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
+from finetunelib._arguments import uninitialized
 from finetunelib._files import check_writable
 from finetunelib._typing import StrPath
 from finetunelib.errors import ExportError, InvalidArgumentError
@@ -31,13 +31,11 @@ def check_values(model: nn.Module) -> None:
     Raises:
         ExportError: Some are lazy, or on the meta device.
     """
-    tensors = [*model.parameters(), *model.buffers()]
     # Before anything else: a call would give a lazy layer its weights, and change the model.
-    if any(is_lazy(tensor) for tensor in tensors):
-        raise ExportError(
-            "The model holds lazy layers that have no weights yet. Call it once on a batch."
-        )
-    if any(tensor.is_meta for tensor in tensors):
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise ExportError(lazy)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ExportError(
             "The model holds tensors on the meta device, which have no values. Load its weights."
         )

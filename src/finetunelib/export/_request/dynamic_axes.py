@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.export import Dim
 
+from finetunelib._arguments import is_whole
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 #: What names a dynamic axis: a name, or a `torch.export.Dim` with bounds.
@@ -83,7 +84,7 @@ def _by_position(
 
 
 def _checked_axis(name: str, tensor: Tensor, axis: object, size_name: object) -> int:
-    if not isinstance(axis, int) or isinstance(axis, bool):
+    if not is_whole(axis):
         raise InvalidTypeError(
             f"An axis in `dynamic_shapes` must be a whole number, but is {axis!r} (of `{name}`)."
         )

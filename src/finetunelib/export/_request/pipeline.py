@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._forward.inputs import Inputs
+from finetunelib._forward.outputs import logits_of
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
 
 #: One number for all channels, or one a channel.
@@ -225,12 +226,10 @@ def _numbers(tensor: Tensor) -> list[float]:
 
 
 def _one_tensor(output: object) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise InvalidArgumentError(
-        "`softmax=True` takes a model whose output is one tensor or has `.logits`, but it returned "
-        f"{type(output).__name__}."
-    )
+    logits = logits_of(output)
+    if logits is None:
+        raise InvalidArgumentError(
+            "`softmax=True` takes a model whose output is one tensor or has `.logits`, got "
+            f"{type(output).__name__}."
+        )
+    return logits

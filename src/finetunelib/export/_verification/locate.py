@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetunelib._forward.inputs import Inputs
+from finetunelib.export._model_file import read_onnx
 from finetunelib.export._verification.model_values import ModelTrace
 from finetunelib.export._verification.runtime import Array, graph_inputs
 
@@ -74,9 +75,7 @@ def locate(
     Returns:
         The place, or `None` where no node with a name in common departs.
     """
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
+    model = read_onnx(path)
     kept = {name for node in model.graph.node for name in node.output}
     trace = ModelTrace(exported, inner_name, model.graph)
     fixed = _fixed_input(model.graph, batch, trace)

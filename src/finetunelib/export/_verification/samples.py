@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import run_model
+from finetunelib._forward.run import run_model
 from finetunelib.errors import InvalidArgumentError, InvalidInputError
 from finetunelib.export._request.dynamic_axes import AxisName
 

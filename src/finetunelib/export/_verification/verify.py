@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from finetunelib._arguments import check_model
 from finetunelib._files import check_readable
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import flat_outputs, run_model
+from finetunelib._forward.outputs import flat_outputs
+from finetunelib._forward.run import run_model
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
 from finetunelib.errors import ExportMismatchError, InvalidArgumentError, InvalidTypeError
+from finetunelib.export._model_file import read_onnx
 from finetunelib.export._request.checks import check_tolerance
 from finetunelib.export._request.dynamic_axes import AxisName
 from finetunelib.export._request.pipeline import Pipeline, Preprocessing, inner_name, pipelines
@@ -246,9 +248,7 @@ def _inputs_of(session: Any) -> dict[str, list[int | str | None]]:
 
 def _declared_inputs(file: Path) -> dict[str, list[int | str | None]]:
     """Return the same of a file that the runtime does not load."""
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
+    graph = read_onnx(file).graph
     return {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in graph_inputs(graph)

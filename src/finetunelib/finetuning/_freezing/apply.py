@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from finetunelib._arguments import uninitialized
 from finetunelib.errors import FreezeError
 from finetunelib.finetuning._freezing.selection import Selection, whole
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
@@ -183,12 +184,9 @@ def _memory_of(tensor: Tensor) -> object:
 
 def _check_can_freeze(name: str, module: nn.Module) -> None:
     where = f"`{name}`" if name else "The model"
-    for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):  # noqa: SLF001
-        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-            raise FreezeError(
-                f"{where} is a {type(module).__name__} whose `{tensor_name}` has no values yet. "
-                "Run the model once on a batch before freezing it."
-            )
+    lazy = uninitialized(module, name, recurse=False)
+    if lazy is not None:
+        raise FreezeError(f"{where} is a {type(module).__name__}: {lazy}")
     if isinstance(module, torch.jit.ScriptModule):
         raise FreezeError(
             f"{where} is a ScriptModule, whose mode cannot be held in eval: its submodules run "

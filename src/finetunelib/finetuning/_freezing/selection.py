@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from finetunelib._arguments import check_whole
 from finetunelib._messages import quoted
 from finetunelib._wrappers import own_name
 from finetunelib.errors import (
@@ -99,10 +100,7 @@ def select_last(model: nn.Module, depth: int, argument: str) -> Selection:
         InvalidArgumentError: `depth` is negative, or larger than the number of blocks.
         FreezeError: The model's head cannot be found.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int):
-        raise InvalidTypeError(
-            f"`{argument}` must be a whole number, but is {depth!r} ({type(depth).__name__})."
-        )
+    check_whole(**{argument: depth})
     if depth < 0:
         raise InvalidArgumentError(
             f"`{argument}` must be at least 0, but is {depth}. 0 is the head alone."

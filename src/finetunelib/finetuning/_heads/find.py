@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
-from finetunelib._arguments import check_model
+from finetunelib._arguments import check_model, uninitialized
 from finetunelib._forward.dry_run import DryRun, dry_run
-from finetunelib._forward.guess import ExampleInput, OutputKindError
+from finetunelib._forward.guess import OutputKindError
+from finetunelib._forward.inputs import ModelInputs
 from finetunelib._messages import quoted
 from finetunelib._public import public
 from finetunelib._wrappers import last_layers, own_modules, own_name, unwrapped
@@ -29,7 +29,7 @@ _LISTED = 6
 
 
 @public("finetunelib.finetuning")
-def find_head(model: nn.Module, example_input: ExampleInput | None = None) -> Head:
+def find_head(model: nn.Module, example_input: ModelInputs | None = None) -> Head:
     """Find the layer that makes a model's outputs.
 
     A dry run is followed backwards from the outputs, through the autograd graph, to the first
@@ -78,7 +78,7 @@ def find_head(model: nn.Module, example_input: ExampleInput | None = None) -> He
     return head
 
 
-def locate_head(model: nn.Module, example_input: ExampleInput | None) -> tuple[Head, DryRun | None]:
+def locate_head(model: nn.Module, example_input: ModelInputs | None) -> tuple[Head, DryRun | None]:
     """Find a model's head, and return the dry run that showed it, if the model runs.
 
     Raises:
@@ -237,10 +237,9 @@ def _check_has_layers_to_find(model: nn.Module) -> None:
             f"The model is quantized: {quoted(packed[-_LISTED:])} can be neither followed by "
             "gradients nor trained. Replace the head before the model is quantized."
         )
-    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
-        raise HeadNotFoundError(
-            "A lazy layer of the model has no weights yet. Run the model once on a batch."
-        )
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise HeadNotFoundError(lazy)
 
 
 def _advice(model: nn.Module) -> str:

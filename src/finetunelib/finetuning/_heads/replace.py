@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
 from finetunelib._forward.dry_run import DryRun, dry_run, real_run
-from finetunelib._forward.guess import ExampleInput, OutputKindError
+from finetunelib._forward.guess import OutputKindError
+from finetunelib._forward.inputs import Inputs, ModelInputs
 from finetunelib._public import public
 from finetunelib._wrappers import last_layers, name_inside_wrappers, own_modules, unwrapped
 from finetunelib.errors import (
@@ -47,7 +48,7 @@ def replace_head(
     *,
     head: NewHead | None = None,
     at: str | None = None,
-    example_input: ExampleInput | None = None,
+    example_input: ModelInputs | None = None,
 ) -> nn.Module:
     """Give a model a new head, and leave everything else as trainable as it is.
 
@@ -108,7 +109,7 @@ class HeadRequest:
     num_classes: int | None
     head: NewHead | None
     at: str | None
-    example_input: ExampleInput | None
+    example_input: ModelInputs | None
 
 
 def replace_and_finish(
@@ -304,7 +305,7 @@ def _run_alone(head: nn.Module, taken: tuple[Tensor, ...], device: torch.device)
     if device.type == "meta":
         return
     try:
-        real_run(head, taken, device)
+        real_run(head, Inputs(taken, {}), device)
     except InvalidInputError as error:
         if not isinstance(error.__cause__, OutputKindError):  # The model made a batch of it.
             raise

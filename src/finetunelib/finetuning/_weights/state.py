@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from finetunelib._arguments import uninitialized
 from finetunelib._messages import listed
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._weights.formats import FileTensor
@@ -20,16 +20,15 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         InvalidArgumentError: The model's state holds something else.
     """
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise InvalidArgumentError(lazy)
     state = dict(model.state_dict(keep_vars=True))
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(
                 f"The model's state holds `{name}`, a {type(value).__name__} and no tensor, which "
                 "a weights file cannot hold."
-            )
-        if is_lazy(value):
-            raise InvalidArgumentError(
-                f"`{name}` is lazy and has no shape yet. Call the model on one batch first."
             )
     return state
 

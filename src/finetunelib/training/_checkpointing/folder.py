@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._files import former_folder, remove_folder, sweep_unfinished, whole_folder
+from finetunelib._messages import first_line
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
     CheckpointError,
@@ -73,10 +74,9 @@ class Checkpoint:
             state = torch.load(file, map_location="cpu", weights_only=True)
         # A file that is not torch's makes its reader fail in any way.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise CheckpointError(
                 f"`{file}` is not the state of a training, or holds objects that could run code: "
-                f"{reason} Use another checkpoint."
+                f"{first_line(error)} Use another checkpoint."
             ) from error
         if not isinstance(state, dict):
             raise CheckpointError(

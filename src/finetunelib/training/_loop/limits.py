@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from finetunelib._arguments import is_whole
 from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
 
@@ -17,9 +18,7 @@ def check_limits(epochs: int | None, max_steps: int | None) -> None:
     if epochs is None and max_steps is None:
         raise InvalidArgumentError("`fit` needs a limit: pass `epochs`, `max_steps` or both.")
     for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
-        ):
+        if limit is not None and not (is_whole(limit) and limit >= 1):
             raise InvalidArgumentError(
                 f"`{name}` must be a whole number of at least 1, but is {limit!r}."
             )

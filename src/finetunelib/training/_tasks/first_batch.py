@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._forward.batch import call, describe, inputs_of, split
+from finetunelib._forward.batch import arguments_of, describe, inputs_of, outputs_of, split
 from finetunelib._forward.guess import first_layer
-from finetunelib._preserve import evaluating, random_state_preserved
+from finetunelib._forward.run import run_once
+from finetunelib._messages import first_line
+from finetunelib._preserve import random_state_preserved
 from finetunelib._typing import Batch
 from finetunelib.errors import (
     FinetuneLibError,
     InvalidArgumentError,
-    InvalidInputError,
     InvalidTargetError,
     InvalidTypeError,
 )
@@ -69,26 +70,17 @@ def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
         InvalidInputError: The model cannot take the inputs.
     """
     inputs = inputs_of(batch)
-    try:
-        with evaluating(model), random_state_preserved():
-            return call(model, inputs)
-    except InvalidTypeError:
-        raise  # The model ran, and returned what is no tensor.
-    # The ways in which models say that an input is not theirs.
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        AssertionError,
-    ) as error:
-        raise InvalidInputError(_explain(model, inputs, name, error)) from error
+    output = run_once(
+        model,
+        arguments_of(inputs),
+        explain=lambda error: _explain(model, inputs, name, error),
+    )
+    return outputs_of(output)
 
 
 def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     """Return what is wrong with inputs on which a model failed."""
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     text = f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}."
     found = first_layer(model)
     if found is None or not isinstance(inputs, Tensor):
@@ -113,10 +105,9 @@ def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, nam
     except FinetuneLibError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise InvalidTargetError(
             f"`loss_fn(outputs, targets)` fails on outputs {_shapes(outputs)} and the targets of "
-            f"`{name}` {_shapes(targets)}: {reason}. The outputs come first."
+            f"`{name}` {_shapes(targets)}: {first_line(error)}. The outputs come first."
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         raise InvalidArgumentError(

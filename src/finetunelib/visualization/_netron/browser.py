@@ -6,6 +6,7 @@ import os
 import sys
 import webbrowser
 
+from finetunelib._progress import in_notebook
 from finetunelib.visualization._netron.remote import over_ssh
 
 
@@ -33,11 +34,3 @@ def runs_as_script() -> bool:
     """Return whether this is a program on a terminal, which would end and take the page along."""
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     return not interactive and sys.stdin is not None and sys.stdin.isatty()
-
-
-def in_notebook() -> bool:
-    """Return whether this is the kernel of a notebook, which shows the last value of a cell."""
-    # Looking the module up imports nothing; only a kernel has this shell.
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -10,7 +10,7 @@ from pathlib import Path
 from finetunelib._files import check_readable
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, UnsupportedFileError
-from finetunelib.export._metadata.format import read_onnx
+from finetunelib.export._model_file import read_onnx
 
 #: Endings that Netron opens, those of PyTorch and ONNX first.
 SUFFIXES = (

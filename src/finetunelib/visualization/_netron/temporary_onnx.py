@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from finetunelib._forward.guess import run_on_example
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import flat_outputs, run_model
-from finetunelib._preserve import evaluating, random_state_preserved
+from finetunelib._forward.outputs import flat_outputs
+from finetunelib._forward.run import run_model, run_once
 from finetunelib.errors import ExportError
 from finetunelib.export._request.dynamic_axes import BATCH, AxisName
 from finetunelib.export._request.pipeline import inner_name
@@ -49,8 +49,8 @@ def write_temporary_onnx(model: nn.Module, example_input: ModelInputs | None, fi
     import onnx_ir as ir
 
     with _one_at_a_time:
-        inputs = Inputs.of(
-            _guess(model) if example_input is None else example_input, "example_input"
+        inputs = (
+            _guess(model) if example_input is None else Inputs.of(example_input, "example_input")
         ).beside(model)
         outputs = flat_outputs(run_model(model, inputs, "example_input"))
         graph = _traced(model, inputs, len(outputs))
@@ -80,13 +80,12 @@ def leave_large_weights_out(graph: Any, largest: int) -> None:
             )
 
 
-def _guess(model: nn.Module) -> ModelInputs:
-    def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
-        model(*args, **kwargs)
+def _guess(model: nn.Module) -> Inputs:
+    def run(inputs: Inputs) -> Tensor:
+        run_once(model, inputs)
         return torch.empty(1, 1)  # Whatever the module returns can be shown.
 
-    with evaluating(model), random_state_preserved():
-        return run_on_example(model, None, forward)[0]
+    return run_on_example(model, None, run)[0]
 
 
 def _traced(model: nn.Module, inputs: Inputs, outputs: int) -> Any:

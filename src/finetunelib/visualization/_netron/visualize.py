@@ -8,13 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from finetunelib._forward.inputs import ModelInputs
-from finetunelib._progress import choose_progress
+from finetunelib._progress import choose_progress, in_notebook
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.visualization._netron.browser import (
     browser_available,
-    in_notebook,
     open_page,
     runs_as_script,
 )

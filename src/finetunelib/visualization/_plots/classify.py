@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from finetunelib._arguments import check_at_least, check_model
+from finetunelib._arguments import check_at_least, check_model, uninitialized
 from finetunelib._forward.batch import call, describe, split
 from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib._typing import Batch
@@ -167,12 +166,10 @@ class _Judge:
 
 
 def _device_of(model: nn.Module) -> torch.device:
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise InvalidArgumentError(lazy)
     tensors = [*model.parameters(), *model.buffers()]
-    if any(is_lazy(tensor) for tensor in tensors):
-        raise InvalidArgumentError(
-            "`model` has a lazy layer without weights, so it predicts nothing yet. Run it once on "
-            "a batch, and train it."
-        )
     device = tensors[0].device if tensors else torch.device("cpu")
     if device.type == "meta":
         raise InvalidArgumentError(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from finetunelib._arguments import uninitialized
 from finetunelib._forward.guess import likely_inputs
 from finetunelib._forward.inputs import Inputs
-from finetunelib._preserve import untouched
+from finetunelib._forward.outputs import tensors_in
+from finetunelib._forward.run import ANY_ERROR, raised_by_forward, run_once
+from finetunelib.errors import FinetuneLibError
 from finetunelib.visualization._summary.tree import Part
 
 #: The shapes of the tensors that one call of a module returned.
@@ -53,11 +54,9 @@ def watch(tree: Part, example: Inputs | None) -> Watched:
         example: What it takes, or `None` to guess.
     """
     model = tree.module
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        return Watched(
-            advice="Shapes are unknown, since a lazy layer has no weights yet. Run the model once "
-            "on a batch."
-        )
+    lazy = uninitialized(model)
+    if lazy is not None:
+        return Watched(advice=f"Shapes are unknown: {lazy}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return Watched(
             advice="Shapes are unknown, since TorchScript does not show its calls. Pass the "
@@ -86,26 +85,18 @@ def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> Watched:
     twins = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     # A first layer may work in place.
-    args = tuple(tensor.detach().clone() for tensor in inputs.args)
-    kwargs = {name: tensor.detach().clone() for name, tensor in inputs.kwargs.items()}
+    inputs = inputs.map(lambda tensor: tensor.detach().clone())
     owners = _owners(model, twins | buffers)
-    with (
-        untouched(model),
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-        contextlib.ExitStack() as hooks,
-    ):
-        for module in model.modules():
-            module.training = False
+    with contextlib.ExitStack() as hooks:
         before, after = _hooks(watched)
         for module in {part.module for part in tree.walk()}:
             hooks.callback(module.register_forward_pre_hook(before, prepend=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
         try:
             with _Touches(owners, watched.touched):
-                torch.func.functional_call(model, twins | buffers, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - a model may raise anything, and it is shown
-            watched.error = error
+                run_once(model, inputs, stand_ins=twins | buffers, errors=ANY_ERROR)
+        except FinetuneLibError as error:
+            watched.error = raised_by_forward(error)
     return watched
 
 
@@ -119,7 +110,7 @@ def _hooks(watched: Watched) -> tuple[Any, Any]:  # Any: torch's own types of ho
         # What a model caught and went on from stands above it.
         while watched.unfinished and watched.unfinished.pop() is not module:
             pass
-        shapes = tuple(tuple(tensor.shape) for tensor in _tensors_in(output))
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(output))
         watched.calls.setdefault(module, []).append(shapes)
 
     return before, after
@@ -161,22 +152,6 @@ def _owners(model: nn.Module, twins: Mapping[str, Tensor]) -> dict[int, nn.Modul
         # A recurrent layer keeps a list of its weights, which nothing swaps.
         owners[id(getattr(module, own_name, None))] = module
     return owners
-
-
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors of a module's output, in order."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    values: Iterable[object] = ()
-    if isinstance(value, Mapping):
-        values = value.values()
-    elif isinstance(value, list | tuple):
-        values = value
-    elif dataclasses.is_dataclass(value):
-        values = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
-    for inner in values:
-        yield from _tensors_in(inner)
 
 
 def _on_meta_like(model: nn.Module, example: Inputs) -> Inputs:

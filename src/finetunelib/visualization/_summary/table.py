@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from finetunelib._forward.guess import ExampleInput
-from finetunelib._forward.inputs import Inputs
-from finetunelib._messages import quoted
+from finetunelib._arguments import check_at_least, check_model
+from finetunelib._forward.inputs import Inputs, ModelInputs
+from finetunelib._messages import first_line, quoted, readable_size
 from finetunelib._public import public
 from finetunelib._wrappers import unwrapped
-from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.visualization._summary.forward_pass import Watched, watch
 from finetunelib.visualization._summary.html import html_of
 from finetunelib.visualization._summary.rows import SummaryRow, class_name, rows_of
-from finetunelib.visualization._summary.text import memory, shape_text, text_of, title_of
+from finetunelib.visualization._summary.text import shape_text, text_of, title_of
 from finetunelib.visualization._summary.tree import Part, packs_weights, tree_of
 
 #: With the lines above and below it, such a table fills a screen of forty lines.
@@ -74,7 +73,7 @@ class Summary:
 
 @public("finetunelib.visualization")
 def summary(
-    model: nn.Module, example_input: ExampleInput | None = None, *, depth: int | None = None
+    model: nn.Module, example_input: ModelInputs | None = None, *, depth: int | None = None
 ) -> Summary:
     """Return a table of a model's modules: shapes, parameters, modes and memory.
 
@@ -119,23 +118,9 @@ def summary(
         ------------------------------------------------------------------------------
         397,510 parameters: 397,510 trainable, 0 frozen; 0 values in buffers; 1.6 MB in all.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            "`model` must be a torch.nn.Module, but is "
-            + (
-                f"the class {model.__name__}. Call it to make a model."
-                if isinstance(model, type)
-                else f"of type {type(model).__name__}."
-            )
-        )
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int)):
-        raise InvalidTypeError(
-            f"`depth` must be a whole number, but is of type {type(depth).__name__}."
-        )
-    if depth is not None and depth < 0:
-        raise InvalidArgumentError(
-            f"`depth` must be at least 0, but is {depth}. 0 shows the model itself."
-        )
+    check_model(model)
+    if depth is not None:
+        check_at_least(0, depth=depth)
     example = None if example_input is None else Inputs.of(example_input, "example_input")
     tree = tree_of(unwrapped(model))
     watched = watch(tree, example)
@@ -193,7 +178,7 @@ def _notes(
     yield (
         f"{whole.parameters:,} parameters: {whole.trainable_parameters:,} trainable, "
         f"{whole.parameters - whole.trainable_parameters:,} frozen; {whole.buffers:,} values in "
-        f"buffers; {memory(whole.bytes)} in all."
+        f"buffers; {readable_size(whole.bytes)} in all."
     )
     if watched.error is not None:
         place = (
@@ -201,7 +186,7 @@ def _notes(
             if failed and failed.name
             else "in the model's own forward"
         )
-        reason = str(watched.error).strip().partition("\n")[0]
+        reason = first_line(watched.error)
         yield f"The forward pass failed {place}: {type(watched.error).__name__}: {reason}"
     if watched.advice is not None:
         yield watched.advice

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from finetunelib._messages import readable_size
 from finetunelib.visualization._summary.rows import SummaryRow
 
 _WIDTH = 100
@@ -39,7 +40,7 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
         f"{row.trainable_parameters:,}",
         row.mode,
         _dtype_of(row),
-        memory(row.bytes),
+        readable_size(row.bytes),
     )
 
 
@@ -71,14 +72,6 @@ def output_of(row: SummaryRow) -> str:
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as in `2x3x224x224`; one value alone has the shape `scalar`."""
     return "x".join(map(str, shape)) or "scalar"
-
-
-def memory(size: int) -> str:
-    """Return a number of bytes in the largest decimal unit that it holds at least one of."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
 
 
 def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str:

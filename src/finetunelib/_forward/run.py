@@ -1,0 +1,95 @@
+"""Running a model once, and the errors of a model that does not take its inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib._forward.inputs import Inputs
+from finetunelib._messages import first_line
+from finetunelib._preserve import evaluating, random_state_preserved, untouched
+from finetunelib.errors import FinetuneLibError, InvalidInputError
+
+#: The exceptions that mean: the model does not take this input. Any other one passes unchanged.
+INPUT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+)
+
+#: For runs that may fail for any reason: without data, or to show how far a model comes.
+ANY_ERROR: tuple[type[Exception], ...] = (Exception,)
+
+
+def run_once(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    explain: Callable[[Exception], str] = first_line,
+    stand_ins: Mapping[str, Tensor] | None = None,
+    gradients: bool = False,
+    errors: tuple[type[Exception], ...] = INPUT_ERRORS,
+) -> object:
+    """Return the output of a model in eval mode, and restore modes and random states.
+
+    Args:
+        model: The model.
+        inputs: The arguments of its forward.
+        explain: Returns the message for an exception of the forward.
+        stand_ins: Tensors to use in place of parameters and buffers, by name. With them the
+            attributes and hooks of the modules are restored too, warnings are silenced, and
+            compiled code runs uncompiled.
+        gradients: Whether to record the autograd graph.
+        errors: The exceptions that mean that the model does not take the inputs.
+
+    Raises:
+        InvalidInputError: If the forward raises one of `errors`, which is the cause.
+        FinetuneLibError: If the forward raises another error of this library.
+    """
+    grad = torch.enable_grad() if gradients else torch.no_grad()
+    with contextlib.ExitStack() as stack:
+        if stand_ins is None:
+            stack.enter_context(random_state_preserved())
+        else:
+            stack.enter_context(untouched(model))
+            stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(grad)
+        try:
+            if stand_ins is None:
+                return inputs.call(model)
+            return torch.func.functional_call(model, dict(stand_ins), inputs.args, inputs.kwargs)
+        except (InvalidInputError, *errors) as error:
+            if isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError):
+                raise  # It is about something else, and says what.
+            raise InvalidInputError(explain(error)) from error
+
+
+def raised_by_forward(error: FinetuneLibError) -> Exception:
+    """Return the exception that the forward itself raised in `run_once`."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
+
+
+def run_model(model: nn.Module, inputs: Inputs, name: str) -> object:
+    """Return the output of a model in eval mode, and restore modes and random states.
+
+    Args:
+        model: The model.
+        inputs: The arguments of its forward.
+        name: The argument that the user passed the inputs as, for the message.
+
+    Raises:
+        InvalidInputError: If the model does not take the inputs.
+    """
+    shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in inputs.tensors)
+    return run_once(
+        model,
+        inputs,
+        explain=lambda error: f"The model cannot take `{name}` ({shapes}): {first_line(error)}",
+    )
