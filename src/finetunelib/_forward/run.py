@@ -52,6 +52,7 @@ def run_once(
         InvalidInputError: If the forward raises one of `errors`, which is the cause.
         FinetuneLibError: If the forward raises another error of this library.
     """
+    explained: tuple[type[Exception], ...] = (InvalidInputError, *errors)
     grad = torch.enable_grad() if gradients else torch.no_grad()
     with contextlib.ExitStack() as stack:
         if stand_ins is None:
@@ -65,7 +66,7 @@ def run_once(
             if stand_ins is None:
                 return inputs.call(model)
             return torch.func.functional_call(model, dict(stand_ins), inputs.args, inputs.kwargs)
-        except (InvalidInputError, *errors) as error:
+        except explained as error:
             if isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError):
                 raise  # It is about something else, and says what.
             raise InvalidInputError(explain(error)) from error
