@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the Python on them."""
+"""The pages of the documentation and their code blocks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Block:
     """A fenced block of a page.
 
     Attributes:
-        language: What stands behind the fence, such as `python` or `{toctree}`.
-        text: What the block holds.
+        language: The text after the fence, such as `python` or `{toctree}`.
+        text: The content of the block.
         line: The number of its first line on the page.
-        reason: Why it is not run, from a comment `<!-- not run: ... -->` above it; else empty.
+        reason: Why it is not run, from a comment `<!-- not run: ... -->` above it, or empty.
     """
 
     language: str
@@ -36,7 +36,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return every page that is written by hand: the README and docs/ in Markdown."""
+    """Return the READMEs and all hand-written Markdown pages in docs/."""
     generated = {DOCS / "tutorials", DOCS / "_build"}
     readmes = sorted(ROOT.glob("README*.md"))
     found = sorted(DOCS.rglob("*.md"))
@@ -49,12 +49,12 @@ def tutorials() -> list[Path]:
 
 
 def name_of(page: Path) -> str:
-    """Return what a page is called in a test."""
+    """Return the name of a page in test ids."""
     return page.relative_to(ROOT).as_posix()
 
 
 def blocks_of(text: str) -> list[Block]:
-    """Return the fenced blocks of a page, in their order."""
+    """Return the fenced blocks of a page in order."""
     return [
         Block(
             match["language"].strip(),
@@ -67,15 +67,15 @@ def blocks_of(text: str) -> list[Block]:
 
 
 def prose_of(text: str) -> str:
-    """Return a page without its fenced blocks and its code between backticks."""
+    """Return a page without fenced blocks and code in backticks."""
     return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
 
 
 def idle_names(blocks: list[ast.Module]) -> Iterator[int]:
-    """Yield the numbers of blocks that run and do nothing.
+    """Yield the numbers of blocks that have no effect.
 
-    A block does something where it calls, checks or changes anything, outside of functions and
-    classes, or where it defines or imports what a later block uses.
+    A block has an effect if it calls, checks or changes something outside of functions and classes,
+    or if it defines or imports a name that a later block uses.
     """
     used = [{node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} for tree in blocks]
     for number, tree in enumerate(blocks):
@@ -104,29 +104,29 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 class Watched(ast.NodeTransformer):
-    """Makes each body of code on a page report that it was entered.
+    """Makes each body of code on a page report when it is entered.
 
     Attributes:
-        bodies: The lines at which bodies of functions, loops and conditions begin.
+        bodies: The first lines of the bodies of functions, loops and conditions.
     """
 
     def __init__(self) -> None:
         self.bodies: set[int] = set()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Let a function report."""
+        """Report when a function is entered."""
         return self._watch(node)
 
     def visit_For(self, node: ast.For) -> ast.AST:
-        """Let a loop report."""
+        """Report when a loop is entered."""
         return self._watch(node)
 
     def visit_If(self, node: ast.If) -> ast.AST:
-        """Let a condition that holds report."""
+        """Report when a condition is true."""
         return self._watch(node)
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        """Let the handling of an error report."""
+        """Report when an exception is handled."""
         return self._watch(node)
 
     def _watch(self, node: ast.FunctionDef | ast.For | ast.If | ast.ExceptHandler) -> ast.AST:
