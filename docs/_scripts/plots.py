@@ -1,7 +1,7 @@
-"""Draw the pictures of docs/plots.md from real trainings on the digits of scikit-learn.
+"""Draw the figures of docs/how-to/plots.md from training runs on scikit-learn's digits.
 
-Run it from the repository's root (half a minute on two cores); it writes docs/_static/plots-*.png
-in a light and a dark form:
+Run it from the root of the repository (half a minute on two cores). It writes
+docs/_static/plots-*.png in a light and a dark version:
 
     python docs/_scripts/plots.py
 """
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "_static"
 
 
 def main() -> None:
-    """Train three ways, and draw what came of it."""
+    """Train three models, and draw the figures."""
     train, test = digits()
     runs: dict[str, History] = {}
     model: nn.Module = build_mlp(64, [64], 10, seed=0)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return 1,400 images of 8x8 to train on, and the last 397 to test on."""
+    """Return 1,400 images of 8x8 pixels for training, and the last 397 for testing."""
     images, labels = load_digits(return_X_y=True)
     inputs = torch.as_tensor(images, dtype=torch.float32).div(16).reshape(-1, 1, 8, 8)
     targets = torch.as_tensor(labels, dtype=torch.int64)
@@ -57,7 +57,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def write(name: str, plot: Callable[..., Figure]) -> None:
-    """Write a picture in both looks."""
+    """Write the light and the dark version of a figure."""
     plot().savefig(FOLDER / f"plots-{name}.png", dpi=130)
     plot(dark=True).savefig(FOLDER / f"plots-{name}-dark.png", dpi=130)
 

@@ -1,9 +1,9 @@
-"""Run the example scripts and keep what they print, for the pages that show it.
+"""Run the example scripts and save their output for the documentation.
 
-    python docs/_scripts/record_examples.py                # all of them, minutes
+    python docs/_scripts/record_examples.py                # all of them; takes minutes
     python docs/_scripts/record_examples.py custom_head    # one
 
-MNIST is taken from $FINETUNELIB_DATA. The lines of single epochs, which go to stderr, are not kept.
+MNIST is read from $FINETUNELIB_DATA. The progress on stderr is not saved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXAMPLES = ("custom_head", "torchvision_finetune")
 
 
 def record(example: str) -> Path:
-    """Run one example in an empty folder, and write its output; temporary paths are shortened."""
+    """Run an example in an empty folder, and save its output with shortened temporary paths."""
     environment = os.environ | {"CI": "true"}
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(  # noqa: S603 - a script of this repository
@@ -39,7 +39,7 @@ def record(example: str) -> Path:
 
 
 def main() -> None:
-    """Record the examples that are named, or all."""
+    """Record the examples named on the command line, or all of them."""
     OUTPUTS.mkdir(exist_ok=True)
     for example in sys.argv[1:] or EXAMPLES:
         sys.stdout.write(f"{record(example)}\n")

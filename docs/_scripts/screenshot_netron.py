@@ -1,17 +1,16 @@
-"""Save a picture of a model as Netron's page shows it, for the documentation.
+"""Save a screenshot of a model in Netron, for the documentation.
 
-Run it from the repository's root, with Chromium or Chrome installed:
+Run it from the root of the repository, with Chromium or Chrome installed:
 
     PYTHONPATH=tests python docs/_scripts/screenshot_netron.py model.onnx netron.png
 
-`mlp` or a model of torchvision in place of a file, with random weights, is exported as by
-`visualize`. These make the pictures of the documentation:
+Instead of a file, pass `mlp` or the name of a torchvision model to use random weights. These
+commands create the screenshots of the documentation:
 
     ... mlp docs/_static/netron-layer.png --node Gemm --width 1000 --height 780
     ... resnet18 docs/_static/netron-resnet18.png --width 800 --height 700
 
-Netron writes brackets that a machine without a font for Chinese or Japanese (such as Debian's
-fonts-wqy-microhei) shows as empty boxes.
+Netron uses brackets that need a Chinese or Japanese font, such as Debian's fonts-wqy-microhei.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from support_chromium import chromium, find_chromium
 
 
 def main() -> None:
-    """Show the model in a headless browser, and write what it drew."""
-    parser = argparse.ArgumentParser(description="Save a picture of a model in Netron.")
+    """Open the model in a headless browser, and save a screenshot."""
+    parser = argparse.ArgumentParser(description="Save a screenshot of a model in Netron.")
     parser.add_argument("model", help="a model file, mlp, or the name of a torchvision model")
     parser.add_argument("picture", type=Path, help="the PNG file to write")
-    parser.add_argument("--node", help="the node to click on, by what it shows, such as Gemm")
+    parser.add_argument("--node", help="the node to click on, by its label, such as Gemm")
     parser.add_argument("--width", type=int, default=1200, help="of the page, in pixels")
     parser.add_argument("--height", type=int, default=1000, help="of the page, in pixels")
     arguments = parser.parse_args()
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def model_of(name: str) -> nn.Module | Path:
-    """Return what a name on the command line means."""
+    """Return the model or file that a command-line argument names."""
     if name == "mlp":
         return build_mlp(784, [500], 10, seed=0)
     if Path(name).suffix:

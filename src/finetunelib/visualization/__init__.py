@@ -1,6 +1,6 @@
-"""Seeing models and trainings: a table of layers, plots of histories and predictions.
+"""Model summaries, plots of training runs and predictions, and the Netron viewer.
 
-`visualize` (at the top level) shows a model in Netron. Names are imported when first used.
+`finetunelib.visualize` opens a model in Netron. Names are imported when first used.
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ __all__ = [
     "summary",
 ]
 
-if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+if not TYPE_CHECKING:  # Type checkers use the imports above.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),

@@ -1,4 +1,4 @@
-"""When a browser is opened, and when a program waits for it."""
+"""When a browser is opened, and when a script waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetunelib.visualization._netron.browser import (
 
 
 class _Terminal(io.StringIO):
-    """A standard input that somebody types on."""
+    """A standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -26,7 +26,7 @@ class _Terminal(io.StringIO):
 
 @pytest.fixture
 def desktop(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A Linux machine with a display and a browser, and nothing that speaks against it."""
+    """A Linux machine with a display and a browser, outside of CI and ssh."""
     for name in ("CI", "SSH_CONNECTION", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DISPLAY", ":0")
@@ -36,41 +36,39 @@ def desktop(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_desktop_has_a_browser(desktop: pytest.MonkeyPatch) -> None:
-    """With a display and a browser a page is seen."""
+    """A browser is available if there is a display and a browser."""
     assert browser_available()
 
 
 @pytest.mark.parametrize("name", ["CI", "SSH_CONNECTION"])
-def test_nobody_sits_before_ci_or_the_far_end_of_ssh(
-    desktop: pytest.MonkeyPatch, name: str
-) -> None:
-    """A display there is nobody's."""
+def test_ci_and_ssh_have_no_browser(desktop: pytest.MonkeyPatch, name: str) -> None:
+    """In CI and over ssh, nobody would see the browser."""
     desktop.setenv(name, "true")
     assert not browser_available()
 
 
 def test_linux_without_a_display_has_no_browser(desktop: pytest.MonkeyPatch) -> None:
-    """A server has browsers at most in a terminal, which would block."""
+    """Without a display, only text browsers could open, which block the terminal."""
     desktop.delenv("DISPLAY")
     assert not browser_available()
 
 
-def test_wayland_is_a_display_too(desktop: pytest.MonkeyPatch) -> None:
-    """A desktop without X has a browser."""
+def test_wayland_is_a_display(desktop: pytest.MonkeyPatch) -> None:
+    """A Wayland desktop without X has a browser."""
     desktop.delenv("DISPLAY")
     desktop.setenv("WAYLAND_DISPLAY", "wayland-0")
     assert browser_available()
 
 
 def test_a_mac_needs_no_display_variable(desktop: pytest.MonkeyPatch) -> None:
-    """Elsewhere than on Linux the variable says nothing."""
+    """`DISPLAY` is required only on Linux."""
     desktop.delenv("DISPLAY")
     desktop.setattr(sys, "platform", "darwin")
     assert browser_available()
 
 
-def test_a_desktop_without_a_browser_has_none(desktop: pytest.MonkeyPatch) -> None:
-    """Where Python finds no browser, none is opened."""
+def test_a_desktop_may_lack_a_browser(desktop: pytest.MonkeyPatch) -> None:
+    """A browser is not available if `webbrowser` finds none."""
 
     def get() -> webbrowser.BaseBrowser:
         raise webbrowser.Error("could not locate runnable browser")
@@ -81,7 +79,7 @@ def test_a_desktop_without_a_browser_has_none(desktop: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("works", [True, False])
 def test_a_page_is_opened_once(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
-    """The address reaches the browser, and its answer comes back."""
+    """The browser is called once, and its result is returned."""
     opened: list[str] = []
 
     def open_(url: str, new: int = 0) -> bool:
@@ -94,33 +92,33 @@ def test_a_page_is_opened_once(monkeypatch: pytest.MonkeyPatch, works: bool) -> 
 
 
 def test_a_program_on_a_terminal_is_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard input is a terminal, and Python does not read commands from it."""
+    """A program runs as a script if stdin is a terminal and Python is not interactive."""
     monkeypatch.setattr(sys, "stdin", _Terminal())
     assert runs_as_script()
 
 
-def test_a_prompt_is_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At Python's prompt the page stays, as the process does."""
+def test_a_prompt_is_not_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At Python's prompt, the process does not end and need not wait."""
     monkeypatch.setattr(sys, "stdin", _Terminal())
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     assert not runs_as_script()
 
 
 @pytest.mark.parametrize("stdin", [io.StringIO(), None], ids=["piped", "absent"])
-def test_a_program_without_a_terminal_does_not_wait(
+def test_a_program_without_a_terminal_is_not_a_script(
     monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO | None
 ) -> None:
-    """Nobody could end the waiting of a program in the background, or of a notebook."""
+    """A background program could not be interrupted with Ctrl-C."""
     monkeypatch.setattr(sys, "stdin", stdin)
     assert not runs_as_script()
 
 
 class ZMQInteractiveShell:
-    """What a notebook's kernel runs in, by its name."""
+    """The class name of IPython's shell in a notebook kernel."""
 
 
 class TerminalInteractiveShell:
-    """What IPython runs in on a terminal, by its name."""
+    """The class name of IPython's shell on a terminal."""
 
 
 @pytest.mark.parametrize(
@@ -129,18 +127,18 @@ class TerminalInteractiveShell:
 def test_a_kernel_is_a_notebook(
     monkeypatch: pytest.MonkeyPatch, shell: type, expected: bool
 ) -> None:
-    """IPython is a notebook in a kernel, and none on a terminal."""
+    """IPython is a notebook in a kernel, but not on a terminal."""
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=shell))
     assert in_notebook() is expected
 
 
-def test_a_notebook_needs_no_tab(desktop: pytest.MonkeyPatch) -> None:
-    """A notebook shows the page in a frame, and a second one beside it is one too many."""
+def test_a_notebook_opens_no_browser(desktop: pytest.MonkeyPatch) -> None:
+    """A notebook shows the page in its cell."""
     desktop.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
     assert not browser_available()
 
 
-def test_a_program_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without IPython there is none."""
+def test_a_plain_program_is_not_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without IPython, the process is not a notebook kernel."""
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not in_notebook()

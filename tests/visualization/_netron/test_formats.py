@@ -1,4 +1,4 @@
-"""Which files the viewer takes, and what is wrong with the others."""
+"""The files that the viewer accepts, and the errors for others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def safetensors_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pth_file(tmp_path: Path) -> Path:
-    """A small state dict as PyTorch writes it, an archive."""
+    """A small state dict in PyTorch's archive format."""
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.zeros(3, 4)}, path)
     return path
@@ -57,8 +57,8 @@ def _write_safetensors(path: Path, header: bytes, *, length: int | None = None) 
 
 
 @pytest.mark.parametrize("fixture", ["onnx_file", "safetensors_file", "pth_file"])
-def test_a_whole_file_is_taken(request: pytest.FixtureRequest, fixture: str) -> None:
-    """ONNX, safetensors and PyTorch files are returned as paths."""
+def test_intact_file_is_accepted(request: pytest.FixtureRequest, fixture: str) -> None:
+    """The paths of ONNX, safetensors and PyTorch files are returned."""
     path: Path = request.getfixturevalue(fixture)
     assert check_viewable(str(path)) == path
 
@@ -84,21 +84,21 @@ def _write_zip(path: Path, *names: str) -> Path:
         (".zip", "anything"),
     ],
 )
-def test_a_whole_archive_is_taken(tmp_path: Path, suffix: str, content: str) -> None:
-    """Formats that are archives are taken when the archive can be read and holds a model."""
+def test_intact_archive_is_accepted(tmp_path: Path, suffix: str, content: str) -> None:
+    """Archive formats are accepted if the archive is intact and contains a model."""
     path = _write_zip(tmp_path / f"model{suffix}", content)
     assert check_viewable(path) == path
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".torchscript", ".ptl", ".pt2"])
-def test_an_archive_without_a_model_is_corrupt(tmp_path: Path, suffix: str) -> None:
-    """Something else that was zipped is no model of PyTorch."""
+def test_archive_without_model_is_corrupt(tmp_path: Path, suffix: str) -> None:
+    """A PyTorch archive must contain a model."""
     _assert_corrupt(_write_zip(tmp_path / f"model{suffix}", "notes.txt"))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
-def test_a_file_from_before_archives_is_taken(tmp_path: Path, suffix: str) -> None:
-    """What `torch.save` wrote in its first years is taken, whole or as a bare pickle."""
+def test_legacy_file_is_accepted(tmp_path: Path, suffix: str) -> None:
+    """Files in the legacy format of `torch.save`, and bare pickles, are accepted."""
     whole, bare = tmp_path / f"whole{suffix}", tmp_path / f"bare{suffix}"
     _save_legacy(whole)
     bare.write_bytes(pickle.dumps({"epoch": 3}))
@@ -110,7 +110,7 @@ def _save_legacy(path: Path) -> None:
     torch.save({"weight": torch.zeros(3, 4)}, path, _use_new_zipfile_serialization=False)
 
 
-def test_an_archive_of_tape_is_taken(tmp_path: Path) -> None:
+def test_tar_file_is_accepted(tmp_path: Path) -> None:
     """The first versions of PyTorch wrote tar files."""
     path = tmp_path / "model.pt"
     with tarfile.open(path, "w") as archive:
@@ -120,14 +120,14 @@ def test_an_archive_of_tape_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_programs_of_pytorch_are_taken(tmp_path: Path) -> None:
-    """TorchScript and `torch.export` write archives that are taken as they are."""
+def test_pytorch_programs_are_accepted(tmp_path: Path) -> None:
+    """TorchScript and `torch.export` files are accepted, and corrupt if truncated."""
     model, example = nn.Linear(4, 3).eval(), torch.zeros(2, 4)
-    torch.jit.save(torch.jit.trace(model, example), tmp_path / "traced.pt")  # type: ignore[no-untyped-call] # It has no types.
+    torch.jit.save(torch.jit.trace(model, example), tmp_path / "traced.pt")  # type: ignore[no-untyped-call] # untyped
     torch.export.save(torch.export.export(model, (example,)), tmp_path / "exported.pt2")
     assert check_viewable(tmp_path / "traced.pt").is_file()
     path = check_viewable(tmp_path / "exported.pt2")
-    # Cut where an archive that lies within this one becomes the last one.
+    # Cut the file where an inner archive ends.
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.9)])
     _assert_corrupt(path)
 
@@ -144,8 +144,8 @@ def test_programs_of_pytorch_are_taken(tmp_path: Path) -> None:
         (".pte", b"\x1c\x00\x00\x00ET12"),
     ],
 )
-def test_a_file_begins_as_its_kind_does(tmp_path: Path, suffix: str, content: bytes) -> None:
-    """A file with the mark of its format is taken, and one with another mark is corrupt."""
+def test_signature_of_format_is_checked(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """A file with the signature of its format is accepted; others are corrupt."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
     assert check_viewable(path) == path
@@ -154,8 +154,8 @@ def test_a_file_begins_as_its_kind_does(tmp_path: Path, suffix: str, content: by
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".h5", ".bin", ".joblib", ".pb", ".mlmodel", ".json"])
-def test_other_formats_are_left_to_the_viewer(tmp_path: Path, suffix: str) -> None:
-    """What has no mark to look for is taken with any content."""
+def test_formats_without_signature_are_not_checked(tmp_path: Path, suffix: str) -> None:
+    """Formats without a signature are accepted with any content."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"content")
     assert check_viewable(path) == path
@@ -163,29 +163,25 @@ def test_other_formats_are_left_to_the_viewer(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".onnx", ".h5", ".pth"])
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "hint"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "Download"),
         (b"<html><body>Sign in</body></html>", "Download"),
     ],
 )
-def test_what_stands_in_for_a_file_is_said(
-    tmp_path: Path, suffix: str, content: bytes, told: str
-) -> None:
-    """A pointer of Git LFS, or a web page that was saved as a model, is named as what it is."""
+def test_placeholder_is_recognized(tmp_path: Path, suffix: str, content: bytes, hint: str) -> None:
+    """The message says that the file is a Git LFS pointer or a web page."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
     with pytest.raises(CorruptFileError) as caught:
         check_viewable(path)
     assert f"`{path}`" in str(caught.value)
-    assert told in str(caught.value)
+    assert hint in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(
-    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file without the permission to read it is an error with its path."""
+def test_unreadable_file_is_named(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message contains the path and the reason of a read error."""
 
     def open_(path: Path, mode: str = "r") -> None:
         raise PermissionError(13, "Permission denied")
@@ -197,8 +193,8 @@ def test_a_file_that_cannot_be_read_is_named(
     assert "Permission denied" in str(caught.value)
 
 
-def test_an_ending_in_capitals_is_the_same_ending(onnx_file: Path) -> None:
-    """`MODEL.ONNX` is an ONNX file, and is checked as one."""
+def test_extension_is_case_insensitive(onnx_file: Path) -> None:
+    """`MODEL.ONNX` is checked like an ONNX file."""
     path = onnx_file.rename(onnx_file.with_name("MLP.ONNX"))
     assert check_viewable(path) == path
     path.write_bytes(b"no model")
@@ -206,7 +202,7 @@ def test_an_ending_in_capitals_is_the_same_ending(onnx_file: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A path without a file is an error with the path."""
+    """The message contains the path."""
     path = tmp_path / "missing.onnx"
     with pytest.raises(FileMissingError) as caught:
         check_viewable(path)
@@ -214,7 +210,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
-    """A folder is an error, also with the ending of a model."""
+    """A folder is an error even if its name has a model extension."""
     path = tmp_path / "folder.onnx"
     path.mkdir()
     with pytest.raises(FileMissingError) as caught:
@@ -223,8 +219,8 @@ def test_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "model", "model.onnx.bak", ".onnx"])
-def test_an_unknown_ending_is_named(tmp_path: Path, name: str) -> None:
-    """A file of another kind is an error with its name and the endings that would do."""
+def test_unknown_extension_is_rejected(tmp_path: Path, name: str) -> None:
+    """The message contains the file name and supported extensions."""
     path = tmp_path / name
     path.write_bytes(b"content")
     with pytest.raises(UnsupportedFileError) as caught:
@@ -234,31 +230,31 @@ def test_an_unknown_ending_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".safetensors", ".pth", ".pt2", ".h5"])
-def test_an_empty_file_is_corrupt(tmp_path: Path, suffix: str) -> None:
-    """A file of no bytes is an error whatever its kind."""
+def test_empty_file_is_corrupt(tmp_path: Path, suffix: str) -> None:
+    """An empty file is an error for every format."""
     path = tmp_path / f"empty{suffix}"
     path.touch()
     _assert_corrupt(path)
 
 
 @pytest.mark.parametrize("content", [b"no model", bytes(range(256)), b"\x00", b"\n\x00"])
-def test_other_content_is_no_onnx_model(tmp_path: Path, content: bytes) -> None:
-    """Bytes that are no protocol buffer, or one without a graph, are an error."""
+def test_other_content_is_not_an_onnx_model(tmp_path: Path, content: bytes) -> None:
+    """Bytes that are not a protocol buffer, or one without a graph, are corrupt."""
     path = tmp_path / "corrupt.onnx"
     path.write_bytes(content)
     _assert_corrupt(path)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_truncated_onnx_model_is_corrupt(onnx_file: Path, share: float) -> None:
-    """A file that lost its end is an error."""
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.95])
+def test_truncated_onnx_model_is_corrupt(onnx_file: Path, fraction: float) -> None:
+    """A truncated ONNX file is corrupt."""
     content = onnx_file.read_bytes()
-    onnx_file.write_bytes(content[: int(len(content) * share)])
+    onnx_file.write_bytes(content[: int(len(content) * fraction)])
     _assert_corrupt(onnx_file)
 
 
 def test_an_onnx_model_without_a_graph_is_corrupt(tmp_path: Path) -> None:
-    """A model of no inputs and no nodes is nothing to look at."""
+    """A model without inputs and nodes is corrupt."""
     path = tmp_path / "empty.onnx"
     onnx.save(helper.make_model(helper.make_graph([], "empty", [], [])), path)
     _assert_corrupt(path)
@@ -266,61 +262,57 @@ def test_an_onnx_model_without_a_graph_is_corrupt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [4, 8, 40])
 def test_a_safetensors_file_cut_in_its_header_is_corrupt(safetensors_file: Path, kept: int) -> None:
-    """A file that ends before its header does is an error."""
+    """A file that ends within its header is corrupt."""
     safetensors_file.write_bytes(safetensors_file.read_bytes()[:kept])
     _assert_corrupt(safetensors_file)
 
 
 def test_a_safetensors_file_cut_in_its_tensors_is_corrupt(safetensors_file: Path) -> None:
-    """A file whose last tensor is not all there is an error."""
+    """A file that ends within its last tensor is corrupt."""
     safetensors_file.write_bytes(safetensors_file.read_bytes()[:-4])
     _assert_corrupt(safetensors_file)
 
 
 @pytest.mark.parametrize("length", [2**20, 2**40, 2**64 - 1])
-def test_a_header_that_claims_more_than_the_file_holds_is_corrupt(
-    tmp_path: Path, length: int
-) -> None:
-    """A length beyond the file's end is believed by nobody, however much memory it asks for."""
-    _assert_corrupt(_write_safetensors(tmp_path / "lie.safetensors", b"{}", length=length))
+def test_header_longer_than_the_file_is_corrupt(tmp_path: Path, length: int) -> None:
+    """A header length beyond the end of the file is rejected before any allocation."""
+    _assert_corrupt(_write_safetensors(tmp_path / "too_long.safetensors", b"{}", length=length))
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        pytest.param(b"no json at all!!", id="no JSON"),
-        pytest.param(b"\xff\xfe\x00\x01", id="no text"),
-        pytest.param(b"[1, 2]", id="no object"),
-        pytest.param(b'{"a":' * 100_000, id="nested too deep"),
-        pytest.param(json.dumps({"weight": 3}).encode(), id="no tensors"),
+        pytest.param(b"no json at all!!", id="not JSON"),
+        pytest.param(b"\xff\xfe\x00\x01", id="not text"),
+        pytest.param(b"[1, 2]", id="not an object"),
+        pytest.param(b'{"a":' * 100_000, id="nested too deeply"),
+        pytest.param(json.dumps({"weight": 3}).encode(), id="not tensors"),
     ],
 )
-def test_a_header_that_is_none_is_corrupt(tmp_path: Path, header: bytes) -> None:
-    """A header that does not describe tensors is an error."""
+def test_invalid_header_is_corrupt(tmp_path: Path, header: bytes) -> None:
+    """A header that does not describe tensors is corrupt."""
     _assert_corrupt(_write_safetensors(tmp_path / "header.safetensors", header))
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".torchscript", ".keras", ".npz", ".zip"])
-def test_something_else_under_the_ending_of_an_archive_is_corrupt(
-    tmp_path: Path, suffix: str
-) -> None:
-    """Formats that are archives are errors when there is no archive."""
+def test_archive_format_requires_an_archive(tmp_path: Path, suffix: str) -> None:
+    """A file with the extension of an archive format must be an archive."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"no archive")
     _assert_corrupt(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".pt2"])
-def test_a_truncated_archive_is_corrupt(pth_file: Path, suffix: str) -> None:
-    """PyTorch's own files are archives too, whose directory stands at the end."""
+def test_truncated_archive_is_corrupt(pth_file: Path, suffix: str) -> None:
+    """The directory of an archive is at its end."""
     path = pth_file.rename(pth_file.with_suffix(suffix))
     path.write_bytes(path.read_bytes()[:-30])
     _assert_corrupt(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
-def test_something_else_is_no_file_of_pytorch(tmp_path: Path, suffix: str) -> None:
-    """A file that is neither an archive nor a pickle is an error."""
+def test_other_content_is_not_a_pytorch_file(tmp_path: Path, suffix: str) -> None:
+    """A file that is neither an archive nor a pickle is corrupt."""
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"no weights")
     _assert_corrupt(path)
@@ -328,10 +320,8 @@ def test_something_else_is_no_file_of_pytorch(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin"])
 @pytest.mark.parametrize("kept", [14, 20, 60, 150])
-def test_a_truncated_file_from_before_archives_is_corrupt(
-    tmp_path: Path, suffix: str, kept: int
-) -> None:
-    """Its pickles are followed to their ends, without loading them."""
+def test_truncated_legacy_file_is_corrupt(tmp_path: Path, suffix: str, kept: int) -> None:
+    """The pickles of a legacy file are parsed to their ends."""
     path = tmp_path / f"model{suffix}"
     _save_legacy(path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -339,7 +329,7 @@ def test_a_truncated_file_from_before_archives_is_corrupt(
 
 
 class _Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -349,24 +339,24 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pth", ".pt", ".bin", ".joblib"])
-def test_nothing_in_a_file_is_run(tmp_path: Path, suffix: str) -> None:
-    """A pickle is looked at from outside, and its code does not run."""
+def test_code_in_pickle_does_not_run(tmp_path: Path, suffix: str) -> None:
+    """A pickle is checked without loading it."""
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(pickle.dumps(_Bomb(tmp_path / "boom")))
     assert check_viewable(path) == path
     assert not (tmp_path / "boom").exists()
 
 
-def test_nothing_in_a_file_from_before_archives_is_run(tmp_path: Path) -> None:
-    """Its pickles are read to their ends, and no code in them runs."""
+def test_code_in_legacy_file_does_not_run(tmp_path: Path) -> None:
+    """The pickles of a legacy file are parsed without loading them."""
     path = tmp_path / "bomb.pth"
     torch.save(_Bomb(tmp_path / "boom"), path, _use_new_zipfile_serialization=False)
     assert check_viewable(path) == path
     assert not (tmp_path / "boom").exists()
 
 
-def test_nothing_in_an_archive_is_run(tmp_path: Path) -> None:
-    """Of an archive the directory is read alone."""
+def test_code_in_archive_does_not_run(tmp_path: Path) -> None:
+    """Only the directory of an archive is read."""
     path = tmp_path / "bomb.pth"
     torch.save(_Bomb(tmp_path / "boom"), path)
     assert check_viewable(path) == path

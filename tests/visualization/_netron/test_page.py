@@ -1,4 +1,4 @@
-"""Netron's page as it is served: private, for one file, and refused when it would not work."""
+"""Netron's page as served: private, for one file, and rejected if it would not work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from finetunelib.errors import ServerError
 from finetunelib.visualization._netron import page
 
-#: Names that would break out of HTML, out of a URL, or that are more than ASCII.
+#: Names that need escaping in HTML or URLs, or are not ASCII.
 NAMES = [
     "plain.onnx",
     "with space.onnx",
@@ -60,8 +60,8 @@ def _page_of(name: str) -> _Metas:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_points_to_its_file(name: str) -> None:
-    """The address in the page, read as a browser does, is that of the file's name."""
+def test_page_contains_address_of_file(name: str) -> None:
+    """The address in the page, as a browser decodes it, ends with the file's name."""
     (address,) = [content for key, content in _page_of(name).metas if key == "file"]
     assert urllib.parse.unquote(urllib.parse.urlsplit(address).path) == f"/data/{name}"
     assert not urllib.parse.urlsplit(address).query
@@ -69,25 +69,25 @@ def test_the_page_points_to_its_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_is_entitled_with_the_name(name: str) -> None:
-    """What the page shows as the model's name is the name as it is."""
+def test_page_shows_name_of_file(name: str) -> None:
+    """The model name shown by the page is the file's name."""
     assert ("identifier", name) in _page_of(name).metas
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_adds_no_element_to_the_page(name: str) -> None:
-    """A name with angle brackets and quotes is text and not code."""
+def test_name_is_escaped(name: str) -> None:
+    """Brackets and quotes in a name add no elements to the page."""
     assert _page_of(name).tags == _page_of("plain.onnx").tags
 
 
-def test_the_page_says_the_version_that_reports_nothing() -> None:
-    """Of the version there is one mention, and it is the one of builds that send no statistics."""
+def test_page_has_version_that_sends_no_statistics() -> None:
+    """The page contains one version, 0.0.0."""
     versions = [content for key, content in _page_of("model.onnx").metas if key == "version"]
     assert versions == ["0.0.0"]
 
 
-def test_the_rest_of_the_page_is_netrons_own() -> None:
-    """Everything but the version's line is what the installed package holds."""
+def test_rest_of_page_is_unchanged() -> None:
+    """All other lines are those of the installed package."""
     served = set(page.render("model.onnx", _built()).decode().splitlines())
     missing = [line for line in _installed().splitlines() if line not in served]
     assert len(missing) == 1
@@ -95,13 +95,13 @@ def test_the_rest_of_the_page_is_netrons_own() -> None:
 
 
 @pytest.mark.parametrize("days", [0, 179])
-def test_a_page_of_the_last_months_is_shown(days: int) -> None:
-    """Within 180 days of its build the page works."""
+def test_recent_page_is_accepted(days: int) -> None:
+    """The page works for 180 days after its build."""
     assert page.render("model.onnx", _built() + dt.timedelta(days=days))
 
 
-def test_an_old_page_is_refused_with_the_command_that_updates_it() -> None:
-    """After 180 days the page would refuse to work, so the error says its date and what to do."""
+def test_old_page_is_rejected() -> None:
+    """After 180 days, the error contains the build date and the command that updates Netron."""
     with pytest.raises(ServerError) as caught:
         page.render("model.onnx", _built() + dt.timedelta(days=181))
     assert f"{_built():%Y-%m-%d}" in str(caught.value)
@@ -109,10 +109,10 @@ def test_an_old_page_is_refused_with_the_command_that_updates_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["version", "date"])
-def test_a_page_that_changed_is_refused_with_the_command_that_updates_it(
+def test_unknown_page_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A page without the lines that are replaced would not be private, so it is not shown."""
+    """A page without the lines to replace could not be made private."""
     text = re.sub(rf'<meta name="{name}"[^>]*>', "", _installed())
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     now = _built()
@@ -122,23 +122,23 @@ def test_a_page_that_changed_is_refused_with_the_command_that_updates_it(
     assert "pip install --upgrade netron" in str(caught.value)
 
 
-def test_no_source_of_the_package_is_an_asset() -> None:
-    """Only what a page needs may be asked for."""
+def test_python_files_are_not_assets() -> None:
+    """The assets include scripts, styles and data, but no Python files."""
     names = page.asset_names()
     assert {"index.js", "view.js", "onnx.js", "onnx-metadata.json", "grapher.css"} <= names
     assert not any(name.endswith((".py", ".pyc")) for name in names)
 
 
 def test_every_asset_has_a_mime_type() -> None:
-    """A browser runs a script only under its own type."""
+    """Browsers run a script only if its MIME type is that of JavaScript."""
     suffixes = {Path(name).suffix for name in page.asset_names()}
     assert suffixes <= set(page.MIME_TYPES)
     assert page.MIME_TYPES[".js"] == "text/javascript"
 
 
 @pytest.mark.parametrize("directive", ["default-src", "script-src", "connect-src"])
-def test_the_policy_names_no_other_host(directive: str) -> None:
-    """Scripts and requests of the page are confined to the server that it came from."""
+def test_policy_allows_no_other_host(directive: str) -> None:
+    """Scripts and requests are limited to the server of the page."""
     directives = [part.split() for part in page.CONTENT_SECURITY_POLICY.split(";")]
     (sources,) = [part[1:] for part in directives if part[0] == directive]
     assert "'self'" in sources

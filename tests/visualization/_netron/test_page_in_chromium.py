@@ -1,4 +1,4 @@
-"""The page in a real browser: the graph is drawn, and nobody outside is asked for anything."""
+"""The page in a real browser: the graph is drawn without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
-    """A headless Chromium; without one the tests are skipped, and in CI they fail."""
+    """A headless Chromium. Without one, the tests are skipped, but fail in CI."""
     path = find_chromium()
     if path is None:
         message = "no Chromium or Chrome is installed"
@@ -40,13 +40,13 @@ def browser() -> Iterator[Chromium]:
 
 @pytest.fixture(scope="module")
 def shown(browser: Chromium) -> Page:
-    """The page of an MLP, once its graph is drawn."""
+    """The page of an MLP after its graph was drawn."""
     with visualize(build_mlp(784, [500], 10, seed=0), browser=False) as server:
         return browser.graph(server.url)
 
 
 def _outside(page: Page) -> list[str]:
-    """Return the requests to anybody but the loopback address."""
+    """Return the requests to other hosts than the loopback address."""
     urls = [urlsplit(url) for url in page.requests]
     return [
         url.geturl()
@@ -56,63 +56,65 @@ def _outside(page: Page) -> list[str]:
 
 
 def test_the_graph_of_a_module_is_drawn(shown: Page) -> None:
-    """The nodes of an MLP stand in the page, without a question and without a spinner."""
+    """The page shows the nodes of an MLP, without a consent question."""
     assert shown.nodes == ["inputs", "Gemm", "Relu", "Gemm", "output"]
 
 
 def test_every_edge_shows_its_shape(shown: Page) -> None:
-    """The tensors between the layers are labelled with the batch and their features."""
+    """The tensors between the layers are labelled with their shapes."""
     assert shown.edges == [f"batch{TIMES}{features}" for features in (784, 500, 500, 10)]
 
 
 def test_the_page_has_the_name_of_the_model(shown: Page) -> None:
-    """The title of the tab is the file's name."""
+    """The title of the tab is the name of the file."""
     assert shown.title == "MLP.onnx"
 
 
 def test_no_request_leaves_this_machine(shown: Page) -> None:
-    """Everything that the page asks for it asks of its own server."""
+    """The page sends requests only to its own server."""
     assert any(urlsplit(url).path == "/data/MLP.onnx" for url in shown.requests)
     assert _outside(shown) == []
 
 
 def test_the_page_is_drawn_within_five_seconds(shown: Page) -> None:
-    """From the address to the graph, with nobody to ask outside (most of it is Chromium's)."""
+    """The time to draw the graph is short without a network. Chromium takes most of it."""
     assert shown.seconds < 5.0
 
 
 def test_the_requests_of_workers_are_recorded(shown: Page) -> None:
-    """The record holds what the worker that lays the graph out asks for."""
+    """The record includes the requests of the worker that computes the layout."""
     assert any(urlsplit(url).path == "/dagre.js" for url in shown.requests)
 
 
 def test_a_request_to_the_outside_would_be_seen(browser: Chromium) -> None:
-    """The record that the tests above rest on holds the requests of a page that does ask."""
+    """The record that other tests rely on includes requests to other hosts."""
     page = b'<img src="http://outside.invalid/picture.png">'
     with answering(lambda path, host: (200, "text/html", page)) as port:
         seen = browser.plain(f"http://127.0.0.1:{port}/")
     assert _outside(seen) == ["http://outside.invalid/picture.png"]
 
 
-def test_the_page_cannot_ask_another_server(browser: Chromium, annotated: Path) -> None:
-    """What runs in the page is kept from any other server, even one of this machine."""
-    asked: list[str] = []
+def test_the_page_cannot_send_requests_to_another_server(
+    browser: Chromium, annotated: Path
+) -> None:
+    """Scripts in the page cannot reach other servers, even on this machine."""
+    requested: list[str] = []
 
     def answer(path: str, host: str) -> tuple[int, str, bytes]:
-        asked.append(path)
+        requested.append(path)
         return 200, "text/plain", b""
 
     with answering(answer) as port, visualize(annotated, browser=False) as server:
         address = f"http://127.0.0.1:{port}/"
         script = f'fetch("{address}", {{mode: "no-cors"}}).then(() => "sent", () => "refused")'
         assert browser.value(server.url, script) == "refused"
-        assert asked == []
-        request(address)  # Who is not kept from it is recorded.
-    assert asked == ["/"]
+        assert requested == []
+        request(address)  # A request from outside of the page is recorded.
+    assert requested == ["/"]
 
 
 def test_the_page_keeps_no_cookie(browser: Chromium, annotated: Path) -> None:
-    """The page reads the answer to its question, and the browser has nothing to keep or send."""
+    """The page reads its consent cookie, but the browser stores no cookie."""
     with visualize(annotated, browser=False) as server:
         assert browser.value(server.url, "document.cookie") == "consent=1"
         assert browser.value(server.url, "cookieStore.getAll().then((all) => all.length)") == 0
@@ -120,7 +122,7 @@ def test_the_page_keeps_no_cookie(browser: Chromium, annotated: Path) -> None:
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file whose first layer says where it comes from, and whose edges have all their shapes."""
+    """A file with metadata on its first layer, and shapes on all edges."""
     path = tmp_path_factory.mktemp("annotated") / "annotated.onnx"
     model = onnx.load(write_mlp(path, nn.Linear(784, 500), nn.Linear(500, 10)))
     for name in ("hidden", "active"):
@@ -138,8 +140,8 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_sidebar_shows_where_a_layer_comes_from(browser: Chromium, annotated: Path) -> None:
-    """A click on a node shows its dotted name, class, parameters and state, without another."""
+def test_the_sidebar_shows_the_metadata_of_a_layer(browser: Chromium, annotated: Path) -> None:
+    """A click on a node shows its module, class, parameters and state."""
     with visualize(annotated, browser=False) as server:
         page = browser.node(server.url, "Gemm")
     assert page.sidebar[-4:] == [
@@ -154,16 +156,18 @@ def test_the_sidebar_shows_where_a_layer_comes_from(browser: Chromium, annotated
     assert _outside(page) == []
 
 
-def test_the_sidebar_of_a_layer_without_notes_has_none(browser: Chromium, annotated: Path) -> None:
-    """What is shown is that of the node that was clicked."""
+def test_the_sidebar_of_a_layer_without_metadata_has_none(
+    browser: Chromium, annotated: Path
+) -> None:
+    """The sidebar shows the metadata of the node that was clicked."""
     with visualize(annotated, browser=False) as server:
         sidebar = dict(browser.node(server.url, "Relu").sidebar)
     assert sidebar["type"].endswith("Relu")
     assert "state" not in sidebar
 
 
-def test_the_sidebar_of_an_exported_layer_says_what_the_export_noted(browser: Chromium) -> None:
-    """Of a fine-tuned model: which module, its parameters, their state, and the output's shape."""
+def test_the_sidebar_shows_the_metadata_of_an_export(browser: Chromium) -> None:
+    """For a fine-tuned model, the sidebar shows the class, parameters, state and output shape."""
     model = freeze_and_replace_head(build_mlp(784, [500], 10, seed=0), num_classes=5)
     with visualize(model, samples(2, 784), browser=False) as server:
         sidebar = dict(browser.node(server.url, "Gemm").sidebar)
@@ -173,7 +177,7 @@ def test_the_sidebar_of_an_exported_layer_says_what_the_export_noted(browser: Ch
 
 
 def test_the_page_is_drawn_in_a_notebook(browser: Chromium, annotated: Path) -> None:
-    """The frame of a notebook is one of another site, for which browsers keep no cookies."""
+    """The frame belongs to another site, for which browsers store no cookies."""
     with visualize(annotated, browser=False) as server:
         body = f"<!doctype html><html><body>{server._repr_html_()}</body></html>".encode()
         with answering(lambda path, host: (200, "text/html", body)) as port:
@@ -183,7 +187,7 @@ def test_the_page_is_drawn_in_a_notebook(browser: Chromium, annotated: Path) -> 
 
 
 def test_the_page_is_drawn_through_a_proxy(browser: Chromium, annotated: Path) -> None:
-    """Every address in the page is relative, so that it works below a notebook's prefix."""
+    """All addresses in the page are relative, so it works below a proxy's prefix."""
     with visualize(annotated, browser=False, proxy="/user/alice/proxy/{port}/") as server:
         prefix = f"/user/alice/proxy/{server.url.rpartition(':')[2]}"
 
@@ -200,8 +204,8 @@ def test_the_page_is_drawn_through_a_proxy(browser: Chromium, annotated: Path) -
     assert {urlsplit(url).port for url in page.requests} == {port}
 
 
-def test_weights_that_are_left_out_are_drawn(browser: Chromium, annotated: Path) -> None:
-    """They have their shapes in the page, and their values are asked of nobody."""
+def test_weights_that_are_left_out_have_shapes(browser: Chromium, annotated: Path) -> None:
+    """The page shows their shapes, and does not request their values."""
     model = onnx_ir.load(annotated)
     leave_large_weights_out(model, 0)
     path = annotated.with_name("left_out.onnx")
@@ -215,7 +219,7 @@ def test_weights_that_are_left_out_are_drawn(browser: Chromium, annotated: Path)
 
 
 def test_two_models_are_drawn_side_by_side(browser: Chromium, tmp_path: Path) -> None:
-    """Each viewer draws its own model, whichever was opened last."""
+    """Each viewer draws its own model, regardless of the order in which they were opened."""
     first, second = nn.Linear(4, 8), nn.Linear(8, 3)
     with_relu = write_mlp(tmp_path / "relu.onnx", first, second)
     without = write_mlp(tmp_path / "identity.onnx", first, second, relu=False)
@@ -228,7 +232,7 @@ def test_two_models_are_drawn_side_by_side(browser: Chromium, tmp_path: Path) ->
     "name", ["müller & söhne.onnx", "\"quoted\" 'name'.onnx", "<b>bold#100%?.onnx"]
 )
 def test_a_file_of_any_name_is_drawn(browser: Chromium, tmp_path: Path, name: str) -> None:
-    """A name that is no plain word reaches the page as it is, and harms nothing."""
+    """Special characters in a name are shown literally."""
     path = tmp_path / name
     write_mlp(path, nn.Linear(4, 8), nn.Linear(8, 3))
     with visualize(path, browser=False) as server:

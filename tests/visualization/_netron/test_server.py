@@ -1,4 +1,4 @@
-"""The server behind the page: what it gives, what it keeps, and how it ends."""
+"""The server of the page: what it serves, what it rejects, and how it is closed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from finetunelib.visualization._netron.temporary_folder import temporary_folder
 from support_http import connected, raw, request
 
 _CONTENT = bytes(range(256)) * 5
-_SECRET = b"what lies beside the model"
+_SECRET = b"a file next to the model"
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file to be shown, beside one that is not."""
+    """A file to show, next to one that must not be served."""
     (tmp_path / "secret.onnx").write_bytes(_SECRET)
     path = tmp_path / "model.onnx"
     path.write_bytes(_CONTENT)
@@ -62,22 +62,22 @@ def _assert_unreachable(url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/index.html", "/?q=1"])
 def test_the_page_is_at_the_root(server: NetronServer, path: str) -> None:
-    """The address of the server is that of the page, for the one file."""
+    """The address of the server is that of the page."""
     answer = request(server.url, path)
     assert answer.status == 200
     assert answer.headers.get_content_type() == "text/html"
     assert b'<meta name="file" content="/data/model.onnx">' in answer.body
 
 
-def test_the_file_is_served_as_it_is(server: NetronServer) -> None:
-    """The page's address of the file gives its bytes, whatever is asked after a question mark."""
+def test_the_file_is_served_unchanged(server: NetronServer) -> None:
+    """The file is at the address in the page; a query string is ignored."""
     answer = request(server.url, "/data/model.onnx?cb=1")
     assert (answer.status, answer.body) == (200, _CONTENT)
     assert answer.headers["Content-Length"] == str(len(_CONTENT))
 
 
-def test_everything_that_the_page_refers_to_is_served(server: NetronServer) -> None:
-    """Scripts, styles and icons of the page are there, under their types."""
+def test_all_assets_of_the_page_are_served(server: NetronServer) -> None:
+    """Scripts, styles and icons are served with their MIME types."""
     html = request(server.url).body.decode()
     names = re.findall(r'(?:src|href)="([\w-]+\.\w+)"', html)
     assert any(name.endswith(".js") for name in names)
@@ -85,13 +85,13 @@ def test_everything_that_the_page_refers_to_is_served(server: NetronServer) -> N
         answer = request(server.url, f"/{name}")
         assert answer.status == 200
         assert answer.headers.get_content_type() == page.MIME_TYPES[Path(name).suffix]
-        own = name == page.SCRIPT_NAME
-        assert answer.body == (page.SCRIPT if own else page.asset(name).read_bytes())
+        is_ours = name == page.SCRIPT_NAME
+        assert answer.body == (page.SCRIPT if is_ours else page.asset(name).read_bytes())
 
 
 @pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
-def test_a_head_request_is_answered_without_the_content(server: NetronServer, path: str) -> None:
-    """Status and headers are those of a GET, and nothing follows."""
+def test_a_head_request_has_no_body(server: NetronServer, path: str) -> None:
+    """Status and headers are those of a GET request."""
     full, head = request(server.url, path), request(server.url, path, method="HEAD")
     assert head.status == 200
     assert head.body == b""
@@ -99,8 +99,8 @@ def test_a_head_request_is_answered_without_the_content(server: NetronServer, pa
         assert head.headers[name] == full.headers[name]
 
 
-def test_a_head_request_for_nothing_is_not_found(server: NetronServer) -> None:
-    """A HEAD request says what a GET would."""
+def test_a_head_request_for_another_file_is_not_found(server: NetronServer) -> None:
+    """The status of a HEAD request is that of a GET request."""
     assert request(server.url, "/data/secret.onnx", method="HEAD").status == 404
 
 
@@ -132,7 +132,7 @@ def test_a_head_request_for_nothing_is_not_found(server: NetronServer) -> None:
     ],
 )
 def test_nothing_else_is_served(server: NetronServer, path: str) -> None:
-    """Neither files beside the model nor paths that lead out of the folder are found."""
+    """Neither files next to the model nor paths outside of its folder are served."""
     answer = request(server.url, path)
     assert answer.status == 404
     assert _SECRET not in answer.body
@@ -140,20 +140,20 @@ def test_nothing_else_is_served(server: NetronServer, path: str) -> None:
 
 
 def test_an_absolute_path_is_not_served(server: NetronServer, file: Path) -> None:
-    """A full path on the disk leads nowhere, under `/data/` or not."""
+    """An absolute path is not found, with or without `/data/`."""
     secret = file.with_name("secret.onnx")
     assert request(server.url, str(secret)).status == 404
     assert request(server.url, f"/data/{secret}").status == 404
 
 
 @pytest.mark.parametrize("name", ["server.py", "__init__.py", "__pycache__", "x/../server.py"])
-def test_the_viewers_own_sources_are_not_served(server: NetronServer, name: str) -> None:
-    """The package's Python files are no assets."""
+def test_python_files_of_netron_are_not_served(server: NetronServer, name: str) -> None:
+    """The Python files of the package are not assets."""
     assert request(server.url, f"/{name}").status == 404
 
 
-def test_other_methods_are_refused(server: NetronServer) -> None:
-    """The server takes nothing."""
+def test_other_methods_are_rejected(server: NetronServer) -> None:
+    """The server accepts no uploads."""
     assert request(server.url, method="POST").status == 501
 
 
@@ -161,27 +161,27 @@ def test_other_methods_are_refused(server: NetronServer) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.0.2.7", "", "[", "@"]
 )
-def test_a_foreign_host_is_refused(server: NetronServer, host: str, path: str) -> None:
-    """A page of another site that resolves its name to this machine gets neither page nor file."""
+def test_a_foreign_host_is_rejected(server: NetronServer, host: str, path: str) -> None:
+    """A site that points its name to this machine gets neither the page nor the file."""
     answer = request(server.url, path, host=host)
     assert answer.status == 421
     assert _CONTENT not in answer.body
     assert b"model.onnx" not in answer.body
 
 
-def test_a_request_without_a_host_is_refused(server: NetronServer) -> None:
-    """A browser always says which host it means."""
+def test_a_request_without_a_host_is_rejected(server: NetronServer) -> None:
+    """Browsers always send a Host header."""
     assert b" 421 " in raw(server.url, b"GET / HTTP/1.0\r\n\r\n")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost:1", "127.0.0.1", "[::1]:80"])
 def test_the_names_of_this_machine_are_accepted(server: NetronServer, host: str) -> None:
-    """A user may write `localhost`, and a tunnel may have another port."""
+    """A user may open `localhost`, or a tunnel on another port."""
     assert request(server.url, host=host).status == 200
 
 
 def test_the_server_listens_on_localhost_by_name(file: Path) -> None:
-    """The name of the loopback address is an address to listen on."""
+    """`localhost` is accepted as `host`."""
     with NetronServer(file, host="localhost", port=0) as server:
         assert server.url.startswith("http://localhost:")
         assert request(server.url, "/data/model.onnx").body == _CONTENT
@@ -198,29 +198,29 @@ def _has_ipv6() -> bool:
 
 @pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 def test_the_server_listens_on_the_loopback_of_ipv6(file: Path) -> None:
-    """The other loopback address works, in brackets as browsers want it."""
+    """The URL of an IPv6 address contains brackets."""
     with NetronServer(file, host="::1", port=0) as server:
         assert server.url.startswith("http://[::1]:")
         assert request(server.url, "/data/model.onnx").body == _CONTENT
         assert request(server.url, host="evil.example").status == 421
 
 
-def test_a_server_for_the_network_has_an_address_that_opens_here(file: Path) -> None:
-    """Every address of a machine is none that a browser can open; loopback is one of them."""
+def test_a_server_on_all_interfaces_has_a_loopback_url(file: Path) -> None:
+    """A browser cannot open 0.0.0.0, so the URL contains the loopback address."""
     with NetronServer(file, host="0.0.0.0", port=0) as server:
         assert server.url == f"http://127.0.0.1:{_port(server)}"
         assert request(server.url, "/data/model.onnx").body == _CONTENT
 
 
-def test_a_server_for_the_network_is_found_under_its_addresses(file: Path) -> None:
-    """Whoever asks for an address in numbers means this server: a number cannot be lent."""
+def test_a_server_on_the_network_accepts_its_addresses(file: Path) -> None:
+    """Numeric addresses and the host name are accepted."""
     with NetronServer(file, host="0.0.0.0", port=0) as server:
         assert request(server.url, host="192.0.2.7:80").status == 200
         assert request(server.url, host=socket.gethostname()).status == 200
 
 
-def test_a_server_for_the_network_refuses_a_foreign_host(file: Path) -> None:
-    """A name that another site made lead here gives nothing, on whatever address."""
+def test_a_server_on_the_network_rejects_a_foreign_host(file: Path) -> None:
+    """A foreign name is rejected on the network too."""
     with NetronServer(file, host="0.0.0.0", port=0) as server:
         answer = request(server.url, "/data/model.onnx", host="evil.example")
     assert answer.status == 421
@@ -233,7 +233,7 @@ def _secret(server: NetronServer) -> str:
 
 @pytest.mark.parametrize("host", ["hub.example.org", "127.0.0.1"])
 def test_the_page_is_under_its_secret_for_a_proxy(server: NetronServer, host: str) -> None:
-    """A notebook's proxy comes under its own name, and shows by the secret that it was sent."""
+    """Requests of a proxy have a foreign host name, but their path starts with the secret."""
     page = request(server.url, f"/{_secret(server)}/", host=host)
     assert b'<meta name="file" content="/data/model.onnx">' in page.body
     file = request(server.url, f"/{_secret(server)}/data/model.onnx?cb=1", host=host)
@@ -243,12 +243,12 @@ def test_the_page_is_under_its_secret_for_a_proxy(server: NetronServer, host: st
 
 @pytest.mark.parametrize("path", ["/data/secret.onnx", "/../secret.onnx", "/%2e%2e/secret.onnx"])
 def test_nothing_else_is_under_the_secret(server: NetronServer, path: str) -> None:
-    """Who knows the secret gets what others get at the root."""
+    """The secret gives access to the page and the file only."""
     assert request(server.url, f"/{_secret(server)}{path}").status == 404
 
 
-def test_the_secret_is_one_of_many(server: NetronServer, file: Path) -> None:
-    """No two servers share it, a wrong one is none, and it is too long to be guessed."""
+def test_the_secret_is_unique(server: NetronServer, file: Path) -> None:
+    """Each server has its own secret, which is too long to guess."""
     with NetronServer(file, host="127.0.0.1", port=0) as other:
         assert len(_secret(other)) >= 20
         assert request(server.url, f"/{_secret(other)}/", host="hub.example").status == 421
@@ -265,32 +265,34 @@ def test_the_secret_is_one_of_many(server: NetronServer, file: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
-def test_every_answer_is_confined(server: NetronServer, path: str, name: str, value: str) -> None:
-    """Page, file and assets all carry the headers that keep a browser from going elsewhere."""
+def test_every_answer_has_security_headers(
+    server: NetronServer, path: str, name: str, value: str
+) -> None:
+    """The page, the file and the assets all have the headers."""
     assert request(server.url, path).headers[name] == value
 
 
 @pytest.mark.parametrize("path", ["/", "/data/model.onnx", "/view.js"])
 def test_no_cookie_is_set(server: NetronServer, path: str) -> None:
-    """A cookie of one port would be sent to every other program on this machine."""
+    """Browsers would send a cookie to all other ports of this machine."""
     assert request(server.url, path).headers["Set-Cookie"] is None
 
 
 def test_the_page_runs_the_librarys_script_before_its_own(server: NetronServer) -> None:
-    """The answer to the page's question about statistics is there before it is asked."""
+    """The script that answers the consent question comes before the page's scripts."""
     html = request(server.url).body.decode()
     assert 0 < html.index(f'src="{page.SCRIPT_NAME}"') < html.index('src="index.js"')
 
 
 def test_two_servers_show_their_own_files(tmp_path: Path, server: NetronServer) -> None:
-    """Servers side by side have ports, pages and contents of their own."""
+    """Two servers have different ports, pages and contents."""
     path = tmp_path / "other.onnx"
-    path.write_bytes(b"another model")
+    path.write_bytes(b"a second model")
     with NetronServer(path, host="127.0.0.1", port=0) as other:
         assert other.url != server.url
         assert b"/data/other.onnx" in request(other.url).body
         assert b"/data/model.onnx" in request(server.url).body
-        assert request(other.url, "/data/other.onnx").body == b"another model"
+        assert request(other.url, "/data/other.onnx").body == b"a second model"
         assert request(server.url, "/data/model.onnx").body == _CONTENT
         assert request(server.url, "/data/other.onnx").status == 404
 
@@ -307,7 +309,7 @@ def test_two_servers_show_their_own_files(tmp_path: Path, server: NetronServer) 
     ],
 )
 def test_a_file_of_any_name_is_served(tmp_path: Path, name: str, quoted: str) -> None:
-    """The address in the page is quoted, and is answered with the file."""
+    """Special characters are quoted in the address of the file."""
     (tmp_path / name).write_bytes(_CONTENT)
     with NetronServer(tmp_path / name, host="127.0.0.1", port=0) as server:
         assert f'content="/data/{quoted}"'.encode() in request(server.url).body
@@ -315,26 +317,26 @@ def test_a_file_of_any_name_is_served(tmp_path: Path, name: str, quoted: str) ->
 
 
 def test_a_file_that_was_deleted_is_not_found(server: NetronServer, file: Path) -> None:
-    """A file that goes away while it is shown is missing, and the page stays."""
+    """If the file is deleted while the viewer is open, the page is still served."""
     file.unlink()
     assert request(server.url, "/data/model.onnx").status == 404
     assert request(server.url).status == 200
 
 
-def test_a_file_that_was_written_again_is_served_anew(server: NetronServer, file: Path) -> None:
-    """A reload of the page shows the file as it is now."""
+def test_a_changed_file_is_served(server: NetronServer, file: Path) -> None:
+    """Reloading the page shows the current content of the file."""
     file.write_bytes(b"a newer model")
     assert request(server.url, "/data/model.onnx").body == b"a newer model"
 
 
 def test_a_free_port_is_in_the_address(server: NetronServer) -> None:
-    """Port 0 gives a real one, which the address holds."""
+    """With port 0, the URL contains the port that was selected."""
     assert 0 < _port(server) < 65536
     assert request(server.url).status == 200
 
 
 def test_a_port_is_free_after_a_close(file: Path) -> None:
-    """The next server can listen where the last one did."""
+    """Another server can listen on the port of a closed one."""
     with NetronServer(file, host="127.0.0.1", port=0) as first:
         port = _port(first)
     with NetronServer(file, host="127.0.0.1", port=port) as second:
@@ -343,7 +345,7 @@ def test_a_port_is_free_after_a_close(file: Path) -> None:
 
 
 def test_a_busy_port_is_an_error_that_names_it(server: NetronServer, file: Path) -> None:
-    """A port that is taken is an OSError of this library, and its owner goes on."""
+    """A port in use raises `ServerError`, and the other server is not affected."""
     with pytest.raises(ServerError) as caught:
         NetronServer(file, host="127.0.0.1", port=_port(server))
     assert f"127.0.0.1:{_port(server)}" in str(caught.value)
@@ -353,37 +355,37 @@ def test_a_busy_port_is_an_error_that_names_it(server: NetronServer, file: Path)
 
 
 def test_an_address_of_another_machine_is_an_error_that_names_it(file: Path) -> None:
-    """An address that is not this machine's (one reserved for documents) cannot be served."""
+    """An address that does not belong to this machine raises `ServerError`."""
     with pytest.raises(ServerError) as caught:
         NetronServer(file, host="203.0.113.1", port=0)
     assert "203.0.113.1" in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["no..name", "a" * 70, "nul\0"], ids=["name", "long", "nul"])
-def test_a_host_that_is_none_is_an_error_that_names_it(file: Path, host: str) -> None:
-    """What cannot be a host is the library's own error, however Python fails on it."""
+def test_an_invalid_host_is_an_error_that_names_it(file: Path, host: str) -> None:
+    """Whatever Python raises for an invalid host becomes a `ServerError`."""
     with pytest.raises(ServerError) as caught:
         NetronServer(file, host=host, port=0)
     assert host in str(caught.value)
 
 
 def test_an_impossible_port_is_an_error_that_names_it(file: Path) -> None:
-    """A port above 65535 is the library's own error also here."""
+    """A port above 65535 raises `ServerError`."""
     with pytest.raises(ServerError) as caught:
         NetronServer(file, host="127.0.0.1", port=70_000)
     assert "70000" in str(caught.value)
 
 
 def test_a_server_that_cannot_start_leaves_no_thread(server: NetronServer, file: Path) -> None:
-    """After an error there is no more than before."""
+    """An error leaves no thread running."""
     before = _threads()
     with pytest.raises(ServerError):
         NetronServer(file, host="127.0.0.1", port=_port(server))
     assert _threads() == before
 
 
-def test_a_closed_server_is_gone(file: Path) -> None:
-    """Neither its port nor its thread is left."""
+def test_close_ends_port_and_thread(file: Path) -> None:
+    """After `close`, the port is free and the thread has ended."""
     server = NetronServer(file, host="127.0.0.1", port=0)
     name = f"netron {server.url}"
     assert name in _threads()
@@ -393,14 +395,14 @@ def test_a_closed_server_is_gone(file: Path) -> None:
 
 
 def test_closing_again_does_nothing(server: NetronServer) -> None:
-    """A second close is no error, and brings nothing back."""
+    """A second `close` does not raise."""
     server.close()
     server.close()
     _assert_unreachable(server.url)
 
 
 def test_a_with_block_closes_at_its_end(file: Path) -> None:
-    """The server is there inside the block and gone behind it, also after an error."""
+    """The server is closed at the end of the block, even after an exception."""
     server = NetronServer(file, host="127.0.0.1", port=0)
 
     def fail() -> None:
@@ -413,17 +415,17 @@ def test_a_with_block_closes_at_its_end(file: Path) -> None:
     _assert_unreachable(server.url)
 
 
-def _held() -> tuple[set[str], int]:
-    """Return the names of the threads that serve, and how many descriptors are open."""
-    gc.collect()  # What other tests left behind is not to go in between.
+def _resources() -> tuple[set[str], int]:
+    """Return the names of server threads, and the number of open descriptors."""
+    gc.collect()  # Otherwise, garbage of other tests may close descriptors later.
     folder = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     return _threads(), sum(1 for _ in folder.iterdir())
 
 
-def test_fifty_servers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty that were opened, asked and closed leave no thread, port, descriptor or file."""
+def test_fifty_servers_release_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After fifty servers, there are no more threads, ports, descriptors or files than before."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = _held()
+    before = _resources()
     urls = []
     for _ in range(50):
         with contextlib.ExitStack() as owned:
@@ -433,57 +435,57 @@ def test_fifty_servers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with server:
             urls.append(server.url)
             assert request(server.url, "/data/model.onnx").body == _CONTENT
-    assert _held() == before
+    assert _resources() == before
     assert list(tmp_path.iterdir()) == []
     for url in urls:
         _assert_unreachable(url)
 
 
-def test_a_connection_on_which_nothing_is_asked_is_ended(file: Path) -> None:
-    """Browsers connect ahead; a close does not wait for them, nor leave their threads."""
-    before = _held()
+def test_close_ends_idle_connections(file: Path) -> None:
+    """Browsers open idle connections; `close` ends them and their threads."""
+    before = _resources()
     server = NetronServer(file, host="127.0.0.1", port=0)
     with connected(server.url) as idle, connected(server.url) as half:
         half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
-        request(server.url)  # Connections are taken in order, so that both are by now.
+        request(server.url)  # Connections are accepted in order.
         server.close()
         assert idle.recv(1) == b""
         assert half.recv(1) == b""
-    assert _held() == before
+    assert _resources() == before
 
 
-def test_a_download_that_nobody_reads_is_ended(file: Path) -> None:
-    """A close does not wait for a browser that has stopped reading."""
+def test_close_ends_stalled_downloads(file: Path) -> None:
+    """`close` does not wait for a browser that has stopped reading."""
     file.write_bytes(bytes(50_000_000))
-    before = _held()
+    before = _resources()
     server = NetronServer(file, host="127.0.0.1", port=0)
     with connected(server.url) as stalled:
         stalled.sendall(b"GET /data/model.onnx HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert stalled.recv(1) == b"H"
         server.close()
-    assert _held() == before
+    assert _resources() == before
 
 
-def test_a_socket_that_a_child_process_shares_does_not_keep_the_port(file: Path) -> None:
-    """A worker that was forked meanwhile has the socket too, and would let browsers hang."""
+def test_close_frees_a_port_shared_with_a_child_process(file: Path) -> None:
+    """A forked worker shares the socket, on which browsers would otherwise wait forever."""
     server = NetronServer(file, host="127.0.0.1", port=0)
     with server._server.socket.dup():
         server.close()
         _assert_unreachable(server.url)
 
 
-def test_another_process_does_not_close_it(
+def test_a_forked_child_does_not_close_the_server(
     server: NetronServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forked child that ends and cleans up leaves the viewer and its files to its parent."""
+    """The cleanup of a forked child does not affect the viewer of its parent."""
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: -1)
         server.close()
     assert request(server.url).status == 200
 
 
-def test_two_threads_may_open_and_close_at_once(tmp_path: Path) -> None:
-    """Each of eight threads gets the page and the content of its own file."""
+def test_threads_may_open_and_close_servers_at_once(tmp_path: Path) -> None:
+    """Each of eight threads gets the page and content of its own file."""
     start = threading.Barrier(8)
 
     def show(number: int) -> tuple[bytes, bytes]:
@@ -500,7 +502,7 @@ def test_two_threads_may_open_and_close_at_once(tmp_path: Path) -> None:
 
 
 def test_two_threads_may_close_the_same_server(file: Path) -> None:
-    """Both return when it is gone."""
+    """Both calls return after the server was closed."""
     server = NetronServer(file, host="127.0.0.1", port=0)
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(server.close) for _ in range(2)]:
@@ -508,18 +510,19 @@ def test_two_threads_may_close_the_same_server(file: Path) -> None:
             _assert_unreachable(server.url)
 
 
-def test_a_server_says_what_it_shows_and_where(server: NetronServer) -> None:
-    """Its text holds the file and the address, and that it is closed when it is."""
+def test_repr_contains_file_and_url(server: NetronServer) -> None:
+    """The repr is one line with the file and URL, or says that the server is closed."""
     assert "model.onnx" in repr(server)
     assert server.url in repr(server)
+    assert "\n" not in repr(server)
     server.close()
     assert "closed" in repr(server)
 
 
-def test_a_server_over_ssh_says_how_to_reach_it(
+def test_repr_over_ssh_contains_command(
     server: NetronServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its text holds the command for the user's own machine, and elsewhere it does not."""
+    """The repr contains the command for the user's own machine only in an ssh session."""
     command = f"-L {_port(server)}:127.0.0.1:{_port(server)}"
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     assert command not in repr(server)
@@ -528,7 +531,7 @@ def test_a_server_over_ssh_says_how_to_reach_it(
 
 
 class _Frame(html.parser.HTMLParser):
-    """Collects the elements of a notebook's view."""
+    """Collects the elements of a notebook's HTML."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -544,7 +547,7 @@ class _Frame(html.parser.HTMLParser):
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine of which nothing is known."""
+    """An environment without ssh and JupyterHub."""
     for name in ("SSH_CONNECTION", "JUPYTERHUB_SERVICE_PREFIX"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -552,42 +555,42 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.usefixtures("notebook")
 def test_a_notebook_shows_the_page_in_a_frame(server: NetronServer) -> None:
-    """On one's own machine the frame holds the viewer's address."""
+    """Without a proxy, the frame contains the viewer's address."""
     assert _Frame(server._repr_html_()).source == server.url
 
 
 def test_a_notebook_of_jupyterhub_shows_the_page_through_its_proxy(
     notebook: pytest.MonkeyPatch, server: NetronServer
 ) -> None:
-    """The browser is elsewhere, and finds the viewer under the prefix of the user's server."""
+    """Under JupyterHub, the frame contains the prefix of the user's server."""
     notebook.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
     source = _Frame(server._repr_html_()).source
     assert source == f"/user/alice/proxy/{_port(server)}/{_secret(server)}/"
-    path = source.removeprefix(f"/user/alice/proxy/{_port(server)}")  # As the proxy does.
+    path = source.removeprefix(f"/user/alice/proxy/{_port(server)}")  # As a proxy does.
     assert request(server.url, path, host="hub.example.org").status == 200
     assert "jupyter-server-proxy" in server._repr_html_()
 
 
-def test_a_notebook_shows_the_page_through_the_proxy_that_was_named(
+def test_a_notebook_shows_the_page_through_the_users_proxy(
     notebook: pytest.MonkeyPatch, file: Path
 ) -> None:
-    """What the user says counts more than what the environment does."""
+    """The `proxy` argument has precedence over the environment."""
     notebook.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
     with NetronServer(file, host="127.0.0.1", port=0, proxy="/base/proxy/{port}") as server:
         source = _Frame(server._repr_html_()).source
         assert source == f"/base/proxy/{_port(server)}/{_secret(server)}/"
 
 
-def test_a_notebook_over_ssh_holds_the_command(
+def test_a_notebook_over_ssh_shows_the_command(
     notebook: pytest.MonkeyPatch, server: NetronServer
 ) -> None:
-    """Under the frame stands what brings the port to the user's machine."""
+    """The command is shown below the frame."""
     notebook.setenv("SSH_CONNECTION", "198.51.100.5 50000 192.0.2.7 22")
     assert f"-L {_port(server)}:127.0.0.1:{_port(server)}" in server._repr_html_()
 
 
 def test_a_notebook_says_that_a_viewer_is_closed(server: NetronServer) -> None:
-    """A cell that is run after the close shows no empty frame."""
+    """After `close`, there is a sentence instead of the frame."""
     server.close()
     assert "iframe" not in _Frame(server._repr_html_()).tags
     assert "closed" in server._repr_html_()
@@ -595,8 +598,8 @@ def test_a_notebook_says_that_a_viewer_is_closed(server: NetronServer) -> None:
 
 
 @pytest.mark.usefixtures("notebook")
-def test_a_name_adds_nothing_to_a_notebook(tmp_path: Path) -> None:
-    """A file's name is text there, whatever it holds."""
+def test_file_name_is_escaped_in_a_notebook(tmp_path: Path) -> None:
+    """Markup in the name of a file is shown as text."""
     path = tmp_path / '"><script>alert(1)<script>.onnx'
     path.write_bytes(_CONTENT)
     with NetronServer(path, host="127.0.0.1", port=0) as server:
@@ -604,7 +607,7 @@ def test_a_name_adds_nothing_to_a_notebook(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_when_another_thread_closes(server: NetronServer) -> None:
-    """A program that waits goes on when the server is closed from elsewhere."""
+    """`wait` returns when another thread closes the server."""
     waiting = threading.Thread(target=server.wait)
     waiting.start()
     assert waiting.is_alive()
@@ -614,58 +617,58 @@ def test_waiting_ends_when_another_thread_closes(server: NetronServer) -> None:
 
 
 def test_waiting_for_a_closed_server_returns(server: NetronServer) -> None:
-    """There is nothing to wait for."""
+    """`wait` returns at once if the server is closed."""
     server.close()
     server.wait()
     assert "closed" in repr(server)
 
 
-def test_an_interrupt_ends_the_waiting_and_closes(server: NetronServer) -> None:
-    """Ctrl-C while waiting is the user's way to close, and no error."""
+def test_ctrl_c_ends_waiting_and_closes(server: NetronServer) -> None:
+    """Ctrl-C during `wait` closes the server and is not an error."""
 
     def interrupt(_: int, frame: FrameType | None) -> None:
-        # Only where it is looked for: anywhere else it would end the test.
+        # Interrupt only inside of `wait`, because an interrupt elsewhere would end the test.
         while frame is not None:
             if frame.f_code is NetronServer.wait.__code__:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 raise KeyboardInterrupt
             frame = frame.f_back
 
-    former = signal.signal(signal.SIGALRM, interrupt)
+    previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
         server.wait()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
+        signal.signal(signal.SIGALRM, previous)
     _assert_unreachable(server.url)
 
 
-def test_a_server_that_nobody_holds_goes_on(file: Path) -> None:
-    """A caller may drop the handle and go on to look at the page."""
+def test_a_server_without_references_continues(file: Path) -> None:
+    """The page is served even if the caller drops the server object."""
     url = NetronServer(file, host="127.0.0.1", port=0).url
     gc.collect()
     try:
         assert request(url, "/data/model.onnx").body == _CONTENT
     finally:
-        for thing in gc.get_objects():
-            # By its exact type: some modules hold objects that warn when they are asked.
-            if type(thing) is NetronServer and thing.url == url:
-                thing.close()
+        for candidate in gc.get_objects():
+            # By its exact type, because `isinstance` triggers warnings of some objects.
+            if type(candidate) is NetronServer and candidate.url == url:
+                candidate.close()
     _assert_unreachable(url)
 
 
 def test_nothing_is_printed(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Requests, good and bad, leave the terminal of the user's program alone."""
+    """Neither valid nor invalid requests print anything."""
     with NetronServer(file, host="127.0.0.1", port=0) as server:
         request(server.url)
         request(server.url, "/missing")
         request(server.url, host="[")
-        raw(server.url, b"no request at all\r\n\r\n")
+        raw(server.url, b"not a request\r\n\r\n")
         assert b" 404 " in raw(server.url, b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with connected(server.url) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: loc")
-            # Closed with a reset, as by a browser that is killed.
+            # Close with a reset, like a browser that is killed.
             reset = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         request(server.url)
@@ -675,8 +678,8 @@ def test_nothing_is_printed(file: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_root_logger_is_left_alone(file: Path) -> None:
-    """Netron's own server would configure logging for the whole program."""
+def test_the_root_logger_is_unchanged(file: Path) -> None:
+    """Unlike Netron's own server, the viewer does not configure logging."""
     before = (logging.root.level, list(logging.root.handlers))
     with NetronServer(file, host="127.0.0.1", port=0) as server:
         request(server.url)

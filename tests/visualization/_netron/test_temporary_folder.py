@@ -1,4 +1,4 @@
-"""The viewer's own folders: there while their process is, and gone after it, however it ended."""
+"""Temporary folders: they exist as long as their process, and are removed if it is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from finetunelib.visualization._netron.temporary_folder import (
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 
-#: Makes a folder with a file, says where, and waits.
+#: Creates a folder with a file, prints its path, and waits.
 _PROGRAM = """
 import importlib.util, sys, tempfile
 tempfile.tempdir = sys.argv[1]
@@ -46,10 +46,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def other(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Another process that has a folder, and that folder."""
+    """Another process with a temporary folder, and that folder."""
     from finetunelib.visualization._netron import temporary_folder
 
-    # By its file alone: the package would be imported for seconds.
+    # Loaded from its file, because importing the package takes seconds.
     source = Path(temporary_folder.__file__)
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(temporary), str(source)],
@@ -62,8 +62,8 @@ def other(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         process.kill()
 
 
-def test_a_folder_is_there_for_the_block(temporary: Path) -> None:
-    """It is new and for its owner alone, and goes with what was put in it."""
+def test_folder_exists_during_the_block(temporary: Path) -> None:
+    """The folder is private to its owner, and removed with its content."""
     with temporary_folder() as folder:
         assert folder.parent == temporary
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -71,8 +71,8 @@ def test_a_folder_is_there_for_the_block(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_folder_is_gone_after_an_error(temporary: Path) -> None:
-    """What fails inside of the block leaves nothing."""
+def test_folder_is_removed_after_an_error(temporary: Path) -> None:
+    """An exception in the block leaves no folder."""
 
     def fail() -> None:
         with temporary_folder():
@@ -83,10 +83,10 @@ def test_a_folder_is_gone_after_an_error(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_the_folder_of_a_killed_process_is_removed(
+def test_folder_of_killed_process_is_removed(
     other: tuple[subprocess.Popen[str], Path], temporary: Path
 ) -> None:
-    """SIGKILL leaves no time to clean up; the next viewer does it."""
+    """A process killed by SIGKILL cannot clean up; `remove_abandoned` does."""
     process, folder = other
     process.kill()
     process.wait()
@@ -95,26 +95,26 @@ def test_the_folder_of_a_killed_process_is_removed(
     assert list(temporary.iterdir()) == []
 
 
-def test_the_folder_of_a_running_process_stays(
+def test_folder_of_running_process_is_kept(
     other: tuple[subprocess.Popen[str], Path], temporary: Path
 ) -> None:
-    """What another viewer shows is not taken away from it."""
+    """The folder of another viewer is not removed."""
     _, folder = other
     remove_abandoned()
     assert (folder / "Linear.onnx").read_bytes() == b"content"
 
 
-def test_the_folder_of_this_process_stays(temporary: Path) -> None:
-    """A second viewer leaves the first one's file."""
+def test_folder_of_this_process_is_kept(temporary: Path) -> None:
+    """A second viewer does not remove the folder of the first."""
     with temporary_folder() as folder:
         remove_abandoned()
         assert folder.is_dir()
 
 
-def test_what_is_named_otherwise_stays(temporary: Path) -> None:
-    """Files and folders of others are none of the viewer's."""
+def test_other_files_and_folders_are_kept(temporary: Path) -> None:
+    """Only folders with the prefix are removed."""
     (temporary / "finetunelib-mine").mkdir()
-    (temporary / f"{PREFIX}file").write_bytes(b"a file and no folder")
+    (temporary / f"{PREFIX}file").write_bytes(b"not a folder")
     remove_abandoned()
     assert sorted(entry.name for entry in temporary.iterdir()) == [
         "finetunelib-mine",
@@ -122,8 +122,8 @@ def test_what_is_named_otherwise_stays(temporary: Path) -> None:
     ]
 
 
-def test_a_link_is_not_followed(temporary: Path, tmp_path: Path) -> None:
-    """A link that is called like a folder of the viewer's leads nowhere."""
+def test_symbolic_link_is_not_followed(temporary: Path, tmp_path: Path) -> None:
+    """The target of a link with the prefix is not removed."""
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_bytes(b"content")
@@ -132,50 +132,50 @@ def test_a_link_is_not_followed(temporary: Path, tmp_path: Path) -> None:
     assert (kept / "file").read_bytes() == b"content"
 
 
-def test_the_folder_of_another_user_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder for temporary files is shared."""
-    (temporary / f"{PREFIX}theirs").mkdir()
+def test_folder_of_another_user_is_kept(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for temporary files may be shared by several users."""
+    (temporary / f"{PREFIX}other").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     remove_abandoned()
-    assert (temporary / f"{PREFIX}theirs").is_dir()
+    assert (temporary / f"{PREFIX}other").is_dir()
 
 
-def test_a_folder_that_is_taken_for_abandoned_is_made_anew(
+def test_folder_removed_before_it_is_locked_is_created_again(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process may remove it before it is locked; a viewer gets one all the same."""
-    made: list[str] = []
+    """Another process may remove a new folder that is not locked yet."""
+    created: list[str] = []
     mkdtemp = tempfile.mkdtemp
 
     def unlucky(*, prefix: str) -> str:
-        made.append(mkdtemp(prefix=prefix))
-        if len(made) == 1:
-            shutil.rmtree(made[0])
-        return made[-1]
+        created.append(mkdtemp(prefix=prefix))
+        if len(created) == 1:
+            shutil.rmtree(created[0])
+        return created[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", unlucky)
     with temporary_folder() as folder:
         assert folder.is_dir()
-        assert str(folder) == made[1]
+        assert str(folder) == created[1]
 
 
-def test_folders_are_made_while_others_clean_up(temporary: Path) -> None:
-    """Of many threads that make folders and remove abandoned ones, each keeps its own."""
+def test_threads_create_and_remove_folders_at_once(temporary: Path) -> None:
+    """Each of several threads keeps its folder while others remove abandoned ones."""
 
-    def make(_: int) -> bool:
+    def create(_: int) -> bool:
         with temporary_folder() as folder:
             remove_abandoned()
             return folder.is_dir()
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(make, range(200)))
+        assert all(pool.map(create, range(200)))
     assert list(temporary.iterdir()) == []
 
 
-def test_a_folder_without_locks_is_used_and_never_taken_for_abandoned(
+def test_folder_without_locks_is_never_removed(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the file system has none, a viewer works, and nobody removes what may be in use."""
+    """If the file system has no locks, a folder can be used, and may always be in use."""
     import fcntl
 
     def flock(descriptor: int, operation: int) -> None:
@@ -188,17 +188,17 @@ def test_a_folder_without_locks_is_used_and_never_taken_for_abandoned(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_missing_folder_for_temporary_files_is_no_error(
+def test_missing_folder_for_temporary_files_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looking for what is abandoned never fails."""
+    """`remove_abandoned` does not raise if there is no folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     remove_abandoned()
     assert not (tmp_path / "missing").exists()
 
 
-def test_no_descriptor_is_left(temporary: Path) -> None:
-    """A folder that is gone holds no lock."""
+def test_descriptors_are_closed(temporary: Path) -> None:
+    """The lock of a folder is released with it."""
     descriptors = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(20):

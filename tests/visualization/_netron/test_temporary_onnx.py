@@ -1,4 +1,4 @@
-"""A module as the viewer's own ONNX file: its shapes, and no more weights than needed."""
+"""The temporary ONNX file of a module: its shapes, and the weights that are left out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
 
 
 def _left_out(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Return the names and shapes of the weights that are not in a graph."""
+    """Return the names and shapes of the weights that are left out of a graph."""
     return {
         tensor.name: list(tensor.dims)
         for tensor in graph.initializer
@@ -41,7 +41,7 @@ def _left_out(graph: onnx.GraphProto) -> dict[str, list[int]]:
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> Any:
-    """A graph of weights of 128, 32, 96 and 12 bytes."""
+    """A graph with weights of 128, 32, 96 and 12 bytes."""
     return onnx_ir.load(write_mlp(tmp_path / "mlp.onnx", nn.Linear(4, 8), nn.Linear(8, 3)))
 
 
@@ -66,13 +66,13 @@ def loaded(tmp_path: Path) -> Any:
 def test_the_largest_weights_are_left_out(
     loaded: Any, largest: int, left_out: dict[str, list[int]]
 ) -> None:
-    """The smallest that fit are kept; of the others the name and the shape are."""
+    """The smallest weights keep their values; the others keep their names and shapes."""
     leave_large_weights_out(loaded, largest)
     assert _left_out(onnx_ir.serde.serialize_model(loaded).graph) == left_out
 
 
-def test_the_weights_that_are_kept_are_as_they_were(loaded: Any) -> None:
-    """A bias beside a weight that is left out has its values."""
+def test_values_of_kept_weights_are_unchanged(loaded: Any) -> None:
+    """The bias of a layer whose weight is left out keeps its values."""
     before = loaded.graph.initializers["first.bias"].const_value.numpy().copy()
     leave_large_weights_out(loaded, 140)
     graph = onnx_ir.serde.serialize_model(loaded).graph
@@ -81,9 +81,11 @@ def test_the_weights_that_are_kept_are_as_they_were(loaded: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_module_above_two_gigabytes_is_written_in_little(tmp_path: Path) -> None:
-    """A weight that no ONNX file could hold is there by its shape, on its edges and in its node."""
-    layer = nn.Linear(23_000, 23_500, device="meta").to_empty(device="cpu")  # Memory on paper.
+def test_module_above_two_gigabytes_has_a_small_file(tmp_path: Path) -> None:
+    """A weight too large for an ONNX file is represented by its shape."""
+    layer = nn.Linear(23_000, 23_500, device="meta").to_empty(
+        device="cpu"
+    )  # Allocated, but never written.
     with torch.no_grad():
         assert layer.weight.nbytes > 2**31
         layer.bias.zero_()
@@ -96,16 +98,16 @@ def test_a_module_above_two_gigabytes_is_written_in_little(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_module_of_one_batch_size_is_written_with_it(tmp_path: Path) -> None:
-    """A batch that the forward fixes is shown as the number that it is."""
+def test_fixed_batch_size_is_kept(tmp_path: Path) -> None:
+    """A batch size that the forward requires is shown as a number."""
     model = nn.Sequential(nn.Linear(4, 3), Function(lambda inputs: inputs.reshape(2, 3)))
     write_temporary_onnx(model, samples(2, 4), tmp_path / "fixed.onnx")
     assert _shape(_graph(tmp_path / "fixed.onnx").output[0]) == [2, 3]
 
 
 @pytest.mark.slow
-def test_a_module_that_returns_a_structure_is_guessed_for(tmp_path: Path) -> None:
-    """An input is guessed also where there are several outputs, or one without a batch."""
+def test_input_of_module_with_structured_output_is_guessed(tmp_path: Path) -> None:
+    """The module may return several outputs, and outputs without a batch dimension."""
 
     def forward(inputs: Tensor) -> dict[str, object]:
         return {"logits": inputs, "others": (inputs.sum(), inputs.mean(1))}
@@ -119,23 +121,23 @@ def test_a_module_that_returns_a_structure_is_guessed_for(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_error_of_a_module_that_cannot_be_exported_is_the_first(tmp_path: Path) -> None:
-    """What the exporter says of any batch size is what the user reads; nothing is written."""
+def test_export_error_is_that_of_the_first_attempt(tmp_path: Path) -> None:
+    """The error is that of the export with a dynamic batch, and no file is written."""
     with pytest.raises(ExportError) as caught:
         write_temporary_onnx(seeded(Branching), samples(2, 4), tmp_path / "none.onnx")
     assert "torch.onnx.export" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_example_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """An example without a tensor is named by its type."""
+def test_example_without_tensors_is_rejected(tmp_path: Path) -> None:
+    """The message contains the type of the example."""
     with pytest.raises(InvalidTypeError) as caught:
         write_temporary_onnx(nn.Linear(4, 3), (), tmp_path / "none.onnx")
     assert "tuple" in str(caught.value)
 
 
-def test_a_module_without_a_first_layer_is_an_error(tmp_path: Path) -> None:
-    """Where nothing can be guessed, the argument that is missing is named."""
+def test_module_without_layers_needs_an_example(tmp_path: Path) -> None:
+    """If no input can be guessed, the message names `example_input`."""
     with pytest.raises(InvalidInputError) as caught:
         write_temporary_onnx(nn.ReLU(), None, tmp_path / "none.onnx")
     assert "`example_input=`" in str(caught.value)

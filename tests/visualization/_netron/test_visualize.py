@@ -1,4 +1,4 @@
-"""A model or a file in the viewer: what is shown, when a browser opens, and what stays behind."""
+"""`visualize`: the page and file it serves, when a browser opens, and cleanup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from support_untouched import changed_since, snapshot
 
 
 class Shown(NamedTuple):
-    """A module in the viewer, the file that it became, and what the showing changed."""
+    """The viewer of a module, its ONNX file, and what changed in the module."""
 
     server: NetronServer
     file: onnx.ModelProto
@@ -55,7 +55,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shown() -> Iterator[Shown]:
-    """A module with a mixture of modes, shown without an example."""
+    """A module with mixed modes, shown without an example input."""
     model = build_mlp(4, [8], 3, normalization=nn.BatchNorm1d, dropout=0.5, seed=0)
     model.head.eval()
     model.head.weight.requires_grad_(False)
@@ -76,7 +76,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that a browser is asked to open, with a browser that works."""
+    """The addresses opened in a browser, which always succeeds."""
     addresses: list[str] = []
 
     def open_(url: str, new: int = 0) -> bool:
@@ -89,7 +89,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def desktop(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A Linux machine with a display and a browser, and nothing that speaks against it."""
+    """A Linux machine with a display and a browser, outside of CI and ssh."""
     for name in ("CI", "SSH_CONNECTION", "JUPYTERHUB_SERVICE_PREFIX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DISPLAY", ":0")
@@ -100,40 +100,40 @@ def desktop(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses of the servers that were waited for, without the waiting."""
+    """The addresses of servers whose `wait` was called, which returns at once."""
     addresses: list[str] = []
     monkeypatch.setattr(NetronServer, "wait", lambda server: addresses.append(server.url))
     return addresses
 
 
 def _left_in(folder: Path) -> list[str]:
-    """Return what lies in a folder, but for the cache that PyTorch keeps among temporary files."""
+    """Return the names in a folder, except PyTorch's cache for temporary files."""
     names = [entry.name for entry in folder.iterdir()]
     return [name for name in names if not name.startswith("torchinductor")]
 
 
 class _Terminal:
-    """A standard input that somebody types on."""
+    """A standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_a_module_is_shown_as_an_onnx_file_of_its_name(shown: Shown) -> None:
-    """The page of a module points to a file that is named after its class."""
+def test_file_of_a_module_is_named_after_its_class(shown: Shown) -> None:
+    """The page of a module contains the address of an ONNX file named after its class."""
     assert b'<meta name="file" content="/data/MLP.onnx">' in request(shown.server.url).body
     assert shown.server.file.name == "MLP.onnx"
 
 
-def test_the_viewer_is_on_this_machine_alone(shown: Shown) -> None:
-    """Unless asked otherwise the server listens on the loopback address, on a free port."""
+def test_default_host_is_loopback(shown: Shown) -> None:
+    """By default, the server listens on the loopback address and a free port."""
     host, _, port = shown.server.url.removeprefix("http://").partition(":")
     assert host == "127.0.0.1"
     assert int(port) > 0
 
 
-def test_the_file_holds_the_layers_and_shapes_of_the_module(shown: Shown) -> None:
-    """Operators and sizes are there, so that the viewer draws nodes and labels edges."""
+def test_file_contains_layers_and_shapes_of_the_module(shown: Shown) -> None:
+    """The file contains the operators and the shape of the input."""
     operators = [node.op_type for node in shown.file.graph.node]
     assert operators.count("Gemm") == 2
     assert "Relu" in operators
@@ -144,22 +144,22 @@ def test_the_file_holds_the_layers_and_shapes_of_the_module(shown: Shown) -> Non
     ]
 
 
-def test_the_module_is_left_as_it_was(shown: Shown) -> None:
-    """Modes, weights, buffers and random states are the same, and so is logging."""
+def test_module_is_unchanged(shown: Shown) -> None:
+    """Modes, weights, buffers, random states and logging do not change."""
     assert shown.changed == []
 
 
 @pytest.mark.slow
-def test_a_module_of_several_inputs_is_shown_with_an_example() -> None:
-    """The example is what the module takes, in the forms of an export."""
+def test_module_with_several_inputs_needs_an_example() -> None:
+    """The example may have any form that `export_onnx` accepts."""
     with visualize(Difference(), (samples(2, 4), samples(2, 4)), browser=False) as server:
         graph = onnx.load_from_string(request(server.url, "/data/Difference.onnx").body).graph
     assert [value.name for value in graph.input] == ["left", "right"]
 
 
 @pytest.mark.slow
-def test_a_module_and_a_file_are_shown_side_by_side(file: Path) -> None:
-    """Each viewer has its own content, also when the first was made of a module."""
+def test_several_viewers_have_their_own_files(file: Path) -> None:
+    """A viewer of a module and one of a file serve only their own files."""
     with (
         visualize(nn.Linear(4, 3), browser=False) as first,
         visualize(file, browser=False) as second,
@@ -172,30 +172,30 @@ def test_a_module_and_a_file_are_shown_side_by_side(file: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [str, Path], ids=["text", "path"])
-def test_a_file_is_shown_as_it_is(file: Path, form: type) -> None:
-    """The page of a file points to it, and the file's bytes are served."""
+def test_file_is_served_unchanged(file: Path, form: type) -> None:
+    """The page contains the address of the file, whose bytes are served."""
     with visualize(form(file), browser=False) as server:
         assert b'<meta name="file" content="/data/mlp.onnx">' in request(server.url).body
         assert request(server.url, "/data/mlp.onnx").body == file.read_bytes()
 
 
-def test_a_file_needs_no_temporary_one(file: Path, temporary: Path) -> None:
-    """A file is served from where it lies, and stays there."""
+def test_file_is_not_copied(file: Path, temporary: Path) -> None:
+    """A file is served without a temporary copy, and not deleted."""
     with visualize(file, browser=False):
         assert _left_in(temporary) == []
     assert file.is_file()
 
 
-def test_a_port_that_was_given_is_taken(file: Path) -> None:
-    """The port is the one that was asked for."""
+def test_port_argument_is_used(file: Path) -> None:
+    """The server listens on the given port."""
     with visualize(file, browser=False) as first:
         port = int(first.url.rpartition(":")[2])
     with visualize(file, browser=False, port=port) as second:
         assert second.url == f"http://127.0.0.1:{port}"
 
 
-def test_an_empty_host_is_an_error(file: Path) -> None:
-    """Python would listen on every address of the machine, which nobody asked for."""
+def test_empty_host_is_rejected(file: Path) -> None:
+    """With an empty host, Python would listen on all interfaces."""
     with pytest.raises(InvalidArgumentError) as caught:
         visualize(file, browser=False, host="")
     assert "`host`" in str(caught.value)
@@ -203,32 +203,32 @@ def test_an_empty_host_is_an_error(file: Path) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["", "/proxy/8080/", "/proxy/{}/"])
-def test_a_proxy_without_a_port_is_an_error(file: Path, proxy: str) -> None:
-    """The value is named, with what is missing in it."""
+def test_proxy_without_port_is_rejected(file: Path, proxy: str) -> None:
+    """The message contains the value and the missing placeholder."""
     with pytest.raises(InvalidArgumentError) as caught:
         visualize(file, browser=False, proxy=proxy)
     assert f'"{proxy}"' in str(caught.value)
     assert "{port}" in str(caught.value)
 
 
-def test_a_proxy_is_where_a_notebook_finds_the_page(file: Path) -> None:
-    """The address that the user gives is that of the frame, with the port in it."""
+def test_notebook_uses_the_proxy(file: Path) -> None:
+    """The frame in a notebook has the proxy's address, with the port filled in."""
     with visualize(file, browser=False, proxy="/base/proxy/{port}/") as server:
         port = server.url.rpartition(":")[2]
         assert f'<iframe src="/base/proxy/{port}/' in server._repr_html_()
 
 
-def test_a_host_of_another_machine_is_an_error(file: Path) -> None:
-    """An address that is not this machine's (one reserved for documents) is named."""
+def test_host_of_another_machine_is_an_error(file: Path) -> None:
+    """The message contains an address that does not belong to this machine."""
     with pytest.raises(ServerError) as caught:
         visualize(file, browser=False, host="203.0.113.1")
     assert "203.0.113.1" in str(caught.value)
 
 
-def test_a_viewer_that_is_too_old_is_an_error(
+def test_old_netron_is_an_error(
     file: Path, monkeypatch: pytest.MonkeyPatch, opened: list[str]
 ) -> None:
-    """Before a page opens that would refuse to work, the command is named that updates it."""
+    """The message contains the build date and the update command, and no browser opens."""
     text = page.asset("index.html").read_text(encoding="utf-8")
     old = re.sub(r'(<meta name="date" content=")\d{4}', r"\g<1>2020", text)
     (file.parent / "index.html").write_text(old, encoding="utf-8")
@@ -241,19 +241,19 @@ def test_a_viewer_that_is_too_old_is_an_error(
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 100_000])
-def test_an_impossible_port_is_an_error(file: Path, port: int) -> None:
-    """A port outside 0 to 65535 is named."""
+def test_invalid_port_is_rejected(file: Path, port: int) -> None:
+    """The message contains a port that is not in 0 to 65535."""
     with pytest.raises(InvalidArgumentError) as caught:
         visualize(file, browser=False, port=port)
     assert str(port) in str(caught.value)
 
 
-@pytest.mark.parametrize("thing", [None, 3, ["mlp.onnx"], b"mlp.onnx", nn.Linear])
-def test_something_else_than_a_module_or_a_path_is_an_error(thing: object) -> None:
-    """The type is named."""
+@pytest.mark.parametrize("value", [None, 3, ["mlp.onnx"], b"mlp.onnx", nn.Linear])
+def test_other_types_are_rejected(value: object) -> None:
+    """The message contains the type of the argument."""
     with pytest.raises(InvalidTypeError) as caught:
-        visualize(thing, browser=False)  # type: ignore[arg-type]
-    assert type(thing).__name__ in str(caught.value)
+        visualize(value, browser=False)  # type: ignore[arg-type]
+    assert type(value).__name__ in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_something_else_than_a_module_or_a_path_is_an_error(thing: object) -> No
         ("notes.txt", b"text", UnsupportedFileError),
     ],
 )
-def test_a_file_that_cannot_be_shown_is_an_error(
+def test_invalid_file_is_rejected(
     tmp_path: Path, name: str, content: bytes | None, error: type[Exception]
 ) -> None:
-    """The file is checked before a page opens that could only say so, and is named."""
+    """The file is checked before the page opens, and the message contains its name."""
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -278,31 +278,31 @@ def test_a_file_that_cannot_be_shown_is_an_error(
     assert name in str(caught.value)
 
 
-def test_a_module_that_takes_no_guessed_input_is_an_error(temporary: Path) -> None:
-    """A module without a layer to guess from needs an example, which the message names."""
+def test_module_that_cannot_be_guessed_is_an_error(temporary: Path) -> None:
+    """The message suggests `example_input`, and no temporary file is left."""
     with pytest.raises(InvalidInputError) as caught:
         visualize(nn.ReLU(), browser=False)
     assert "`example_input=`" in str(caught.value)
     assert _left_in(temporary) == []
 
 
-def test_an_example_of_a_wrong_shape_is_an_error(temporary: Path) -> None:
-    """The shape that the module cannot take is named."""
+def test_example_of_wrong_shape_is_an_error(temporary: Path) -> None:
+    """The message contains the shape that the module does not accept."""
     with pytest.raises(InvalidInputError) as caught:
         visualize(nn.Linear(4, 3), samples(2, 5), browser=False)
     assert "(2, 5)" in str(caught.value)
     assert _left_in(temporary) == []
 
 
-def test_a_module_that_cannot_be_exported_leaves_no_folder(temporary: Path) -> None:
-    """The exporter's failure is the error, and its temporary folder is gone."""
+def test_failed_export_leaves_no_folder(temporary: Path) -> None:
+    """The temporary folder is removed if the export fails."""
     with pytest.raises(ExportError):
         visualize(seeded(Branching), samples(2, 4), browser=False)
     assert _left_in(temporary) == []
 
 
-def test_a_temporary_folder_is_gone_after_a_close(temporary: Path) -> None:
-    """The file of a module lives as long as its viewer."""
+def test_close_removes_the_temporary_folder(temporary: Path) -> None:
+    """The file of a module exists until its viewer is closed."""
     server = visualize(nn.Linear(4, 3), browser=False)
     assert temporary in server.file.parents
     assert server.file.is_file()
@@ -311,10 +311,8 @@ def test_a_temporary_folder_is_gone_after_a_close(temporary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_temporary_folder_is_gone_when_the_server_cannot_start(
-    file: Path, temporary: Path
-) -> None:
-    """A busy port is named, and leaves nothing behind."""
+def test_failed_start_removes_the_temporary_folder(file: Path, temporary: Path) -> None:
+    """The message contains the port in use, and no temporary file is left."""
     with visualize(file, browser=False) as server:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(ServerError) as caught:
@@ -339,10 +337,8 @@ sys.exit(0 if page else 1)
 
 
 @pytest.mark.slow
-def test_a_program_that_ends_takes_its_viewer_along_in_silence(
-    tmp_path: Path, temporary: Path
-) -> None:
-    """A viewer that nobody holds serves to the program's end, and leaves no file and no message."""
+def test_end_of_program_closes_the_viewer_silently(tmp_path: Path, temporary: Path) -> None:
+    """A viewer without references works until the program ends, and leaves no files or messages."""
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM)
     done = subprocess.run(
@@ -356,8 +352,8 @@ def test_a_program_that_ends_takes_its_viewer_along_in_silence(
     assert _left_in(temporary) == []
 
 
-def test_the_next_viewer_removes_what_a_killed_process_left(file: Path, temporary: Path) -> None:
-    """A folder that no process holds any more is gone when anything is shown."""
+def test_next_viewer_removes_folders_of_killed_processes(file: Path, temporary: Path) -> None:
+    """`visualize` removes temporary folders whose process has ended."""
     folder = temporary / f"{PREFIX}killed"
     folder.mkdir()
     (folder / "Linear.onnx").touch()
@@ -366,11 +362,8 @@ def test_the_next_viewer_removes_what_a_killed_process_left(file: Path, temporar
 
 
 @pytest.mark.slow
-def test_threads_show_modules_at_once(temporary: Path) -> None:
-    """Each gets its own page and content, also of one module, of which nothing is changed or left.
-
-    The exporter's state, like that of warnings and stderr, is the process's.
-    """
+def test_threads_may_visualize_at_once(temporary: Path) -> None:
+    """Each thread gets its own page, even for a shared module, which is not changed."""
     shared = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
 
     def show(model: nn.Module) -> int:
@@ -387,16 +380,14 @@ def test_threads_show_modules_at_once(temporary: Path) -> None:
 
 @pytest.fixture
 def ssh(desktop: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A session of ssh, without a notebook."""
+    """An ssh session outside of a notebook."""
     desktop.setenv("SSH_CONNECTION", "198.51.100.5 50000 192.0.2.7 22")
     return desktop
 
 
 @pytest.mark.usefixtures("ssh")
-def test_a_session_of_ssh_is_told_how_to_reach_the_page(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line on stderr has the address and the command for the user's own machine."""
+def test_ssh_session_gets_a_line_on_stderr(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line contains the address and the command for the user's own machine."""
     with visualize(file) as server:
         port = server.url.rpartition(":")[2]
     out, err = capsys.readouterr()
@@ -408,23 +399,23 @@ def test_a_session_of_ssh_is_told_how_to_reach_the_page(
 
 
 @pytest.mark.usefixtures("ssh")
-def test_a_session_of_ssh_is_told_nothing_that_it_did_not_want(
+def test_ssh_session_gets_no_line_without_browser(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`browser=False` is for programs, which have the address and the command in the server."""
+    """With `browser=False`, nothing is printed; the server's repr contains the command."""
     with visualize(file, browser=False) as server:
         assert "ssh -N -L" in repr(server)
     assert capsys.readouterr() == ("", "")
 
 
 class ZMQInteractiveShell:
-    """What a notebook's kernel runs in, by its name."""
+    """The class name of IPython's shell in a notebook kernel."""
 
 
-def test_a_notebook_over_ssh_is_told_in_its_cell(
+def test_notebook_over_ssh_shows_the_command_in_its_cell(
     ssh: pytest.MonkeyPatch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A notebook shows the server itself, and the command under it."""
+    """In a notebook, nothing is printed; the HTML contains the command."""
     ssh.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
     with visualize(file) as server:
         assert "ssh -N -L" in server._repr_html_()
@@ -432,8 +423,8 @@ def test_a_notebook_over_ssh_is_told_in_its_cell(
 
 
 @pytest.mark.usefixtures("waited")
-def test_a_program_that_waits_says_for_what(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no browser opened, the address stands on stderr before the wait, and how to end it."""
+def test_address_is_printed_before_waiting(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If no browser was opened, a line on stderr contains the address and mentions Ctrl-C."""
     with visualize(file, browser=False, block=True) as server:
         err = capsys.readouterr().err
     assert server.url in err
@@ -441,28 +432,30 @@ def test_a_program_that_waits_says_for_what(file: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("desktop", "opened", "waited")
-def test_a_browser_that_opened_says_enough(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside a page that is seen no address is needed."""
+def test_nothing_is_printed_if_a_browser_opened(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The address is not printed if a browser shows the page."""
     with visualize(file, block=True):
         assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("desktop")
-def test_a_browser_opens_where_there_is_one(file: Path, opened: list[str]) -> None:
-    """On a desktop the page is opened once, at the viewer's address."""
+def test_browser_opens_if_available(file: Path, opened: list[str]) -> None:
+    """On a desktop, the page is opened once, at the viewer's address."""
     with visualize(file, block=False) as server:
         assert opened == [server.url]
 
 
 @pytest.mark.parametrize("obstacle", ["CI", "SSH_CONNECTION", "no DISPLAY", "no browser"])
-def test_no_browser_opens_or_blocks_where_there_is_none(
+def test_unavailable_browser_is_not_opened(
     desktop: pytest.MonkeyPatch,
     file: Path,
     opened: list[str],
     waited: list[str],
     obstacle: str,
 ) -> None:
-    """In CI, over ssh and without a display the server runs and the program goes on."""
+    """In CI, over ssh and without a display or browser, the server runs without blocking."""
 
     def get() -> webbrowser.BaseBrowser:
         raise webbrowser.Error("could not locate runnable browser")
@@ -482,19 +475,17 @@ def test_no_browser_opens_or_blocks_where_there_is_none(
 
 
 @pytest.mark.usefixtures("desktop")
-def test_no_browser_opens_when_none_is_wanted(
-    file: Path, opened: list[str], waited: list[str]
-) -> None:
-    """`browser=False` opens nothing, and waits for nothing."""
+def test_browser_false_opens_no_browser(file: Path, opened: list[str], waited: list[str]) -> None:
+    """`browser=False` neither opens a browser nor blocks."""
     with visualize(file, browser=False):
         assert opened == []
         assert waited == []
 
 
-def test_a_browser_opens_when_one_is_wanted(
+def test_browser_true_always_opens_a_browser(
     desktop: pytest.MonkeyPatch, file: Path, opened: list[str]
 ) -> None:
-    """`browser=True` opens one also where none is expected."""
+    """`browser=True` opens a browser even over ssh."""
     desktop.setenv("SSH_CONNECTION", "1")
     with visualize(file, browser=True, block=False) as server:
         assert opened == [server.url]
@@ -502,19 +493,19 @@ def test_a_browser_opens_when_one_is_wanted(
 
 @pytest.mark.usefixtures("desktop", "opened")
 @pytest.mark.parametrize("script", [True, False])
-def test_a_script_waits_for_its_browser(
+def test_script_waits_if_a_browser_opened(
     monkeypatch: pytest.MonkeyPatch, file: Path, waited: list[str], script: bool
 ) -> None:
-    """On a terminal a script waits, since it would take the page along; a notebook goes on."""
+    """A script on a terminal waits, because its end would close the viewer; others do not."""
     monkeypatch.setattr(sys, "stdin", _Terminal() if script else None)
     with visualize(file) as server:
         assert waited == ([server.url] if script else [])
 
 
-def test_a_script_does_not_wait_for_a_browser_that_did_not_open(
+def test_script_does_not_wait_if_no_browser_opened(
     desktop: pytest.MonkeyPatch, file: Path, waited: list[str]
 ) -> None:
-    """Where the browser refuses, nobody looks at the page."""
+    """A script does not wait if opening the browser failed."""
     desktop.setattr(sys, "stdin", _Terminal())
     desktop.setattr(webbrowser, "open", lambda url, new=0: False)
     with visualize(file):
@@ -523,34 +514,34 @@ def test_a_script_does_not_wait_for_a_browser_that_did_not_open(
 
 @pytest.mark.usefixtures("desktop", "opened")
 @pytest.mark.parametrize("block", [True, False])
-def test_a_user_decides_whether_to_wait(
+def test_block_argument_has_precedence(
     monkeypatch: pytest.MonkeyPatch, file: Path, waited: list[str], block: bool
 ) -> None:
-    """`block` counts more than what the program looks like."""
+    """`block` decides, whether or not the program is a script."""
     monkeypatch.setattr(sys, "stdin", None if block else _Terminal())
     with visualize(file, block=block) as server:
         assert waited == ([server.url] if block else [])
 
 
-def test_a_program_may_wait_without_a_browser(file: Path, waited: list[str]) -> None:
-    """`block=True` waits also where no browser opens, for one that comes over the network."""
+def test_block_true_waits_without_a_browser(file: Path, waited: list[str]) -> None:
+    """`block=True` waits even if no browser was opened here."""
     with visualize(file, browser=False, block=True) as server:
         assert waited == [server.url]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make",
+    "build",
     [
         pytest.param(lambda: nn.Conv2d(3, 4, 3), id="images"),
         pytest.param(lambda: nn.Linear(4, 3).double(), id="double precision"),
     ],
 )
-def test_an_input_is_guessed_from_the_first_layer(make: Callable[[], nn.Module]) -> None:
-    """Without an example the kind and precision of the first layer decide."""
-    with visualize(seeded(make), browser=False) as server:
+def test_input_is_guessed_from_the_first_layer(build: Callable[[], nn.Module]) -> None:
+    """Without an example, the input matches the kind and dtype of the first layer."""
+    with visualize(seeded(build), browser=False) as server:
         graph = onnx.load(server.file).graph
-    weight = next(seeded(make).parameters())
+    weight = next(seeded(build).parameters())
     kind = onnx.TensorProto.DOUBLE if weight.dtype == torch.float64 else onnx.TensorProto.FLOAT
     tensor = graph.input[0].type.tensor_type
     assert tensor.elem_type == kind

@@ -1,4 +1,4 @@
-"""A classifier whose answers are known, and what the tests of plots ask of a figure."""
+"""A classifier with known predictions, its data, and the texts of a figure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 
-class Answers(nn.Module):
-    """A classifier that reads its answer off its inputs.
+class Oracle(nn.Module):
+    """A classifier whose inputs contain its predictions.
 
-    The first value of a sample is the class, and the second the probability that it is given.
+    The first value of a sample is the predicted class, the second is its probability.
     """
 
     def __init__(self, classes: int) -> None:
@@ -22,24 +22,24 @@ class Answers(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         values = inputs.flatten(1)
-        said, confidence = values[:, 0].long(), values[:, 1:2]
+        predicted, confidence = values[:, 0].long(), values[:, 1:2]
         others = (1 - confidence) / (self.classes - 1)
         probabilities = others.expand(-1, self.classes).clone()
-        return probabilities.scatter(1, said[:, None], confidence).log()
+        return probabilities.scatter(1, predicted[:, None], confidence).log()
 
 
-def answering(
-    said: Sequence[int], labels: Sequence[int], confidence: Sequence[float] | None = None
+def data_predicting(
+    predicted: Sequence[int], labels: Sequence[int], confidence: Sequence[float] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return images of 2 by 3 to which `Answers` says the given classes, and labels."""
-    images = torch.zeros(len(said), 1, 2, 3)
-    images[:, 0, 0, 0] = torch.tensor(said).float()
-    images[:, 0, 0, 1] = torch.tensor(confidence or [0.9] * len(said))
+    """Return 2x3 images for which `Oracle` predicts the given classes, and their labels."""
+    images = torch.zeros(len(predicted), 1, 2, 3)
+    images[:, 0, 0, 0] = torch.tensor(predicted).float()
+    images[:, 0, 0, 1] = torch.tensor(confidence or [0.9] * len(predicted))
     return images, torch.tensor(labels)
 
 
 def texts(figure: Figure) -> list[str]:
-    """Return every text of a figure that is not empty, drawn first."""
+    """Draw a figure, and return its texts that are not empty."""
     from matplotlib.text import Text
 
     figure.savefig(io.BytesIO())

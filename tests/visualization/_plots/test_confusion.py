@@ -1,4 +1,4 @@
-"""`plot_confusion`: what is counted, what is written into the cells, and what is refused."""
+"""`plot_confusion`: counts, the texts in cells, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from finetunelib.errors import (
 )
 from finetunelib.visualization import plot_confusion
 from support_models import Function
-from visualization._plots.plotting import Answers, answering, texts
+from visualization._plots.plotting import Oracle, data_predicting, texts
 
-#: Four cats of which one is taken for a dog, two dogs that are right; no bird.
-LABELS, SAID = [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]
+#: Four cats, one of which is predicted as a dog; two correctly predicted dogs; no birds.
+LABELS, PREDICTED = [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]
 
 
 def images(figure: Figure) -> list[Any]:
-    """Return the masked arrays of the right ones and of the mistakes."""
+    """Return the masked arrays of correct predictions and of mistakes."""
     return [image.get_array() for image in figure.axes[0].get_images()]
 
 
 def matrix(figure: Figure) -> list[list[float]]:
-    """Return the values of the cells, 0 where a cell is empty."""
+    """Return the values of the cells, 0 for empty cells."""
     right, wrong = images(figure)
     values: list[list[float]] = (np.ma.filled(right, 0) + np.ma.filled(wrong, 0)).tolist()
     return values
@@ -59,9 +59,9 @@ def names(figure: Figure) -> tuple[list[str], list[str]]:
     )
 
 
-def test_cells_hold_the_share_of_their_row_and_the_count() -> None:
-    """Rows are labels and columns predictions; nothing is written into empty cells."""
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS))
+def test_cells_show_percentage_of_row_and_count() -> None:
+    """Rows are labels, columns are predictions, and empty cells have no text."""
+    figure = plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS))
     assert matrix(figure) == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
     assert cell(figure, 0, 0) == ["75%", "3"]
     assert cell(figure, 0, 1) == ["25%", "1"]
@@ -72,65 +72,69 @@ def test_cells_hold_the_share_of_their_row_and_the_count() -> None:
     )
 
 
-def test_counts_come_first_where_they_are_asked_for() -> None:
-    """Without normalizing, color and first number are counts."""
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS), normalize=False)
+def test_without_normalize_counts_come_first() -> None:
+    """With `normalize=False`, colors and first numbers are counts."""
+    figure = plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS), normalize=False)
     assert matrix(figure) == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert cell(figure, 0, 0) == ["3", "75%"]
 
 
-def test_right_ones_and_mistakes_have_hues_of_their_own() -> None:
-    """The diagonal is one image, everything else another."""
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS))
+def test_correct_predictions_and_mistakes_have_separate_color_scales() -> None:
+    """The diagonal is one image, and all other cells are another."""
+    figure = plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS))
     right, wrong = images(figure)
     assert np.ma.getmaskarray(right).tolist() == (~np.diag([True, True, False])).tolist()
     assert np.flatnonzero(~np.ma.getmaskarray(wrong)).tolist() == [1]
 
 
-def test_rows_say_how_many_samples_they_have() -> None:
-    """A class that the data lacks is marked, and divides nothing by zero."""
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS))
+def test_each_row_shows_its_number_of_samples() -> None:
+    """A class without samples is marked, and does not cause a division by zero."""
+    figure = plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS))
     assert cell(figure, 2, 1) == ["no samples"]
-    at_the_end = figure.axes[0].get_xlim()[1]
-    totals = [t.get_text() for t in figure.axes[0].texts if t.get_position()[0] > at_the_end]
+    end_of_row = figure.axes[0].get_xlim()[1]
+    totals = [t.get_text() for t in figure.axes[0].texts if t.get_position()[0] > end_of_row]
     assert totals == ["samples", "4", "2", "0"]
 
 
-def test_headline_says_how_many_are_right() -> None:
-    """The share and the numbers that it comes from stand above, unless a title does."""
-    data = answering(SAID, LABELS)
-    written = texts(plot_confusion(Answers(3), data))
-    assert "83% right" in [text.strip() for text in written]
+def test_title_shows_accuracy_unless_given() -> None:
+    """The default title is the accuracy, with the counts in the subtitle."""
+    data = data_predicting(PREDICTED, LABELS)
+    written = texts(plot_confusion(Oracle(3), data))
+    assert "83% correct" in [text.strip() for text in written]
     assert "5 of 6 samples; percent of each row" in written
-    titled = texts(plot_confusion(Answers(3), data, title="Pets"))
+    titled = texts(plot_confusion(Oracle(3), data, title="Pets"))
     assert "Pets" in [text.strip() for text in titled]
 
 
-def test_classes_have_their_names_along_both_sides() -> None:
-    """Names are shown as they are, and long ones cut."""
+def test_both_axes_show_class_names() -> None:
+    """Names are shown literally, and long names are shortened."""
     class_names = ["cat", "$dog$", "a bird of a very rare kind"]
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS), class_names=class_names)
+    figure = plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS), class_names=class_names)
     shown = ["cat", "$dog$", "a bird of a very…"]
     assert names(figure) == (shown, shown)
-    assert names(plot_confusion(Answers(3), answering(SAID, LABELS)))[0] == ["0", "1", "2"]
+    assert names(plot_confusion(Oracle(3), data_predicting(PREDICTED, LABELS)))[0] == [
+        "0",
+        "1",
+        "2",
+    ]
 
 
 @pytest.mark.parametrize(("classes", "numbers"), [(12, 2), (13, 1), (30, 1), (31, 0)])
-def test_more_classes_have_fewer_numbers(classes: int, numbers: int) -> None:
-    """Cells that are too small for two numbers hold one, and then none."""
+def test_number_of_texts_per_cell_depends_on_number_of_classes(classes: int, numbers: int) -> None:
+    """Smaller cells contain one number instead of two, and then none."""
     every = list(range(classes))
-    figure = plot_confusion(Answers(classes), answering(every, every))
+    figure = plot_confusion(Oracle(classes), data_predicting(every, every))
     assert len(cell(figure, 5, 5)) == numbers
 
 
-def test_many_classes_come_with_a_list_of_their_commonest_mistakes() -> None:
-    """What cells cannot show is written at the side, the commonest first."""
+def test_many_classes_have_a_list_of_mistakes() -> None:
+    """If cells are too small for numbers, the most frequent mistakes are listed."""
     said = [3, 3, 3, 7, 7, *range(40)]
     labels = [1, 1, 1, 2, 2, *range(40)]
-    figure = plot_confusion(Answers(50), answering(said, labels))
+    figure = plot_confusion(Oracle(50), data_predicting(said, labels))
     written = [text.get_text() for text in figure.axes[0].texts]
     assert written[:5] == [
-        "Commonest mistakes",
+        "Most frequent mistakes",
         "1 as 3",
         "3, 75% of the row",
         "2 as 7",
@@ -140,21 +144,21 @@ def test_many_classes_come_with_a_list_of_their_commonest_mistakes() -> None:
 
 
 @pytest.mark.parametrize(("classes", "most"), [(60, 60), (100, 20), (1000, 20)])
-def test_axes_of_many_classes_name_some(classes: int, most: int) -> None:
-    """There are never more names than fit, and the first is always there."""
+def test_axes_of_many_classes_name_only_some(classes: int, most: int) -> None:
+    """The number of labels is limited, and the first class is always labelled."""
     every = list(range(classes))
-    shown, _ = names(plot_confusion(Answers(classes), answering(every, every)))
+    shown, _ = names(plot_confusion(Oracle(classes), data_predicting(every, every)))
     assert len(shown) <= most
     assert shown[0] == "0"
 
 
 def test_two_classes_are_drawn() -> None:
     """The smallest matrix has four cells."""
-    figure = plot_confusion(Answers(2), answering([0, 1, 1], [0, 1, 0]))
+    figure = plot_confusion(Oracle(2), data_predicting([0, 1, 1], [0, 1, 0]))
     assert matrix(figure) == [[0.5, 0.5], [0, 1]]
 
 
-IMAGES, TARGETS = answering(SAID, LABELS)
+IMAGES, TARGETS = data_predicting(PREDICTED, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -171,38 +175,40 @@ IMAGES, TARGETS = answering(SAID, LABELS)
     ],
     ids=["arrays", "bytes", "dataset", "loader", "batches", "mapping", "cut", "memory"],
 )
-def test_data_may_have_every_form_that_evaluate_takes(data: Any) -> None:
-    """Whoever evaluates can draw, with the same argument."""
-    assert matrix(plot_confusion(Answers(3), data)) == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
+def test_data_may_have_any_form_that_evaluate_accepts(data: Any) -> None:
+    """Data for `Trainer.evaluate` can be passed unchanged."""
+    assert matrix(plot_confusion(Oracle(3), data)) == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_batches_do_not_change_what_is_counted() -> None:
-    """A short last batch counts as any other."""
-    figure = plot_confusion(Answers(3), answering(SAID, LABELS), batch_size=4, normalize=False)
+    """The counts do not depend on the batch size, even with a smaller last batch."""
+    figure = plot_confusion(
+        Oracle(3), data_predicting(PREDICTED, LABELS), batch_size=4, normalize=False
+    )
     assert matrix(figure) == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
 
 
-def test_ignored_targets_are_passed_over() -> None:
-    """What cross-entropy does not count is not counted here."""
-    figure = plot_confusion(Answers(3), answering([0, 1, 2], [0, -100, 1]), normalize=False)
+def test_ignored_targets_are_not_counted() -> None:
+    """Targets of -100 are ignored, as by cross-entropy."""
+    figure = plot_confusion(Oracle(3), data_predicting([0, 1, 2], [0, -100, 1]), normalize=False)
     assert matrix(figure) == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
 
 
-def test_outputs_with_logits_are_read_as_those_of_transformers() -> None:
-    """An object with `.logits` is a classifier's output too."""
+def test_outputs_may_have_logits_attribute() -> None:
+    """Outputs like those of transformers, with `.logits`, are accepted."""
 
     class Output:
         def __init__(self, logits: Tensor) -> None:
             self.logits = logits
 
-    model = Function(lambda inputs: Output(Answers(3)(inputs)))
+    model = Function(lambda inputs: Output(Oracle(3)(inputs)))
     assert matrix(plot_confusion(model, (IMAGES, TARGETS)))[0] == [0.75, 0.25, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [
-        ({"class_names": ["a", "b"]}, InvalidArgumentError, "3 names.*holds 2"),
+        ({"class_names": ["a", "b"]}, InvalidArgumentError, "3 names.*got 2"),
         ({"class_names": "abc"}, InvalidTypeError, "`class_names`"),
         ({"class_names": ["a", 2, "c"]}, InvalidTypeError, r"`class_names\[1\]`.*2 \(int\)"),
         ({"normalize": 1}, InvalidTypeError, "`normalize`.*1"),
@@ -210,12 +216,12 @@ def test_outputs_with_logits_are_read_as_those_of_transformers() -> None:
         ({"num_workers": -1}, InvalidArgumentError, "`num_workers`.*-1"),
     ],
 )
-def test_option_that_makes_no_sense_is_refused(
+def test_invalid_option_is_rejected(
     options: dict[str, Any], error: type[Exception], named: str
 ) -> None:
-    """The message names the argument and the value."""
+    """The message contains the argument and its value."""
     with pytest.raises(error, match=named):
-        plot_confusion(Answers(3), (IMAGES, TARGETS), **options)
+        plot_confusion(Oracle(3), (IMAGES, TARGETS), **options)
 
 
 @pytest.mark.parametrize(
@@ -227,18 +233,18 @@ def test_option_that_makes_no_sense_is_refused(
         (torch.full((6,), -100), EmptyDataError, "-100"),
     ],
 )
-def test_targets_that_are_no_classes_are_refused(
+def test_targets_that_are_not_class_indices_are_rejected(
     targets: Tensor, error: type[Exception], named: str
 ) -> None:
-    """The message says what the targets are, and what to make of them."""
+    """The message describes the targets."""
     with pytest.raises(error, match=named):
-        plot_confusion(Answers(3), (IMAGES, targets))
+        plot_confusion(Oracle(3), (IMAGES, targets))
 
 
-def test_bad_target_in_a_later_batch_is_refused() -> None:
-    """Every batch is looked at, and not the first alone."""
+def test_invalid_target_in_later_batch_is_rejected() -> None:
+    """All batches are checked, not only the first."""
     with pytest.raises(InvalidTargetError, match="range from 0 to 9"):
-        plot_confusion(Answers(3), answering([0, 0, 0, 0], [0, 0, 0, 9]), batch_size=2)
+        plot_confusion(Oracle(3), data_predicting([0, 0, 0, 0], [0, 0, 0, 9]), batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -253,17 +259,19 @@ def test_bad_target_in_a_later_batch_is_refused() -> None:
         (lambda inputs: inputs.new_zeros(6, 1001), InvalidArgumentError, "1000.*1001"),
     ],
 )
-def test_what_is_no_classifier_is_refused(outputs: Any, error: type[Exception], named: str) -> None:
-    """The message says what the model returns, and what it should."""
+def test_model_that_is_not_a_classifier_is_rejected(
+    outputs: Any, error: type[Exception], named: str
+) -> None:
+    """The message describes the outputs of the model."""
     with pytest.raises(error, match=named):
         plot_confusion(Function(outputs), (IMAGES, TARGETS))
 
 
-def test_later_sample_that_is_not_finite_is_named() -> None:
-    """The number is the sample's place in the data, also across batches."""
-    images, targets = answering([0, 1, 2, 0], [0, 1, 2, 0], [0.9, 0.9, 0.9, float("nan")])
+def test_message_contains_index_of_non_finite_sample() -> None:
+    """The index counts from the start of the data, not of the batch."""
+    images, targets = data_predicting([0, 1, 2, 0], [0, 1, 2, 0], [0.9, 0.9, 0.9, float("nan")])
     with pytest.raises(DataError, match="sample 3 are not finite"):
-        plot_confusion(Answers(3), (images, targets), batch_size=2)
+        plot_confusion(Oracle(3), (images, targets), batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +282,10 @@ def test_later_sample_that_is_not_finite_is_named() -> None:
         (nn.Linear(6, 3, device="meta"), InvalidArgumentError, "meta"),
     ],
 )
-def test_model_that_predicts_nothing_is_refused(
+def test_model_that_cannot_predict_is_rejected(
     model: Any, error: type[Exception], named: str
 ) -> None:
-    """A class, a layer without weights and one without values are named as such."""
+    """Classes, lazy layers and meta tensors are rejected, each with its own message."""
     with pytest.raises(error, match=named):
         plot_confusion(model, (IMAGES, TARGETS))
 
@@ -292,16 +300,16 @@ def test_model_that_predicts_nothing_is_refused(
         (3, InvalidTypeError, "int"),
     ],
 )
-def test_data_without_labels_is_refused(data: Any, error: type[Exception], named: str) -> None:
-    """The message says which form is needed."""
+def test_data_without_labels_is_rejected(data: Any, error: type[Exception], named: str) -> None:
+    """The message describes the data."""
     with pytest.raises(error, match=named):
-        plot_confusion(Answers(3), data)
+        plot_confusion(Oracle(3), data)
 
 
-def test_iterator_is_read_once_and_whole() -> None:
-    """Data that can be read only once is enough, and its first batch is not lost."""
+def test_iterator_is_read_completely() -> None:
+    """The first batch of an iterator is counted, although it is also used for checks."""
     batches: Sequence[tuple[Tensor, Tensor]] = [
         (IMAGES[:2], TARGETS[:2]),
         (IMAGES[2:], TARGETS[2:]),
     ]
-    assert sum(map(sum, matrix(plot_confusion(Answers(3), iter(batches), normalize=False)))) == 6
+    assert sum(map(sum, matrix(plot_confusion(Oracle(3), iter(batches), normalize=False)))) == 6

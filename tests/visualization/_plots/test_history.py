@@ -1,4 +1,4 @@
-"""`plot_history`: which lines are drawn, of which values, and what is refused."""
+"""`plot_history`: lines, values, legends, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ def points(drawn: Line2D) -> list[list[float]]:
 
 
 def epochs(drawn: Line2D) -> list[float]:
-    """Return where the points of a line are."""
+    """Return the epochs of the points of a line."""
     return [epoch for epoch, _ in points(drawn)]
 
 
 def values(drawn: Line2D) -> list[float]:
-    """Return how high the points of a line are."""
+    """Return the values of the points of a line."""
     return [value for _, value in points(drawn)]
 
 
 def legend(figure: Figure) -> list[str]:
-    """Return what the legends say."""
+    """Return the texts of the legends."""
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_each_quantity_has_a_panel_with_both_parts() -> None:
-    """Loss and metrics stand apart, and training and validation together."""
+def test_each_quantity_has_a_panel() -> None:
+    """A panel contains training and validation values of one quantity."""
     figure = plot_history(
         history(2, 1, val_loss=[3, 2], train_accuracy=[0.1, 0.2], val_accuracy=[0.3, 0.4])
     )
@@ -82,21 +82,21 @@ def test_each_quantity_has_a_panel_with_both_parts() -> None:
 
 
 def test_parts_differ_in_more_than_color() -> None:
-    """Training is dashed and validation solid, for those who see no colors."""
+    """Training is dashed and validation is solid, so they differ without color."""
     axes = plot_history(history(2, 1, val_loss=[3, 2])).axes[0]
     assert line(axes, 0, "training").is_dashed()
     assert not line(axes, 0, "validation").is_dashed()
 
 
 def test_run_without_validation_has_one_line() -> None:
-    """Nothing is said of a validation that there was not."""
+    """Without validation values, neither a line nor a legend entry mentions validation."""
     figure = plot_history(history(2, 1))
     assert len(figure.axes[0].get_lines()) == 1
     assert legend(figure) == ["training"]
 
 
-def test_single_epoch_is_a_dot_between_the_edges() -> None:
-    """One point makes no line, and is seen nevertheless."""
+def test_single_epoch_is_a_marker_inside_the_panel() -> None:
+    """A single point, which has no line, is visible as a marker."""
     axes = plot_history(history(2)).axes[0]
     drawn = line(axes, 0, "training")
     assert (drawn.get_marker(), drawn.get_markevery()) == ("o", [0])
@@ -105,8 +105,8 @@ def test_single_epoch_is_a_dot_between_the_edges() -> None:
     assert 1 in axes.get_xticks()
 
 
-def test_several_runs_are_told_apart_by_color_and_named() -> None:
-    """Each run has a color for both of its lines, and its name in the legend in order."""
+def test_runs_have_colors_and_names() -> None:
+    """Both lines of a run have the same color, and the legend names the runs in order."""
     runs = {"slow": history(4, 3, val_loss=[5, 4]), "_fast": history(2, 1, val_loss=[3, 2])}
     figure = plot_history(runs)
     axes = figure.axes[0]
@@ -119,15 +119,15 @@ def test_several_runs_are_told_apart_by_color_and_named() -> None:
     assert legend(figure) == ["slow", "_fast", "training", "validation"]
 
 
-def test_every_one_of_the_most_runs_looks_different() -> None:
-    """No two of 24 runs share both color and shape."""
+def test_24_runs_have_distinct_colors_and_markers() -> None:
+    """No two of the largest number of runs share both color and marker."""
     figure = plot_history({f"run {n}": history(n, n + 1) for n in range(24)})
     looks = {(drawn.get_color(), drawn.get_marker()) for drawn in figure.axes[0].get_lines()}
     assert len(looks) == 24
 
 
 def test_run_that_stopped_early_ends_where_it_stopped() -> None:
-    """The axis goes on to the longest run, and a dot marks the end of the short one."""
+    """The axis extends to the end of the longest run, and a marker ends the shorter one."""
     long, short = history(*range(40, 0, -1)), history(*range(20, 0, -1))
     axes = plot_history({"long": long, "stopped": short}).axes[0]
     drawn = line(axes, 1, "training")
@@ -136,15 +136,15 @@ def test_run_that_stopped_early_ends_where_it_stopped() -> None:
     assert axes.get_xlim()[1] > 40
 
 
-def test_run_that_was_gone_on_with_keeps_its_epochs() -> None:
-    """The numbers of the epochs are those of the rows."""
+def test_epoch_numbers_are_those_of_the_rows() -> None:
+    """A history that starts at a later epoch is drawn at its own epochs."""
     axes = plot_history(history(2, 1, first=7)).axes[0]
     assert epochs(line(axes, 0, "training")) == [7, 8]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_value_that_is_not_finite_is_a_gap_with_a_cross(value: float) -> None:
-    """The rest of the line is drawn at its own scale, and the place of the gap is marked."""
+def test_non_finite_value_is_a_gap_with_a_cross(value: float) -> None:
+    """The value does not affect the scale, and a cross marks its epoch."""
     figure = plot_history(history(3, value, 1))
     axes = figure.axes[0]
     np.testing.assert_array_equal(values(line(axes, 0, "training")), [3, math.nan, 1])
@@ -154,29 +154,29 @@ def test_value_that_is_not_finite_is_a_gap_with_a_cross(value: float) -> None:
     assert axes.get_ylim()[1] < 4
 
 
-def test_point_between_gaps_is_a_dot_in_a_long_run() -> None:
-    """A value without neighbours would be an invisible line."""
+def test_point_between_gaps_has_a_marker() -> None:
+    """In a long run, a value without neighbors would be invisible without a marker."""
     losses = [1.0] * 20
     losses[5] = losses[7] = math.nan
     assert line(plot_history(history(*losses)).axes[0], 0, "training").get_markevery() == [6, 19]
 
 
-def test_values_that_are_all_not_finite_leave_a_panel_of_crosses() -> None:
-    """A training that broke at once is drawn too."""
+def test_panel_without_finite_values_has_crosses() -> None:
+    """A run that diverged in its first epoch can be drawn."""
     figure = plot_history(history(math.nan, math.nan))
     assert "not finite" in texts(figure)
 
 
-def test_epoch_that_did_not_measure_is_left_out_without_a_cross() -> None:
-    """A column that begins late is no broken value."""
+def test_missing_value_has_no_cross() -> None:
+    """An epoch without a value is skipped, unlike a non-finite value."""
     run = History([{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1, "val_loss": 4}])
     figure = plot_history(run)
     assert epochs(line(figure.axes[0], 0, "validation")) == [2]
     assert "not finite" not in legend(figure)
 
 
-def test_history_from_a_file_is_drawn_as_the_one_that_was_written(tmp_path: Path) -> None:
-    """What `to_json` wrote is enough to draw from."""
+def test_history_from_json_can_be_drawn(tmp_path: Path) -> None:
+    """The JSON file of a history contains all values that are drawn."""
     data = (torch.randn(20, 4), torch.randint(0, 2, (20,)))
     fitted = Trainer(build_mlp(4, [], 2), progress=False).fit(data, data, epochs=2)
     figure = plot_history(History.from_json(fitted.to_json(tmp_path / "history.json")))
@@ -184,20 +184,20 @@ def test_history_from_a_file_is_drawn_as_the_one_that_was_written(tmp_path: Path
     assert values(line(figure.axes[0], 0, "validation")) == fitted["val_loss"]
 
 
-def test_metrics_chooses_panels_in_its_own_order() -> None:
-    """Clocks are drawn only where they are named."""
+def test_metrics_selects_and_orders_panels() -> None:
+    """Columns such as the learning rate are drawn only if named."""
     run = history(2, 1, train_accuracy=[0.1, 0.2], val_top5_accuracy=[0.3, 0.4])
     assert panels(plot_history(run)) == ["Loss", "Accuracy", "Top5 accuracy"]
     assert panels(plot_history(run, metrics=["lr", "loss"])) == ["Learning rate", "Loss"]
 
 
-def test_title_stands_above_the_panels() -> None:
-    """A title of the user's own is written once."""
+def test_title_is_drawn_once() -> None:
+    """The figure contains the title once."""
     assert texts(plot_history(history(1), title="Ten digits")).count("Ten digits") == 1
 
 
-def test_names_with_dollar_signs_are_no_formulas() -> None:
-    """A name is shown as it is."""
+def test_dollar_signs_in_names_are_literal() -> None:
+    """A name is not parsed as a formula."""
     figure = plot_history({"$a_b$": history(1), "$\\frac$": history(2)})
     assert {"$a_b$", "$\\frac$"} <= set(texts(figure))
 
@@ -211,8 +211,8 @@ def test_names_with_dollar_signs_are_no_formulas() -> None:
         (Trainer(build_mlp(2, [], 2), progress=False), r"Pass `trainer\.history`"),
     ],
 )
-def test_what_is_no_history_is_refused(passed: object, named: str) -> None:
-    """The message says what was passed, and for a Trainer what to pass."""
+def test_other_types_are_rejected(passed: object, named: str) -> None:
+    """The message contains the type, and for a Trainer what to pass instead."""
     with pytest.raises(InvalidTypeError, match=named):
         plot_history(passed)  # type: ignore[arg-type]  # the error is the point
 
@@ -220,19 +220,19 @@ def test_what_is_no_history_is_refused(passed: object, named: str) -> None:
 @pytest.mark.parametrize(
     ("passed", "named"),
     [
-        (History(), "`history` holds no epoch"),
+        (History(), "`history` contains no epochs"),
         ({}, "empty mapping"),
         ({"a": History()}, r"`history\['a'\]`"),
     ],
 )
-def test_history_of_nothing_is_refused(passed: object, named: str) -> None:
-    """A run without an epoch has nothing to draw."""
+def test_empty_history_is_rejected(passed: object, named: str) -> None:
+    """Histories without epochs, and mappings without histories, raise `EmptyDataError`."""
     with pytest.raises(EmptyDataError, match=named):
         plot_history(passed)  # type: ignore[arg-type]  # the error is the point
 
 
-def test_too_many_runs_are_refused() -> None:
-    """Runs that could not be told apart are not drawn as if they could."""
+def test_too_many_runs_are_rejected() -> None:
+    """The message contains the limit and the number of runs."""
     with pytest.raises(InvalidArgumentError, match=r"at most 24 runs.*25"):
         plot_history({str(n): history(1) for n in range(25)})
 
@@ -245,15 +245,15 @@ def test_too_many_runs_are_refused() -> None:
         ([], InvalidArgumentError, "empty"),
     ],
 )
-def test_metrics_that_cannot_be_drawn_are_refused(
+def test_invalid_metrics_are_rejected(
     metrics: list[str], error: type[Exception], named: str
 ) -> None:
-    """The message names the value, and what there is."""
+    """The message contains the value, and for an unknown name the available ones."""
     with pytest.raises(error, match=named):
         plot_history(history(1), metrics=metrics)
 
 
-def test_history_of_clocks_alone_asks_for_a_name() -> None:
-    """A history without a measurement says which columns there are."""
+def test_history_without_measurements_is_rejected() -> None:
+    """The message lists the columns of the history."""
     with pytest.raises(InvalidArgumentError, match="epoch, lr"):
         plot_history(History([{"epoch": 1, "lr": 0.1}]))

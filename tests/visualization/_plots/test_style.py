@@ -1,4 +1,4 @@
-"""What all plots share: the look, and that nothing else is touched by drawing."""
+"""All plots: style, and that drawing changes nothing else."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from finetunelib.training import History
 from finetunelib.visualization import plot_confusion, plot_history, plot_predictions
 from finetunelib.visualization._plots.style import DARK, LIGHT, Theme, percent, shortened
 from support_untouched import changed_since, snapshot
-from visualization._plots.plotting import Answers, answering, texts
+from visualization._plots.plotting import Oracle, data_predicting, texts
 
 HISTORY = History([{"epoch": 1, "train_loss": 2.0, "val_loss": 3.0}])
-DATA = answering([0, 1, 2, 1], [0, 1, 2, 0])
+DATA = data_predicting([0, 1, 2, 1], [0, 1, 2, 0])
 
 PLOTS: dict[str, Callable[..., Figure]] = {
     "history": lambda **options: plot_history(HISTORY, **options),
-    "confusion": lambda **options: plot_confusion(Answers(3), DATA, **options),
-    "predictions": lambda **options: plot_predictions(Answers(3), DATA, **options),
+    "confusion": lambda **options: plot_confusion(Oracle(3), DATA, **options),
+    "predictions": lambda **options: plot_predictions(Oracle(3), DATA, **options),
 }
 each_plot = pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
 
@@ -47,10 +47,10 @@ def contrast(one: str, other: str) -> float:
 
 
 @each_plot
-def test_plot_without_matplotlib_names_the_command_that_installs_it(
+def test_missing_matplotlib_error_contains_install_command(
     plot: Callable[..., Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever lacks the extra reads what to type."""
+    """The message contains the pip command."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError) as caught:
         plot()
@@ -58,16 +58,16 @@ def test_plot_without_matplotlib_names_the_command_that_installs_it(
 
 
 @each_plot
-def test_plot_leaves_the_settings_of_matplotlib_as_they_were(plot: Callable[..., Figure]) -> None:
-    """The library's look is that of its own figures alone."""
+def test_plot_restores_matplotlib_settings(plot: Callable[..., Figure]) -> None:
+    """The library's style applies only to its own figures."""
     before = dict(mpl.rcParams)
     plot(dark=True)
     assert dict(mpl.rcParams) == before
 
 
 @each_plot
-def test_plot_looks_alike_whatever_the_settings_of_matplotlib(plot: Callable[..., Figure]) -> None:
-    """A user's own style, also one that is on while the file is written, changes no pixel."""
+def test_plot_does_not_depend_on_matplotlib_settings(plot: Callable[..., Figure]) -> None:
+    """The user's style changes no pixel, even if active when the file is written."""
     plain, styled = io.BytesIO(), io.BytesIO()
     plot().savefig(plain)
     settings: Any = {  # Any: matplotlib types each name
@@ -85,7 +85,7 @@ def test_plot_looks_alike_whatever_the_settings_of_matplotlib(plot: Callable[...
 
 
 def test_plotting_never_imports_pyplot() -> None:
-    """No backend is chosen, no window can open, and no figure has to be closed."""
+    """No backend is chosen, no window opens, and no figure has to be closed."""
     code = """
 import sys, io, torch
 from finetunelib import build_mlp
@@ -107,18 +107,18 @@ print("matplotlib.pyplot" in sys.modules)
 
 @each_plot
 @pytest.mark.parametrize(("dark", "theme"), [(False, LIGHT), (True, DARK)])
-def test_plot_has_the_ground_of_the_page(
+def test_plot_has_the_background_of_the_theme(
     plot: Callable[..., Figure], dark: bool, theme: Theme
 ) -> None:
-    """A dark picture is dark all over."""
+    """The whole figure has the background color of the light or dark theme."""
     from matplotlib.colors import to_hex
 
     assert to_hex(plot(dark=dark).get_facecolor()) == theme.ground
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_and_first_hues_stand_off_from_the_page(theme: Theme) -> None:
-    """Text reaches the contrast that WCAG asks of text, and the first lines that of graphics."""
+def test_colors_have_sufficient_contrast(theme: Theme) -> None:
+    """Text and the first lines have the contrast that WCAG requires of text and graphics."""
     assert contrast(theme.text, theme.ground) >= 7
     assert contrast(theme.muted, theme.ground) >= 4.5
     assert min(contrast(hue, theme.ground) for hue in theme.series[:3]) >= 3
@@ -126,7 +126,7 @@ def test_text_and_first_hues_stand_off_from_the_page(theme: Theme) -> None:
 
 @each_plot
 def test_plot_shows_itself_in_a_notebook(plot: Callable[..., Figure]) -> None:
-    """IPython asks for a PNG and the size to show it in, and gets one of twice the resolution."""
+    """The PNG for IPython has twice the resolution of the size at which it is shown."""
     figure = plot()
     data, size = figure._repr_png_()  # type: ignore[attr-defined]  # IPython asks for it
     assert data.startswith(b"\x89PNG")
@@ -136,24 +136,24 @@ def test_plot_shows_itself_in_a_notebook(plot: Callable[..., Figure]) -> None:
 
 @each_plot
 def test_figure_can_be_pickled(plot: Callable[..., Figure]) -> None:
-    """A figure can be kept for later, and be drawn then."""
+    """An unpickled figure has the same texts."""
     figure = plot(title="kept")
     assert texts(pickle.loads(pickle.dumps(figure))) == texts(figure)
 
 
 @each_plot
 @pytest.mark.parametrize(("argument", "value"), [("dark", "yes"), ("title", 3)])
-def test_option_of_the_wrong_kind_is_refused(
+def test_option_of_wrong_type_is_rejected(
     plot: Callable[..., Figure], argument: str, value: object
 ) -> None:
-    """The message names the argument and what was passed."""
+    """The message contains the argument and its value."""
     with pytest.raises(InvalidTypeError, match=f"`{argument}`.*{value!r}"):
         plot(**{argument: value})
 
 
 @pytest.mark.parametrize("plot", [plot_confusion, plot_predictions])
-def test_model_is_left_as_it_was(plot: Callable[..., Figure]) -> None:
-    """Modes, weights, buffers, gradients, hooks and random states are the same afterwards."""
+def test_model_is_unchanged(plot: Callable[..., Figure]) -> None:
+    """Modes, weights, buffers, gradients, hooks and random states do not change."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)
@@ -165,8 +165,8 @@ def test_model_is_left_as_it_was(plot: Callable[..., Figure]) -> None:
 
 
 @pytest.mark.parametrize("plot", [plot_confusion, plot_predictions])
-def test_model_is_left_as_it_was_where_the_data_fails(plot: Callable[..., Figure]) -> None:
-    """An error in the middle of the data puts everything back too."""
+def test_model_is_unchanged_if_data_raises(plot: Callable[..., Figure]) -> None:
+    """An error after the first batch restores everything too."""
     model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(6, 3))
 
     def failing() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -180,8 +180,8 @@ def test_model_is_left_as_it_was_where_the_data_fails(plot: Callable[..., Figure
     assert changed_since(before, model) == []
 
 
-def test_users_fonts_stand_in_for_what_ours_lacks() -> None:
-    """A font that a user chose, as for Chinese names, is where missing characters come from."""
+def test_users_fonts_are_fallbacks() -> None:
+    """Characters that the default font lacks come from the user's fonts."""
     with mpl.rc_context({"font.family": ["STIXGeneral"]}):
         figure = plot_history(HISTORY)
     assert figure.axes[0].title.get_fontfamily()[0] == "DejaVu Sans"
@@ -189,7 +189,7 @@ def test_users_fonts_stand_in_for_what_ours_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"),
+    ("fraction", "text"),
     [
         (0.0, "0%"),
         (0.001, "<1%"),
@@ -199,12 +199,12 @@ def test_users_fonts_stand_in_for_what_ours_lacks() -> None:
         (1.0, "100%"),
     ],
 )
-def test_percent_says_none_and_all_only_where_it_is_so(share: float, text: str) -> None:
-    """A rounded share never hides the one sample that is different."""
-    assert percent(share) == text
+def test_percent_is_0_or_100_only_if_exact(fraction: float, text: str) -> None:
+    """Rounding never hides a single different sample."""
+    assert percent(fraction) == text
 
 
-def test_shortened_keeps_short_texts_and_the_beginning_of_long_ones() -> None:
-    """What is cut off ends in an ellipsis, and line breaks become spaces."""
+def test_shortened_cuts_long_texts() -> None:
+    """A long text ends in an ellipsis, and line breaks become spaces."""
     assert shortened("two\nlines", 20) == "two lines"
     assert shortened("a long name", 7) == "a long…"

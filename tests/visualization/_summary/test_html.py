@@ -1,4 +1,4 @@
-"""How a summary shows in a notebook."""
+"""The HTML table of a summary, as shown in notebooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support_chromium import chromium, find_chromium
 
 
 class Reader(HTMLParser):
-    """Reads a table back: its cells by rows, and the names of all tags."""
+    """Parses a table: its cells by row, and the names of all tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,15 +42,15 @@ class Reader(HTMLParser):
 
 
 def read(table: Summary) -> Reader:
-    """Return what a notebook gets, taken apart."""
+    """Parse the HTML of a summary."""
     reader = Reader()
     reader.feed(table._repr_html_())
     reader.close()
     return reader
 
 
-def test_table_has_the_cells_of_the_rows() -> None:
-    """Each row is one of the table, under a header, above the notes; every tag is closed."""
+def test_table_contains_all_rows() -> None:
+    """The table consists of a header, one row per module, and the notes; all tags are closed."""
     table = summary(build_mlp(784, [500], 10))
     reader = read(table)
     assert reader.open == []
@@ -60,8 +60,8 @@ def test_table_has_the_cells_of_the_rows() -> None:
     assert reader.rows[-1][0].startswith("397,510 parameters")
 
 
-def test_names_are_escaped_and_nothing_runs() -> None:
-    """A name, a class or an error with markup in it stays text, and there is no script."""
+def test_names_and_messages_are_escaped() -> None:
+    """Markup in a name, a class or an error message is shown as text."""
 
     class Failing(nn.Module):
         def forward(self, inputs: object) -> object:
@@ -77,8 +77,8 @@ def test_names_are_escaped_and_nothing_runs() -> None:
     assert "<img src=x" in reader.rows[-1][0]
 
 
-def test_style_applies_to_the_table_alone() -> None:
-    """Every rule of the style names the table's own class, so the page around it stays."""
+def test_style_applies_only_to_the_table() -> None:
+    """Every CSS selector starts with the class of the table."""
     style = summary(nn.Linear(2, 2))._repr_html_().partition("</style>")[0].partition(">")[2]
     selectors = [rule.partition("{")[0] for rule in style.split("}") if rule.strip()]
     assert selectors
@@ -87,14 +87,14 @@ def test_style_applies_to_the_table_alone() -> None:
 
 
 def test_failed_row_is_marked() -> None:
-    """The layer that failed has a class of its own, which the style shows."""
+    """The row of the layer that failed has the CSS class `failed`."""
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(5, 4), nn.Linear(4, 2))
     assert summary(model, torch.zeros(2, 8))._repr_html_().count('<tr class="failed">') == 1
 
 
 @pytest.mark.slow
-def test_page_asks_nobody_for_anything(tmp_path: Path) -> None:
-    """A browser that shows the table loads nothing but the file."""
+def test_table_loads_nothing(tmp_path: Path) -> None:
+    """A browser that shows the table requests only the file."""
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium is installed")

@@ -1,4 +1,4 @@
-"""How a summary reads on a terminal."""
+"""The text of a summary, as shown on terminals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ up over all of them."""
 
 
 class Named(nn.Module):
-    """A model whose parts have long names, in a chain as deep as was asked for."""
+    """A chain of modules with long names, of a given depth."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Named(nn.Module):
         return outputs
 
 
-def test_small_model_as_text() -> None:
-    """The whole table of a frozen model with repeated blocks, character by character."""
+def test_text_of_a_small_model() -> None:
+    """The text of a frozen model with repeated blocks is exactly as expected."""
     blocks = [nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(3)]
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
@@ -53,7 +53,7 @@ def test_small_model_as_text() -> None:
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 6])
 def test_no_line_is_wider_than_a_hundred_columns(depth: int) -> None:
-    """Names that do not fit are indented and shortened, and the numbers stay aligned."""
+    """Names that do not fit are indented and shortened, and numbers stay aligned."""
     lines = str(summary(Named(depth))).splitlines()
     assert max(map(len, lines)) <= 100
     header = next(line for line in lines if line.startswith("Module"))
@@ -61,8 +61,8 @@ def test_no_line_is_wider_than_a_hundred_columns(depth: int) -> None:
     assert all(line[:edge].endswith("20") for line in lines if line.endswith("80 B"))
 
 
-def test_what_all_rows_share_makes_way_for_names() -> None:
-    """A mode and a type that are those of every row are said above the table where it is narrow."""
+def test_shared_values_move_above_a_wide_table() -> None:
+    """If names do not fit, a mode and type shared by all rows have no columns."""
     text = str(summary(Named(1)))
     assert "Mode of all rows: train" in text
     assert "Type of all rows: float32" in text
@@ -72,26 +72,26 @@ def test_what_all_rows_share_makes_way_for_names() -> None:
     ("size", "memory"), [(3, "12 B"), (250, "1.0 kB"), (250_000, "1.0 MB"), (10**9, "4.0 GB")]
 )
 def test_memory_is_in_decimal_units(size: int, memory: str) -> None:
-    """A kilobyte is a thousand bytes."""
+    """A kilobyte is 1,000 bytes."""
     model = nn.Module()
     model.register_buffer("table", torch.empty(size, device="meta"))
     assert f"{memory} in all." in summary(model).notes[0]
 
 
 def test_several_outputs_are_counted() -> None:
-    """A module that returns several tensors shows the first and the number of the others."""
+    """The row of a module with several outputs shows the first shape and the number of others."""
     text = str(summary(nn.LSTM(4, 3, batch_first=True), torch.zeros(2, 5, 4)))
     assert "2x5x3 +2" in text
 
 
-def test_types_that_differ_are_mixed() -> None:
-    """A part that holds several types of numbers says so."""
+def test_different_dtypes_are_mixed() -> None:
+    """The type of a part with several dtypes is `mixed`."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).double())
     assert "mixed" in str(summary(model, depth=0))
 
 
-def test_title_names_the_inputs() -> None:
-    """The title says what the model was run on: names, shapes and types."""
+def test_title_contains_the_inputs() -> None:
+    """The title contains the names, shapes and dtypes of the inputs."""
     inputs = torch.zeros(2, 3)
     table = summary(nn.Bilinear(3, 3, 2), {"input1": inputs, "input2": inputs})
     assert table.title == "Bilinear on input1 2x3 float32, input2 2x3 float32"

@@ -1,4 +1,4 @@
-"""Whether there is a browser to open, and whether somebody sits before it."""
+"""Detects whether a browser can be opened on this machine, and whether anyone would see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetunelib.visualization._netron.remote import over_ssh
 
 
 def browser_available() -> bool:
-    """Return whether a page that is opened here would be seen; a notebook shows it itself."""
+    """Return whether to open a browser: not in CI, ssh or notebooks, nor without a display."""
     if os.environ.get("CI") or over_ssh() or in_notebook():
         return False
     if sys.platform.startswith("linux") and not (
@@ -26,11 +26,11 @@ def browser_available() -> bool:
 
 
 def open_page(url: str) -> bool:
-    """Open a page in a new tab, and return whether that worked."""
+    """Open a page in a new tab, and return whether the browser accepted it."""
     return webbrowser.open(url, new=2)
 
 
 def runs_as_script() -> bool:
-    """Return whether this is a program on a terminal, which would end and take the page along."""
+    """Return whether this is a script on a terminal, whose end would close the viewer."""
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     return not interactive and sys.stdin is not None and sys.stdin.isatty()

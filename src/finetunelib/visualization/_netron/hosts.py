@@ -1,7 +1,7 @@
-"""Under which names a server answers: the check of the Host header.
+"""Checks the Host header of requests, which protects against DNS rebinding.
 
-A page of another site can make a browser ask a name of its own that leads to this machine (DNS
-rebinding); the header then holds that name. An address in numbers cannot be lent like this.
+A malicious site can point its own domain name to this machine, and make a browser request it. The
+Host header then contains that name. This attack is not possible with a numeric address.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable
 
 
 def accepted_by(host: str, bound: str) -> Callable[[str | None], bool]:
-    """Return the check for a server.
+    """Return a function that returns whether a server accepts a Host header.
 
     Args:
         host: The host as the user wrote it.
         bound: The address that the server listens on.
     """
-    own = {host.lower()}
+    own_names = {host.lower()}
     on_loopback = _is_loopback(bound)
     if not on_loopback:
-        # A server for the network is known by its machine's names too; other aliases cannot be
-        # told from a foreign name, and the address in numbers stands in for them.
+        # A server on the network is also reached by its machine's names. Other aliases cannot be
+        # distinguished from foreign names; users can open the numeric address instead.
         machine = socket.gethostname().lower()
-        own |= {machine, machine.partition(".")[0], f"{machine.partition('.')[0]}.local"}
+        own_names |= {machine, machine.partition(".")[0], f"{machine.partition('.')[0]}.local"}
 
     def accepts(header: str | None) -> bool:
         name = _name_in(header)
-        if name in own or _is_loopback(name):
+        if name in own_names or _is_loopback(name):
             return True
         return not on_loopback and _is_address(name)
 
@@ -40,7 +40,7 @@ def _name_in(header: str | None) -> str:
     try:
         return urllib.parse.urlsplit(f"//{header or ''}").hostname or ""
     except ValueError:
-        return ""  # No name at all, such as an open bracket.
+        return ""  # Not a host, such as an open bracket.
 
 
 def _is_address(name: str) -> bool:

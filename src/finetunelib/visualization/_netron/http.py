@@ -1,4 +1,4 @@
-"""The HTTP side of a viewer: Netron's page, its assets and one file, and nothing else."""
+"""The HTTP server of a viewer. It serves Netron's page, its assets and one file, nothing else."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from finetunelib.visualization._netron.hosts import accepted_by
 class PageServer(socketserver.ThreadingTCPServer):
     """Serves one file in Netron's page.
 
-    Not `http.server.HTTPServer`: that one looks its own name up, which can take seconds.
+    Not an `http.server.HTTPServer`, which looks up its own host name; that can take seconds.
 
     Attributes:
-        secret: A name that stands before every path for who does not come under a name of this
-            machine, such as a notebook's proxy. Only who was given it knows it.
+        secret: A path prefix for clients that use another name than this machine's, such as a
+            notebook's proxy. Only clients that received it can know it.
     """
 
     allow_reuse_address = True
@@ -43,7 +43,7 @@ class PageServer(socketserver.ThreadingTCPServer):
         self.accepts = accepted_by(host, str(self.server_address[0]))
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Answer in a thread that is known, so that `end` can end it."""
+        """Answer a request in a thread that `end` can stop."""
         connection = cast("socket.socket", request)
         thread = threading.Thread(
             target=self._process,
@@ -63,11 +63,11 @@ class PageServer(socketserver.ThreadingTCPServer):
                 self._running.pop(threading.current_thread(), None)
 
     def end(self) -> None:
-        """Stop listening, and end what is still being answered or was never asked."""
+        """Stop listening, and close all connections, including idle ones."""
         self.shutdown()
         with contextlib.suppress(OSError):
-            # A forked child, such as a worker that loads data, has the socket as well; closing it
-            # here alone would leave it listening there.
+            # A forked child, such as a DataLoader worker, shares the socket, which would keep
+            # listening if it were only closed here.
             self.socket.shutdown(socket.SHUT_RDWR)
         self.server_close()
         with self._lock:
@@ -79,33 +79,33 @@ class PageServer(socketserver.ThreadingTCPServer):
             thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing, as in `_Handler.log_message`: a browser may go away in mid-sentence."""
+        """Print nothing: browsers may close a connection at any time."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "finetunelib"
     sys_version = ""
-    #: Seconds after which a connection is given up on which nothing moves.
+    #: Seconds after which an idle connection is closed.
     timeout = 60
 
     def do_GET(self) -> None:
-        """Answer with the page, one of its assets, or the one file; with nothing else."""
-        with contextlib.suppress(ConnectionError):  # The browser went away.
+        """Answer with the page, one of its assets, or the file."""
+        with contextlib.suppress(ConnectionError):  # The browser closed the connection.
             self._answer(body=True)
 
     def do_HEAD(self) -> None:
-        """Answer like GET, without the content."""
+        """Answer like GET, without the body."""
         with contextlib.suppress(ConnectionError):
             self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        path = self._asked()
+        path = self._requested_path()
         if path is None:
             self.send_error(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                "This viewer does not answer under this name",
-                "Open it by its address in numbers, such as http://127.0.0.1 and its port.",
+                "This viewer does not accept this host name",
+                "Open its numeric address, such as http://127.0.0.1 with its port.",
             )
             return
         if path in ("/", "/index.html"):
@@ -124,12 +124,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _asked(self) -> str | None:
-        """Return the path that is asked for, or None when a foreign name is asked for it."""
+    def _requested_path(self) -> str | None:
+        """Return the path of the request, or `None` if its host name is not accepted."""
         try:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         except ValueError:
-            path = ""  # No address at all, such as one with an open bracket.
+            path = ""  # Not an address, such as an open bracket.
         prefix = f"/{self.server.secret}"
         if path.startswith(f"{prefix}/"):
             return path.removeprefix(prefix)
@@ -155,7 +155,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Say nothing: the server runs behind a user's own program."""
+        """Print nothing: the server runs in the background of a user's program."""
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _opened(file: Path) -> Iterator[IO[bytes] | None]:
     try:
         stream = file.open("rb")
     except OSError:
-        yield None  # The file was removed while it was shown.
+        yield None  # The file was deleted while the viewer was open.
         return
     with stream:
         yield stream

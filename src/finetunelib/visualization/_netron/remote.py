@@ -1,4 +1,4 @@
-"""How a browser on another machine finds the viewer: through ssh, or a notebook's proxy."""
+"""The address of the viewer for a browser on another machine: ssh tunnels and proxies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import getpass
 import os
 import shlex
 
-#: What stands for the port in the address of a proxy.
+#: The placeholder for the port in the address of a proxy.
 PORT = "{port}"
 
 
@@ -16,16 +16,16 @@ def over_ssh() -> bool:
 
 
 def ssh_command(address: str, port: int) -> str | None:
-    """Return the command that brings a port to the machine that an ssh session came from.
+    """Return the command that forwards a port to the machine that an ssh session came from.
 
     Args:
-        address: The address that the viewer can be opened at on this machine, IPv6 in brackets.
+        address: The address of the viewer on this machine, with brackets if it is IPv6.
         port: The port.
 
     Returns:
-        The command, with the server's address as the session knows it, or `None` outside of ssh.
+        The command, with this machine's address in the session, or `None` outside of ssh.
     """
-    # The addresses and ports of the client and of the server, as sshd knows them.
+    # sshd sets this to the addresses and ports of the client and of the server.
     words = os.environ.get("SSH_CONNECTION", "").split()
     if len(words) != 4:
         return None
@@ -33,18 +33,18 @@ def ssh_command(address: str, port: int) -> str | None:
     options = [] if server_port == "22" else ["-p", server_port]
     try:
         destination = f"{getpass.getuser()}@{server}"
-    except (KeyError, OSError, ImportError):  # A container may run as a user without a name.
+    except (KeyError, OSError, ImportError):  # Containers may run as a user without a name.
         destination = server
     tunnel = f"{port}:{address}:{port}"
     return shlex.join(["ssh", "-N", *options, "-L", tunnel, destination])
 
 
 def proxied_address(proxy: str | None, port: int) -> str | None:
-    """Return where a notebook's proxy shows a port of this machine, with a slash at the end.
+    """Return the address of a port behind a notebook's proxy, with a trailing slash.
 
     Args:
-        proxy: The proxy's address as the user gave it, with `{port}` in it. `None` takes that of
-            jupyter-server-proxy under JupyterHub, which names its own prefix to every kernel.
+        proxy: The user's proxy address, which contains `{port}`. `None` uses that of
+            jupyter-server-proxy if JupyterHub has set its prefix, or else there is no proxy.
         port: The port.
     """
     if proxy is None:

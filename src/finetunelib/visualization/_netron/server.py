@@ -1,4 +1,4 @@
-"""The handle of a running viewer: its address, how it is shown in a notebook, and its end."""
+"""`NetronServer`: a running viewer, its address, and its display in notebooks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from finetunelib.visualization._netron import page
 from finetunelib.visualization._netron.http import PageServer
 from finetunelib.visualization._netron.remote import proxied_address, ssh_command
 
-#: Addresses that mean every address of a machine, and can be listened on but not opened.
+#: Addresses that listen on all interfaces, and the addresses to open instead.
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, not bound
 
 
 @public("finetunelib.visualization")
 class NetronServer:
-    """A model that is being shown: the address of the viewer, and the switch that turns it off.
+    """A running viewer of one model, as returned by `finetunelib.visualize`.
 
-    Made by `finetunelib.visualize`. Any number of them run side by side, each with its own model.
-    Used in a `with` block it closes itself; otherwise it ends with the program. As the last line
-    of a notebook's cell it shows the viewer.
+    Any number of viewers can run at the same time. A viewer runs until `close` is called, its
+    `with` block ends, or the program ends. As the last line of a notebook cell, it shows the page.
 
     Attributes:
-        url: The address of the viewer's page, with the port that was taken.
+        url: The address of the page, including the port.
         file: The file that is shown.
 
     Example:
@@ -52,11 +51,16 @@ class NetronServer:
         html = page.render(file.name)
         try:
             self._server = PageServer(host, port, file, html)
-        except (OSError, OverflowError, ValueError, TypeError) as error:  # TypeError: a NUL in it.
+        except (
+            OSError,
+            OverflowError,
+            ValueError,
+            TypeError,
+        ) as error:  # TypeError: `host` contains a NUL.
             raise ServerError(
                 f"The viewer cannot listen on {host}:{port}: "
                 f"{getattr(error, 'strerror', None) or error}. "
-                "Leave `port` out to take any free one."
+                "Leave out `port` to use any free port."
             ) from error
         shown = _EVERY_ADDRESS.get(host, host)
         self._address = f"[{shown}]" if ":" in shown else shown
@@ -67,17 +71,16 @@ class NetronServer:
         self._process = os.getpid()
         self._closing = threading.RLock()
         self._closed = threading.Event()
-        # A method of this object, so that the thread keeps it and its temporary file alive: many
-        # a caller drops the handle and goes on to look at the page.
+        # A bound method keeps this object and its temporary file alive if the caller drops it.
         self._thread = threading.Thread(target=self._serve, name=f"netron {self.url}", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Stop serving, free the port and remove temporary files. Closing again does nothing."""
+        """Stop the server, free its port and remove temporary files. Further calls do nothing."""
         if os.getpid() != self._process:
-            return  # A forked child has the handle, but neither the thread nor the files.
-        with self._closing:  # Who closes second returns when all is gone.
+            return  # A forked child owns neither the thread nor the files.
+        with self._closing:  # A concurrent `close` returns only after cleanup has finished.
             if self._closed.is_set():
                 return
             self._server.end()
@@ -89,14 +92,14 @@ class NetronServer:
     def wait(self) -> None:
         """Block until the server is closed, or until Ctrl-C, which closes it."""
         try:
-            # With a timeout, so that Ctrl-C is noticed on every system.
+            # With a timeout, because Ctrl-C does not interrupt an unlimited wait on Windows.
             while not self._closed.wait(0.2):
                 pass
         except KeyboardInterrupt:
             self.close()
 
     def _serve(self) -> None:
-        # The interval is how long a close has to wait.
+        # `close` waits for at most this interval.
         self._server.serve_forever(poll_interval=0.05)
 
     def __enter__(self) -> Self:
@@ -109,14 +112,14 @@ class NetronServer:
         if self._closed.is_set():
             return f"NetronServer({self.file.name}, closed)"
         command = ssh_command(self._address, self._port)
-        from_afar = f", from your own machine: {command}" if command else ""
-        return f"NetronServer({self.file.name}, {self.url}{from_afar})"
+        tunnel = f", from your own machine: {command}" if command else ""
+        return f"NetronServer({self.file.name}, {self.url}{tunnel})"
 
     def _repr_html_(self) -> str:
-        """Return the viewer in a frame, at the address under which a notebook's browser finds it.
+        """Return a frame that shows the page.
 
-        A kernel cannot see the browser. It knows of a proxy when it was told of one, or runs under
-        JupyterHub; else the browser is taken to be on this machine, or behind a tunnel.
+        Its address is that of the proxy, if the user named one or the kernel runs under
+        JupyterHub. Otherwise the browser must be on this machine, or use a tunnel.
         """
         name = html.escape(self.file.name)
         if self._closed.is_set():
@@ -126,7 +129,7 @@ class NetronServer:
         command = ssh_command(self._address, self._port)
         if proxied is not None:
             source = f"{proxied}{self._server.secret}/"
-            hint = " An empty frame means that the server lacks jupyter-server-proxy."
+            hint = " If the frame is empty, install jupyter-server-proxy on the notebook server."
         elif command is not None:
             hint = f" From your own machine: <code>{html.escape(command)}</code>"
         address = html.escape(source)

@@ -1,7 +1,7 @@
-"""Folders for the viewer's own files, which do not outlive their process, even one that was killed.
+"""Temporary folders that are removed even if their process is killed.
 
-Each folder is locked by the process that made it. The system takes the lock away when that process
-ends in whatever way, so that a folder without one is nobody's, and the next viewer removes it.
+Each folder is locked by the process that created it. The operating system releases the lock when
+that process ends, for whatever reason. The next viewer removes folders that are not locked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PREFIX = "finetunelib-viewer-"
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield a new folder, and remove it at the end."""
-    folder, lock = _made()
+    """Create a folder for the duration of the block."""
+    folder, lock = _create()
     try:
         yield folder
     finally:
@@ -34,24 +34,27 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders of processes that ended without doing so."""
+    """Remove the folders of processes that were killed."""
     if sys.platform == "win32":
-        return  # Folders cannot be locked there.
+        return  # Folders cannot be locked on Windows.
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and _is_own_folder(entry):
                 _remove_if_abandoned(Path(entry.path))
 
 
-def _made() -> tuple[Path, int | None]:
+def _create() -> tuple[Path, int | None]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         try:
             lock = _lock(folder)
         except (BlockingIOError, FileNotFoundError):
-            continue  # Another process took it for an abandoned one, and is removing it.
+            continue  # Another process saw it unlocked, and is removing it.
         except OSError:
-            return folder, None  # A file system without locks; then nothing is removed on it.
+            return (
+                folder,
+                None,
+            )  # A file system without locks. `remove_abandoned` removes nothing there.
         if lock is None or _is_at(folder, lock):
             return folder, lock
         os.close(lock)
@@ -76,11 +79,11 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the folder's lock, or None where there are no locks.
+    """Return a descriptor that locks the folder, or `None` on Windows.
 
     Raises:
-        BlockingIOError: Another process has it.
-        OSError: The folder is gone, or its file system has no locks.
+        BlockingIOError: If another process has locked it.
+        OSError: If the folder does not exist, or its file system has no locks.
     """
     if sys.platform == "win32":
         return None

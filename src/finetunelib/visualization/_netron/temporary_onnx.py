@@ -1,7 +1,4 @@
-"""A module as an ONNX file for the viewer: shapes on every edge, and no more weights than needed.
-
-The viewer's one call of the exporter is here.
-"""
+"""Exports a module to a temporary ONNX file for the viewer, without its largest weights."""
 
 from __future__ import annotations
 
@@ -23,28 +20,28 @@ from finetunelib.export._request.pipeline import inner_name
 from finetunelib.export._tracing.annotations import annotate
 from finetunelib.export._tracing.exporter import trace
 
-#: How many bytes of weights a file holds; the larger weights beyond are left out.
+#: The largest number of bytes of weights in a file. The largest weights are left out first.
 LARGEST = 64_000_000
 
-#: What stands for the file of the weights that are left out; the viewer shows it.
+#: The file name of weights that are left out, which Netron shows in their place.
 LEFT_OUT = "left out, too large for the viewer"
 
-#: Torch's exporter keeps its state, and that of warnings and stderr, for the whole process.
+#: The exporter is not thread-safe: it changes global state, warnings and stderr.
 _one_at_a_time = threading.Lock()
 
 
 def write_temporary_onnx(model: nn.Module, example_input: ModelInputs | None, file: Path) -> None:
-    """Write what the viewer needs of a module; the module is left as it was.
+    """Export a module for the viewer, without changing the module.
 
     Args:
         model: The module.
-        example_input: What it takes. `None` guesses it from the first layer.
-        file: Where to write.
+        example_input: The inputs of the module. `None` guesses them from the first layer.
+        file: The file to write.
 
     Raises:
-        InvalidInputError: The module cannot take the input, or none could be guessed.
-        InvalidTypeError: The input, or what the module returns, holds no tensors.
-        ExportError: The module cannot be exported.
+        InvalidInputError: If the module does not accept the input, or none could be guessed.
+        InvalidTypeError: If the input or the output of the module contains no tensors.
+        ExportError: If the module cannot be exported.
     """
     import onnx_ir as ir
 
@@ -59,22 +56,22 @@ def write_temporary_onnx(model: nn.Module, example_input: ModelInputs | None, fi
 
 
 def leave_large_weights_out(graph: Any, largest: int) -> None:
-    """Keep the smallest weights of a graph, as many as fit; of the others keep name and shape.
+    """Remove the values of the largest weights of a graph, but keep their names and shapes.
 
     Args:
-        graph: A model of onnx_ir (Any: that package comes with torch's exporter, without types).
-        largest: How many bytes the weights may take.
+        graph: An onnx_ir model (Any: that package, which torch's exporter uses, is untyped).
+        largest: The number of bytes of weights to keep.
     """
     import onnx_ir as ir
 
-    room = largest
+    remaining = largest
     weights = [
         value for value in graph.graph.initializers.values() if value.const_value is not None
     ]
     for value in sorted(weights, key=lambda value: int(value.const_value.nbytes)):
         tensor = value.const_value
-        room -= tensor.nbytes
-        if room < 0:
+        remaining -= tensor.nbytes
+        if remaining < 0:
             value.const_value = ir.ExternalTensor(
                 LEFT_OUT, None, None, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=""
             )
@@ -106,7 +103,7 @@ def _traced(model: nn.Module, inputs: Inputs, outputs: int) -> Any:
     try:
         return traced(inputs.at_least_two_rows(), {0: BATCH})
     except ExportError as error:
-        # A module may take one batch size only; that is no reason not to look at it.
+        # The module may require one batch size. Show it with that size.
         with contextlib.suppress(ExportError):
             return traced(inputs, {})
         raise error from error.__cause__

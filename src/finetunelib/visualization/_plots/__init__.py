@@ -1,1 +1,1 @@
-"""Plots of histories, predictions and confusions."""
+"""Plots of training histories, predictions and confusion matrices."""

@@ -1,6 +1,6 @@
-"""One pass of a classifier over labelled data, for the pictures of its predictions.
+"""Runs a classifier over labelled data, batch by batch, for the plots of its predictions.
 
-What is kept of the batches is the pictures' business; here nothing is.
+Nothing is kept here; each plot decides what to keep.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ from finetunelib.errors import (
 )
 from finetunelib.training._tasks.first_batch import dry_run
 
-#: The target that cross-entropy passes over.
+#: The target that cross-entropy ignores.
 _IGNORED = nn.CrossEntropyLoss().ignore_index
+
+#: How far from 1 the sums of a softmax may be, after rounding in half precision.
+_SOFTMAX_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What a model said of one batch, on the CPU; samples without a label are left out.
+class PredictedBatch:
+    """The predictions for one batch, on the CPU, without samples that have no label.
 
     Attributes:
-        inputs: The batch's inputs as the data holds them, all of them.
-        rows: Which rows of the inputs the other attributes speak of, `(n,)`.
-        targets: Their labels, `(n,)` int64.
-        predicted: The classes that the model says, `(n,)` int64.
-        confidence: The probabilities that it gives them, `(n,)` float32.
-        start: How many samples came before this batch.
+        inputs: The batch's inputs as the data returned them, with all samples.
+        rows: The rows of `inputs` that the other attributes describe, `(n,)` int64.
+        targets: The labels, `(n,)` int64.
+        predicted: The predicted classes, `(n,)` int64.
+        confidence: The probabilities of the predicted classes, `(n,)` float32.
+        start: The number of samples before this batch.
     """
 
     inputs: Any  # Any: a batch has whatever structure the model understands.
@@ -55,29 +58,35 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """A pass that has begun: the number of classes is known, the batches are yet to be read."""
+class Predictions:
+    """The predictions for a dataset, whose batches are read on iteration.
+
+    Attributes:
+        classes: The number of classes.
+        first_inputs: The inputs of the first batch.
+        batches: The predictions, batch by batch.
+    """
 
     classes: int
     first_inputs: Any  # Any: a batch has whatever structure the model understands.
-    batches: Iterator[Judged]
+    batches: Iterator[PredictedBatch]
 
 
 @contextlib.contextmanager
-def judging(
+def predicting(
     model: nn.Module, data: Data, *, batch_size: int, num_workers: int
-) -> Iterator[Judgement]:
-    """Apply a classifier to labelled data within the block, and leave it as it was.
+) -> Iterator[Predictions]:
+    """Run a classifier on labelled data within the block.
 
-    Modes and random states are put back; the model stays on its device, where batches are sent.
+    Modes and random states are restored. Batches are sent to the model's device.
 
     Raises:
-        InvalidTypeError: The model is none, or the data is of no known form.
-        EmptyDataError: There is no sample.
-        InvalidArgumentError: A size makes no sense, or the model has no weights yet.
-        InvalidInputError: The model cannot take the inputs.
-        InvalidTargetError: The targets are no class indices of this model.
-        DataError: The model returns no row of numbers for each sample, as the pass goes on.
+        InvalidTypeError: If `model` is not a module, or `data` has an unsupported type.
+        EmptyDataError: If there are no samples.
+        InvalidArgumentError: If a size is out of range, or the model has no weights yet.
+        InvalidInputError: If the model does not accept the inputs.
+        InvalidTargetError: If the targets are not class indices of this model.
+        DataError: If the model does not return finite logits for each sample.
     """
     check_model(model)
     check_at_least(1, batch_size=batch_size)
@@ -90,79 +99,82 @@ def judging(
         inputs, targets = _split(first)
         logits = _first_outputs(model, to_device(first, device))
         _check_targets(targets, logits)
-        judge = _Judge(model, device, _sums_to_one(logits))
-        yield Judgement(logits.shape[1], inputs, judge.read(chain([first], in_order)))
+        classifier = _Classifier(model, device, returns_probabilities=_sums_to_one(logits))
+        yield Predictions(logits.shape[1], inputs, classifier.predict(chain([first], in_order)))
 
 
 def check_class_names(class_names: Sequence[str] | None) -> None:
-    """Raise when names of classes are no sequence of strings.
+    """Check that class names are a sequence of strings.
 
     Raises:
-        InvalidTypeError: They are not.
+        InvalidTypeError: If they are not.
     """
     if class_names is None:
         return
     if isinstance(class_names, str | bytes) or not isinstance(class_names, Sequence):
         raise InvalidTypeError(
-            "`class_names` must be a sequence of strings, one a class in the order of the model's "
-            f"outputs, but is {describe(class_names)}."
+            "`class_names` must be a sequence of strings, one per output of the model, got "
+            f"{describe(class_names)}."
         )
     for number, name in enumerate(class_names):
         if not isinstance(name, str):
             raise InvalidTypeError(
-                f"`class_names[{number}]` must be a string, but is {name!r} "
-                f"({type(name).__name__})."
+                f"`class_names[{number}]` must be a string, got {name!r} ({type(name).__name__})."
             )
 
 
-def names_of(class_names: Sequence[str] | None, classes: int) -> list[str]:
-    """Return a name for each class: its number where there is no other.
+def class_labels(class_names: Sequence[str] | None, classes: int) -> list[str]:
+    """Return a name for each class: the user's, or else its number.
 
     Raises:
-        InvalidArgumentError: There are more or fewer names than classes.
+        InvalidArgumentError: If the number of names differs from the number of classes.
     """
     if class_names is None:
         return [str(number) for number in range(classes)]
     if len(class_names) != classes:
         raise InvalidArgumentError(
-            f"`class_names` must hold {classes} names, one for each output of the model, but holds "
+            f"`class_names` must contain {classes} names, one per output of the model, got "
             f"{len(class_names)}."
         )
     return list(class_names)
 
 
-class _Judge:
-    """A model, where it is, and how its outputs are to be read."""
+class _Classifier:
+    """A model, its device, and how its outputs become probabilities."""
 
-    def __init__(self, model: nn.Module, device: torch.device, probabilities: bool) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, *, returns_probabilities: bool
+    ) -> None:
         self._model = model
         self._device = device
-        self._probabilities = probabilities
+        self._returns_probabilities = returns_probabilities
 
-    def read(self, batches: Iterator[Batch]) -> Iterator[Judged]:
-        """Yield what the model says of each batch."""
+    def predict(self, batches: Iterator[Batch]) -> Iterator[PredictedBatch]:
+        """Yield the predictions for each batch."""
         start = 0
         for batch in batches:
             inputs, targets = _split(batch)
             outputs = call(self._model, to_device(inputs, self._device)).float().cpu()
             _check_targets(targets, outputs)
-            yield self._judged(inputs, targets.cpu().long(), outputs, start)
+            yield self._predicted(inputs, targets.cpu().long(), outputs, start)
             start += len(targets)
 
-    def _judged(self, inputs: Any, targets: Tensor, outputs: Tensor, start: int) -> Judged:
+    def _predicted(
+        self, inputs: Any, targets: Tensor, outputs: Tensor, start: int
+    ) -> PredictedBatch:
         rows = (targets != _IGNORED).nonzero().flatten()
         outputs, targets = outputs[rows], targets[rows]
-        shares = outputs if self._probabilities else outputs.softmax(1)
-        finite = shares.isfinite().all(1)
+        probabilities = outputs if self._returns_probabilities else outputs.softmax(1)
+        finite = probabilities.isfinite().all(1)
         if not finite.all():
             bad = int(rows[~finite][0])
             raise DataError(
                 f"The model's outputs for sample {start + bad} are not finite: "
-                f"{outputs[~finite][0][:4].tolist()}. Look for nan in its inputs, or in the "
-                "model's weights."
+                f"{outputs[~finite][0][:4].tolist()}. Check its inputs and the model's weights "
+                "for nan."
             )
-        confidence, predicted = shares.max(1)
-        return Judged(inputs, rows, targets, predicted, confidence, start)
+        confidence, predicted = probabilities.max(1)
+        return PredictedBatch(inputs, rows, targets, predicted, confidence, start)
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -173,68 +185,74 @@ def _device_of(model: nn.Module) -> torch.device:
     device = tensors[0].device if tensors else torch.device("cpu")
     if device.type == "meta":
         raise InvalidArgumentError(
-            "`model` is on the meta device, where nothing is computed. Load its weights on a real "
-            "one."
+            "`model` is on the meta device, which computes nothing. Load its weights on another "
+            "device."
         )
     return device
 
 
 def _split(batch: Batch) -> tuple[Any, Any]:
-    """Return the inputs and the targets of a batch, as a training finds them."""
+    """Return the inputs and targets of a batch."""
     try:
         return split(batch)
     except InvalidTypeError:
-        # A training's way out, a task of the user's own, is none here.
+        # That message suggests a `task`, which plots do not have.
         raise InvalidTypeError(
             "A batch of `data` must be a pair (inputs, targets), or a mapping with the targets "
-            f"under `labels`, but is {describe(batch)}."
+            f"under `labels`, got {describe(batch)}."
         ) from None
 
 
 def _first_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the outputs for the first batch, or explain why they are not those of a classifier."""
+    """Return the outputs for the first batch.
+
+    Raises:
+        InvalidTypeError: If the model does not return a tensor.
+        DataError: If the outputs are not those of a classifier.
+    """
     try:
         outputs = dry_run(model, batch, "data")
     except InvalidTypeError as error:
         raise InvalidTypeError(
-            "`model` must return a tensor of logits (batch, classes), or an object that has them "
-            "in `.logits`. Pass a module that calls your model and returns them."
+            "`model` must return a tensor of logits (batch, classes), or an object with these in "
+            "`.logits`. Pass a module that calls your model and returns its logits."
         ) from error
     if outputs.dim() != 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
         raise DataError(
-            "`model` must return logits of shape (batch, classes) for at least two classes, but "
-            f"returns {outputs.dtype} of shape {tuple(outputs.shape)}. Pass a module that calls "
-            "your model and returns them; a single logit `z` of two classes is "
-            "`torch.cat([-z, z], dim=1) / 2`."
+            "`model` must return logits of shape (batch, classes) for at least two classes, got "
+            f"{outputs.dtype} of shape {tuple(outputs.shape)}. Pass a module that calls your "
+            "model and returns its logits; if your model returns a single logit `z` of two "
+            "classes, return `torch.cat([-z, z], dim=1) / 2`."
         )
     return outputs.float().cpu()
 
 
 def _sums_to_one(outputs: Tensor) -> bool:
-    """Return whether a model ends in a softmax: a second one would flatten its confidence."""
+    """Return whether a model ends in a softmax, which must not be applied twice."""
     sums = outputs.sum(1)
-    return bool((outputs >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+    return bool(
+        (outputs >= 0).all()
+        and torch.allclose(sums, torch.ones_like(sums), atol=_SOFTMAX_TOLERANCE)
+    )
 
 
 def _check_targets(targets: object, outputs: Tensor) -> None:
     if not isinstance(targets, Tensor):
-        raise InvalidTypeError(
-            f"The targets of `data` must be a tensor, but are {describe(targets)}."
-        )
+        raise InvalidTypeError(f"The targets of `data` must be a tensor, got {describe(targets)}.")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise InvalidTargetError(
-            f"The targets of `data` must be class indices, but are {targets.dtype}. Convert "
-            "indices with `.long()`, and one-hot rows or probabilities with `.argmax(1)`."
+            f"The targets of `data` must be class indices, got {targets.dtype}. Convert indices "
+            "with `.long()`, and one-hot rows or probabilities with `.argmax(1)`."
         )
     rows, classes = outputs.shape
     if tuple(targets.shape) != (rows,):
         raise InvalidTargetError(
             f"The targets of `data` must have the shape {(rows,)}, one class index for each row "
-            f"of logits, but have {tuple(targets.shape)}."
+            f"of logits, got {tuple(targets.shape)}."
         )
     counted = targets[targets != _IGNORED]
     if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
         raise InvalidTargetError(
-            f"The targets of `data` must be in 0 to {classes - 1}, since the model has {classes} "
+            f"The targets of `data` must be in 0 to {classes - 1}, because the model has {classes} "
             f"outputs, but they range from {int(counted.min())} to {int(counted.max())}."
         )

@@ -1,4 +1,4 @@
-"""The figure that pictures are drawn on. Imported late, since matplotlib is an extra."""
+"""The figure class of all plots. Imported late, because matplotlib is optional."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 
 
 class SelfShowingFigure(Figure):
-    """A figure that notebooks show as the last line of a cell, also where pyplot was not imported.
+    """A figure that notebooks show as the last line of a cell, even if pyplot is not imported.
 
-    IPython learns how to show matplotlib's figures when pyplot is imported, which is not done
-    here; where it has learned it, its own way is taken.
+    IPython can show other figures only after pyplot is imported, and then handles these too.
     """
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """Return a picture of twice the resolution, and the size that it is to be shown in."""
+        """Return a PNG at twice the resolution, and the size in pixels at which to show it."""
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=2 * self.dpi)
         width, height = self.get_size_inches() * self.dpi

@@ -1,4 +1,4 @@
-"""From the inputs of a model to pictures that can be drawn: shapes, and what the values mean."""
+"""Converts the inputs of a model to images that can be drawn: shapes, channels and brightness."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from finetunelib._typing import TensorLike
 from finetunelib.data._tensors import as_tensor, is_tensor_like
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
 
-#: Makes an image of one sample's inputs: `(height, width)`, `(channels, height, width)` or
-#: `(height, width, channels)`, bytes or floats.
+#: Converts the inputs of one sample to an image: `(height, width)`, `(channels, height, width)` or
+#: `(height, width, channels)`, uint8 or floating-point.
 ToImage: TypeAlias = Callable[[Tensor], TensorLike]
 
 Pixels: TypeAlias = npt.NDArray[np.float32]
 
-_COLORS = (1, 3)
+_CHANNELS = (1, 3)
+
+#: How far floats may leave [0, 1], as after a resize that overshoots.
+_OVERSHOOT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Imaging:
-    """How samples become images.
+class ImageConverter:
+    """Converts samples to images.
 
     Attributes:
-        to_image: The user's own way, if any.
-        mean: What was taken off each channel, if known.
-        std: What each channel was divided by, if known.
+        to_image: The user's conversion, or `None`.
+        mean: The mean that was subtracted from each channel, or `None`.
+        std: The standard deviation that each channel was divided by, or `None`.
     """
 
     to_image: ToImage | None
@@ -41,72 +44,73 @@ class Imaging:
     std: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, to_image: ToImage | None, mean: object, std: object) -> Imaging:
-        """Check what a user passed.
+    def of(cls, to_image: ToImage | None, mean: object, std: object) -> ImageConverter:
+        """Check the arguments of a plot, and return the converter.
 
         Raises:
-            InvalidTypeError: `to_image` is no function, or a mean holds something else than
-                numbers.
-            InvalidArgumentError: One of `mean` and `std` is missing, or a number makes no sense.
+            InvalidTypeError: If `to_image` is not callable, or `mean` or `std` are not numbers.
+            InvalidArgumentError: If one of `mean` and `std` is missing or out of range.
         """
         if to_image is not None and not callable(to_image):
             raise InvalidTypeError(
-                "`to_image` must be a function from one sample to its image, but is "
+                "`to_image` must be a function from one sample to its image, got "
                 f"{to_image!r} ({type(to_image).__name__})."
             )
         means, stds = _numbers("mean", mean), _numbers("std", std)
         if (means is None) != (stds is None):
-            given, lacking = ("mean", "std") if stds is None else ("std", "mean")
+            given, missing = ("mean", "std") if stds is None else ("std", "mean")
             raise InvalidArgumentError(
-                f"`{given}` is given without `{lacking}`. Pass both, as the data was normalized."
+                f"`{given}` is given without `{missing}`. Pass both, as used to normalize the data."
             )
         if to_image is not None and means is not None:
             raise InvalidArgumentError(
-                "`mean` and `std` are given beside `to_image`, which decides on its own what a "
-                "value means. Pass one of the two."
+                "`mean` and `std` cannot be combined with `to_image`. Undo the normalization in "
+                "`to_image`, or leave `to_image` out."
             )
         if stds is not None and min(stds) <= 0:
-            raise InvalidArgumentError(f"`std` must be above 0, but is {std!r}.")
+            raise InvalidArgumentError(f"`std` must be above 0, got {std!r}.")
         return cls(to_image, means, stds)
 
-    def image(self, sample: Tensor) -> Tensor:
-        """Return one sample as `(height, width)` or `(height, width, 3)`, its values as they are.
+    def convert(self, sample: Tensor) -> Tensor:
+        """Return one sample as an image, `(height, width)` or `(height, width, 3)`.
+
+        With `mean` and `std`, the normalization is undone and values are clipped to [0, 1].
 
         Raises:
-            InvalidInputError: It has no shape of an image, or `mean` does not fit it.
-            InvalidTypeError: `to_image` returned no tensor or array.
+            InvalidInputError: If the shape is not that of an image, or `mean` does not match it.
+            InvalidTypeError: If `to_image` does not return a tensor or an array.
         """
         source = "a sample"
         if self.to_image is not None:
-            made = self.to_image(sample)
-            if not is_tensor_like(made):
+            returned = self.to_image(sample)
+            if not is_tensor_like(returned):
                 raise InvalidTypeError(
-                    f"`to_image` must return a tensor or an array, but returned {describe(made)}."
+                    f"`to_image` must return a tensor or an array, got {describe(returned)}."
                 )
-            sample, source = as_tensor(made).cpu(), "the image that `to_image` returned"
+            sample, source = as_tensor(returned).cpu(), "the image that `to_image` returned"
         image = _channels_last(sample, source)
         if self.mean is None or self.std is None:
             return image
         if not image.is_floating_point():
             raise InvalidInputError(
-                f"`mean` and `std` are given, but the inputs are {image.dtype}, which nothing was "
-                "normalized of. Leave them out."
+                f"`mean` and `std` are given, but the inputs are {image.dtype} and not normalized. "
+                "Leave them out."
             )
         channels = 1 if image.dim() == 2 else 3
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
                 raise InvalidInputError(
-                    f"`{name}` must hold a number for each channel of the images, which is "
-                    f"{channels}, but holds {len(numbers)}."
+                    f"`{name}` must contain one number per channel of the images ({channels}), got "
+                    f"{len(numbers)}."
                 )
         return (image.float() * torch.tensor(self.std) + torch.tensor(self.mean)).clamp(0, 1)
 
 
 def image_inputs(inputs: Any) -> Tensor:
-    """Return which of a batch's inputs are the images.
+    """Return the images among a batch's inputs.
 
     Raises:
-        InvalidTypeError: They are no tensor, or several of which none is named `pixel_values`.
+        InvalidTypeError: If the inputs are not one tensor, or a mapping with `pixel_values`.
     """
     if isinstance(inputs, Mapping):
         tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
@@ -114,24 +118,23 @@ def image_inputs(inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise InvalidTypeError(
             "The inputs of `data` must be one tensor of images, or a mapping with one under "
-            f"`pixel_values`, but are {describe(inputs)}."
+            f"`pixel_values`, got {describe(inputs)}."
         )
     return inputs
 
 
 def pixels_of(images: Sequence[Tensor]) -> list[Pixels]:
-    """Return images with values in [0, 1], all read in the same way.
+    """Return images with values in [0, 1], all converted by the same rule.
 
-    Bytes go from 0 to 255. Floats are taken as they are where all of them lie in [0, 1]; else
-    each image is stretched from its darkest value to its brightest.
+    Bytes are divided by 255. Floats are unchanged if those of all images are in [0, 1]; otherwise
+    the range of each image is stretched to [0, 1].
     """
     if all(image.dtype == torch.uint8 for image in images):
         return [(image.float() / 255).numpy() for image in images]
     if all(image.dtype == torch.bool for image in images):
         return [image.float().numpy() for image in images]
     floats = [image.float().nan_to_num(0.0, 0.0, 0.0) for image in images]
-    # A little beyond, for what a resize with overshoot leaves.
-    if all(image.min() >= -1e-3 and image.max() <= 1 + 1e-3 for image in floats):
+    if all(image.min() >= -_OVERSHOOT and image.max() <= 1 + _OVERSHOOT for image in floats):
         return [image.clamp(0, 1).numpy() for image in floats]
     return [_stretched(image) for image in floats]
 
@@ -148,13 +151,13 @@ def _channels_last(image: Tensor, source: str) -> Tensor:
     if 0 not in image.shape:
         if image.dim() == 2:
             return image
-        if image.dim() == 3 and image.shape[0] in _COLORS:
+        if image.dim() == 3 and image.shape[0] in _CHANNELS:
             return image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
-        if image.dim() == 3 and image.shape[2] in _COLORS:
+        if image.dim() == 3 and image.shape[2] in _CHANNELS:
             return image[:, :, 0] if image.shape[2] == 1 else image
     raise InvalidInputError(
-        f"An image has the shape (height, width), or with 1 or 3 channels before or after these, "
-        f"but {source} has {tuple(image.shape)}. {_advice(image)}"
+        "An image must have the shape (height, width), with 1 or 3 channels first, last or not at "
+        f"all, but {source} has the shape {tuple(image.shape)}. {_advice(image)}"
     )
 
 
@@ -162,17 +165,16 @@ def _advice(image: Tensor) -> str:
     if image.dim() != 1:
         return "Pass `to_image=`, a function from one sample to its image."
     values = len(image)
-    for channels in _COLORS:
+    for channels in _CHANNELS:
         side = math.isqrt(values // channels)
         if side > 1 and channels * side * side == values:
             shape = f"{side}, {side}" if channels == 1 else f"{channels}, {side}, {side}"
             return (
-                "If it is a flattened image, say which: "
+                "If it is a flattened image, pass "
                 f"`to_image=lambda sample: sample.reshape({shape})`."
             )
     return (
-        "If it is a flattened image, say which: "
-        "`to_image=lambda sample: sample.reshape(height, width)`."
+        "If it is a flattened image, pass `to_image=lambda sample: sample.reshape(height, width)`."
     )
 
 
@@ -180,7 +182,7 @@ def _numbers(name: str, value: object) -> tuple[float, ...] | None:
     """Return one number, or one for each channel, as a tuple."""
     if value is None:
         return None
-    parts: list[Any] = [value]  # Any: what a user passed, which the loop checks
+    parts: list[Any] = [value]  # Any: the user's argument, checked below
     if isinstance(value, Tensor | np.ndarray):
         parts = value.flatten().tolist()
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -188,10 +190,10 @@ def _numbers(name: str, value: object) -> tuple[float, ...] | None:
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, int | float):
             raise InvalidTypeError(
-                f"`{name}` must be a number, or one for each channel, but is {value!r}."
+                f"`{name}` must be a number, or one number per channel, got {value!r}."
             )
     if not parts or not all(map(math.isfinite, parts)):
         raise InvalidArgumentError(
-            f"`{name}` must hold finite numbers, one for each channel, but is {value!r}."
+            f"`{name}` must contain finite numbers, one per channel, got {value!r}."
         )
     return tuple(float(part) for part in parts)

@@ -1,4 +1,4 @@
-"""`plot_predictions`: the images that a model is most sure about, and wrong."""
+"""`plot_predictions`: the images on which a model is wrong, most confident mistakes first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from finetunelib._public import public
 from finetunelib._typing import TensorLike
 from finetunelib.data._batches import Data
 from finetunelib.errors import EmptyDataError
-from finetunelib.visualization._plots.classify import Judged, check_class_names, judging, names_of
+from finetunelib.visualization._plots.classify import (
+    PredictedBatch,
+    check_class_names,
+    class_labels,
+    predicting,
+)
 from finetunelib.visualization._plots.images import (
-    Imaging,
+    ImageConverter,
     Pixels,
     ToImage,
     image_inputs,
@@ -39,13 +44,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: The characters of a class's name that fit over an image.
+#: The characters of a class name that fit above an image.
 _LONGEST = 18
+
+#: The widths of an image and of a character above it, and the characters that fit, in inches.
+_IMAGE_WIDTH, _CHARACTER_WIDTH, _FITTING = 1.75, 0.085, 11
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One sample and what the model said of it; the image is a copy of its inputs."""
+    """One sample with its prediction. `sample` is a copy of its inputs."""
 
     index: int
     label: int
@@ -73,53 +81,53 @@ def plot_predictions(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw images with what a model predicts for them, its most confident mistakes first.
+    """Draw images with their predicted classes, most confident mistakes first.
 
-    These show the most: wrong labels, classes that look alike, what the data lacks. Each image
-    has the predicted class and its probability above it, and under that the label and the sample's
-    place in the data, from 0. Where there are fewer mistakes than places, the right predictions
-    that the model is least sure of follow, marked with a tick instead of a cross.
+    The most confident mistakes reveal wrong labels, similar classes, and gaps in the training data.
+    Above each image are the predicted class and its probability, then the label and the sample's
+    index in the data, from 0. If there are fewer than `count` mistakes, the least confident correct
+    predictions follow, marked with a tick instead of a cross.
 
-    Images are `(height, width)`, or have 1 or 3 channels before or after these. Bytes go from 0 to
-    255. Floats are taken as they are where all that are shown lie in [0, 1]; else `mean` and `std`
-    say how they were normalized, and without these each image is stretched from its darkest value
-    to its brightest.
+    Images have the shape `(height, width)`, with 1 or 3 channels first, last or not at all. Bytes
+    range from 0 to 255. Floats are drawn unchanged if all images shown are in [0, 1]. Other floats
+    need `mean` and `std` to undo their normalization; without them, the range of each image is
+    stretched to [0, 1].
 
-    The model is run in eval mode and without gradients on the device that it is on. Its modes and
-    the random states are restored. Only the images that are shown are kept in memory. Targets of
-    -100 are passed over, as cross-entropy does.
+    The model runs in eval mode, without gradients, on its current device. Its modes and the random
+    states are restored. Only the images shown are kept in memory. Targets of -100 are ignored, as
+    by `torch.nn.CrossEntropyLoss`.
 
     Args:
-        model: A classifier: it returns logits (or probabilities) `(batch, classes)`, or an object
-            that has them in `.logits`. At least 2 classes.
-        data: Images and class indices, in one of the forms that `finetunelib.Trainer.evaluate`
-            takes; in mappings the images are under `pixel_values`, or the only tensor besides
-            `labels`. It is read once, in its own order.
-        class_names: A name for each output of the model; `None` numbers them from 0.
-        count: How many images to draw, at least 1.
-        to_image: A function from the inputs of one sample, a tensor on the CPU, to its image. For
-            inputs that are flat (`lambda sample: sample.reshape(28, 28)`) or have other channels
-            (`lambda sample: sample[:3]`).
-        mean: What was taken off each channel, one number or one a channel.
-        std: What each channel was divided by after that, in the same form, above 0.
-        batch_size: The samples in a batch, where the batches are made here. At least 1.
-        num_workers: The processes that read a Dataset; 0 reads it in this one.
-        title: What stands above in place of the share that is wrong.
-        dark: Whether the picture is for a dark page.
+        model: A classifier that returns logits or probabilities `(batch, classes)`, or an object
+            with these in `.logits`.
+        data: Images and class indices, in any form that `finetunelib.Trainer.evaluate` accepts. It
+            is read once, in order.
+        class_names: A name for each output of the model. `None` numbers the classes from 0.
+        count: The largest number of images, at least 1.
+        to_image: A function from the inputs of one sample, a tensor on the CPU, to its image. It is
+            needed for flat inputs (`lambda sample: sample.reshape(28, 28)`) and for other numbers
+            of channels (`lambda sample: sample[:3]`).
+        mean: The mean that was subtracted from the images: one number, or one per channel.
+        std: The standard deviation that the images were then divided by, in the same form, above 0.
+        batch_size: The number of samples per batch if `data` is not batched, at least 1.
+        num_workers: The number of processes that load a Dataset. 0 loads it in this process.
+        title: The title. `None` shows the percentage of mistakes.
+        dark: Whether to use colors for a dark page.
 
     Returns:
-        A figure that no window shows. In a notebook it is the last line of a cell; elsewhere
-        `figure.savefig("mistakes.png")` writes it. Its axes are the images in order.
+        A figure, which is not opened in a window. A notebook shows it as the last line of a cell;
+        `figure.savefig("mistakes.png")` writes it to a file. Its axes are the images in order.
 
     Raises:
-        MissingDependencyError: Matplotlib is not installed: `pip install "finetunelib[plots]"`.
-        InvalidTypeError: An argument is of the wrong kind, or the data of no known form.
-        InvalidArgumentError: A number of names that is not the number of classes, one of `mean`
-            and `std` without the other or beside `to_image`, or a size that makes no sense.
-        EmptyDataError: There is no labelled sample.
-        InvalidInputError: The model cannot take the inputs, or they are no images.
-        InvalidTargetError: The targets are no class indices of this model.
-        DataError: The model does not return a row of finite logits for each sample.
+        MissingDependencyError: If matplotlib is not installed:
+            `pip install "finetunelib[plots]"`.
+        InvalidTypeError: If an argument or the data has an unsupported type.
+        InvalidArgumentError: If the number of names differs from the number of classes, `mean` or
+            `std` is given without the other or with `to_image`, or a size is out of range.
+        EmptyDataError: If there are no labelled samples.
+        InvalidInputError: If the model does not accept the inputs, or they are not images.
+        InvalidTargetError: If the targets are not class indices of this model.
+        DataError: If the model does not return finite logits for each sample.
 
     Example:
         >>> import torch
@@ -135,23 +143,22 @@ def plot_predictions(
     check_title(title)
     check_class_names(class_names)
     check_at_least(1, count=count)
-    imaging = Imaging.of(to_image, mean, std)
-    with judging(model, data, batch_size=batch_size, num_workers=num_workers) as judgement:
-        names = names_of(class_names, judgement.classes)
-        # Inputs that are no images are found before the pass and not after it.
-        imaging.image(image_inputs(judgement.first_inputs)[0].cpu().clone())
+    converter = ImageConverter.of(to_image, mean, std)
+    with predicting(model, data, batch_size=batch_size, num_workers=num_workers) as predictions:
+        names = class_labels(class_names, predictions.classes)
+        # Check that the inputs are images before the whole data is read.
+        converter.convert(image_inputs(predictions.first_inputs)[0].cpu().clone())
         shortlist = _Shortlist(count)
-        for judged in judgement.batches:
-            shortlist.add(judged)
+        for batch in predictions.batches:
+            shortlist.add(batch)
     if not shortlist.samples:
-        raise EmptyDataError("`data` holds no labelled sample: every target is -100.")
-    cases = shortlist.cases()
-    pixels = pixels_of([imaging.image(case.sample) for case in cases])
-    return _draw(cases, pixels, names, shortlist, title, dark)
+        raise EmptyDataError("`data` contains no labelled samples: every target is -100.")
+    pixels = pixels_of([converter.convert(case.sample) for case in shortlist.cases])
+    return _draw(shortlist, pixels, names, title=title, dark=dark)
 
 
 class _Shortlist:
-    """The cases worth showing of all that were seen, and nothing else of them."""
+    """The cases to draw among all samples so far, and the numbers of samples and mistakes."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -160,61 +167,70 @@ class _Shortlist:
         self.samples = 0
         self.mistakes = 0
 
-    def add(self, judged: Judged) -> None:
-        """Take in a batch."""
-        wrong = judged.targets != judged.predicted
+    def add(self, batch: PredictedBatch) -> None:
+        """Consider the samples of a batch."""
+        wrong = batch.targets != batch.predicted
         self.samples += len(wrong)
         self.mistakes += int(wrong.sum())
-        surest = self._chosen(judged, wrong, descending=True)
-        self._wrong = sorted([*self._wrong, *surest], key=lambda case: -case.confidence)
+        candidates = self._candidates(batch, wrong, descending=True)
+        self._wrong = sorted([*self._wrong, *candidates], key=lambda case: -case.confidence)
         del self._wrong[self._count :]
-        least_sure = self._chosen(judged, ~wrong, descending=False)
-        self._right = sorted([*self._right, *least_sure], key=lambda case: case.confidence)
+        candidates = self._candidates(batch, ~wrong, descending=False)
+        self._right = sorted([*self._right, *candidates], key=lambda case: case.confidence)
         del self._right[max(self._count - len(self._wrong), 0) :]
 
+    @property
     def cases(self) -> list[_Case]:
-        """Return what is to be shown, in order."""
+        """The cases to draw, in order."""
         return [*self._wrong, *self._right]
 
-    def _chosen(self, judged: Judged, among: Tensor, *, descending: bool) -> list[_Case]:
-        """Return the cases of a batch that may be shown."""
+    @property
+    def order(self) -> str:
+        """A description of which cases are drawn, and in which order."""
+        if not self._right:
+            return "most confident mistakes first"
+        return "all of them, then the least confident" if self._wrong else "least confident first"
+
+    def _candidates(self, batch: PredictedBatch, among: Tensor, *, descending: bool) -> list[_Case]:
+        """Return the cases of a batch that may be drawn, by confidence."""
         rows = among.nonzero().flatten()
-        order = judged.confidence[rows].argsort(descending=descending, stable=True)
-        images = image_inputs(judged.inputs)
+        order = batch.confidence[rows].argsort(descending=descending, stable=True)
+        images = image_inputs(batch.inputs)
         return [
             _Case(
-                index=judged.start + int(judged.rows[row]),
-                label=int(judged.targets[row]),
-                predicted=int(judged.predicted[row]),
-                confidence=float(judged.confidence[row]),
-                # A copy, since a view would keep the whole batch.
-                sample=images[judged.rows[row]].detach().cpu().clone(),
+                index=batch.start + int(batch.rows[row]),
+                label=int(batch.targets[row]),
+                predicted=int(batch.predicted[row]),
+                confidence=float(batch.confidence[row]),
+                # A copy, because a view would keep the whole batch in memory.
+                sample=images[batch.rows[row]].detach().cpu().clone(),
             )
             for row in rows[order[: self._count]]
         ]
 
 
 def _draw(
-    cases: Sequence[_Case],
+    shortlist: _Shortlist,
     pixels: Sequence[Pixels],
     names: Sequence[str],
-    shortlist: _Shortlist,
+    *,
     title: str | None,
     dark: bool,
 ) -> Figure:
+    cases = shortlist.cases
     columns = _columns(len(cases))
     rows = math.ceil(len(cases) / columns)
     tallest = max(image.shape[0] / image.shape[1] for image in pixels)
-    share = shortlist.mistakes / shortlist.samples
+    width = _width(cases, names)
+    height = min(max((width - 0.2) * tallest, 0.8), 2 * width) + 0.5
+    mistakes = percent(shortlist.mistakes / shortlist.samples)
     with drawing(dark) as theme:
-        width = _width(cases, names)
-        height = min(max((width - 0.2) * tallest, 0.8), 2 * width) + 0.5
         figure = new_figure(max(width * columns + 0.2, 4.2), height * rows + 0.75)
         headline(
             figure,
             theme,
-            shortened(title, 40) if title else f"{percent(share)} wrong",
-            f"{shortlist.mistakes:,} of {shortlist.samples:,} samples; {_order(cases)}",
+            shortened(title, 40) if title else f"{mistakes} wrong",
+            f"{shortlist.mistakes:,} of {shortlist.samples:,} samples; {shortlist.order}",
         )
         for position, (case, image) in enumerate(zip(cases, pixels, strict=True)):
             axes = figure.add_subplot(rows, columns, position + 1)
@@ -223,21 +239,14 @@ def _draw(
 
 
 def _columns(cases: int) -> int:
-    """Return how many images stand side by side: about as many as below each other, and 8."""
+    """Return the number of images per row: about as many as rows, and at most 8."""
     return cases if cases <= 4 else min(math.ceil(math.sqrt(cases)), 8)
 
 
 def _width(cases: Sequence[_Case], names: Sequence[str]) -> float:
-    """Return the width of an image in inches, with room for the names over it."""
+    """Return the width of an image in inches, with space for the names above it."""
     longest = max(len(names[number]) for case in cases for number in (case.label, case.predicted))
-    return 1.75 + 0.085 * max(0, min(longest, _LONGEST) - 11)
-
-
-def _order(cases: Sequence[_Case]) -> str:
-    wrong = sum(not case.right for case in cases)
-    if wrong == len(cases):
-        return "the surest mistakes first"
-    return "all of them, then the least sure" if wrong else "the least sure first"
+    return _IMAGE_WIDTH + _CHARACTER_WIDTH * max(0, min(longest, _LONGEST) - _FITTING)
 
 
 def _draw_case(axes: Axes, theme: Theme, case: _Case, image: Pixels, names: Sequence[str]) -> None:
@@ -249,10 +258,10 @@ def _draw_case(axes: Axes, theme: Theme, case: _Case, image: Pixels, names: Sequ
     for spine in axes.spines.values():
         spine.set(color=hue, linewidth=2.0)
     mark = "\N{CHECK MARK}" if case.right else "\N{BALLOT X}"
-    said = shortened(names[case.predicted], _LONGEST)
+    predicted = shortened(names[case.predicted], _LONGEST)
     label = shortened(names[case.label], _LONGEST)
     axes.set_title(
-        f"{mark} {said}  {percent(case.confidence)}",
+        f"{mark} {predicted}  {percent(case.confidence)}",
         color=hue,
         fontsize=TEXT + 0.5,
         pad=16,

@@ -1,7 +1,7 @@
-"""The one look of all pictures: colors for light and dark pages, fonts, and how figures are made.
+"""The style of all plots: colors for light and dark pages, fonts, titles, and new figures.
 
-Matplotlib is imported only when something is drawn, so that the library works without it. No
-figure is made by pyplot: nothing is shown, no backend is chosen, and nothing has to be closed.
+Matplotlib is imported only when something is drawn, because it is optional. Pyplot is not used:
+no window opens, no backend is chosen, and no figure has to be closed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """The colors of one look. Hues are those of Okabe and Ito, which color-blind people tell apart.
+    """A color theme, with the color-blind safe hues of Okabe and Ito.
 
     Attributes:
-        ground: The page.
-        text: What is read first.
-        muted: What is read last.
+        ground: The background.
+        text: Titles and names.
+        muted: Secondary text.
         grid: Lines behind the data.
-        empty: A cell that holds nothing.
-        right: The hue of what is right; a ramp from `empty` up.
-        wrong: The hue of what is wrong; a ramp from `empty` up.
-        series: The hues of lines.
+        empty: Cells without samples.
+        right: The color scale of correct predictions, from `empty` up.
+        wrong: The color scale of mistakes, from `empty` up.
+        series: The colors of lines.
     """
 
     ground: str
@@ -65,10 +65,10 @@ DARK = Theme(
     series=("#56b4e9", "#f58b4c", "#2fbf95", "#e08fbe", "#f0e442", "#aebbff"),
 )
 
-#: The font that comes with matplotlib, so that pictures are alike on every machine.
+#: The font that comes with matplotlib, which makes figures the same on every machine.
 _FONT = "DejaVu Sans"
 
-#: What it lacks is taken from the first of these that is installed, as for Chinese class names.
+#: The first installed font of these draws the characters that `_FONT` lacks, such as Chinese.
 _FALLBACKS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -92,10 +92,10 @@ HEADLINE = 12.0
 
 @contextlib.contextmanager
 def drawing(dark: bool) -> Iterator[Theme]:
-    """Draw in the look of the library, whatever the user's own settings, which stay as they are.
+    """Apply the library's style within the block. The user's settings are ignored and restored.
 
     Raises:
-        MissingDependencyError: Matplotlib is not installed.
+        MissingDependencyError: If matplotlib is not installed.
     """
     check_drawable(dark)
     style = require("matplotlib.style", extra="plots")
@@ -105,31 +105,29 @@ def drawing(dark: bool) -> Iterator[Theme]:
 
 
 def check_drawable(dark: object) -> None:
-    """Raise when a picture cannot be drawn at all, before a model is run for it.
+    """Check that a plot can be drawn, before a model runs for it.
 
     Raises:
-        MissingDependencyError: Matplotlib is not installed.
-        InvalidTypeError: `dark` is no bool.
+        MissingDependencyError: If matplotlib is not installed.
+        InvalidTypeError: If `dark` is not a bool.
     """
     require("matplotlib", extra="plots")
     if not isinstance(dark, bool):
-        raise InvalidTypeError(f"`dark` must be True or False, but is {dark!r}.")
+        raise InvalidTypeError(f"`dark` must be True or False, got {dark!r}.")
 
 
 def check_title(title: object) -> None:
-    """Raise when a title is none.
+    """Check that a title is a string or `None`.
 
     Raises:
-        InvalidTypeError: It is neither a string nor `None`.
+        InvalidTypeError: If it is not.
     """
     if title is not None and not isinstance(title, str):
-        raise InvalidTypeError(
-            f"`title` must be a string, but is {title!r} ({type(title).__name__})."
-        )
+        raise InvalidTypeError(f"`title` must be a string, got {title!r} ({type(title).__name__}).")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches."""
+    """Return an empty figure. The size is in inches."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     from finetunelib.visualization._plots.figure import SelfShowingFigure
@@ -139,10 +137,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def headline(figure: Figure, theme: Theme, title: str, subtitle: str = "") -> None:
-    """Write a title, and a quiet line under it, at the left edge of a figure."""
+    """Write a title and a subtitle at the upper left of a figure."""
     from matplotlib.text import Annotation
 
-    # The empty second line keeps room for the subtitle, which has a size of its own.
+    # The empty second line reserves space for the subtitle, whose font is smaller.
     lines = f"{title}\n" if subtitle else title
     top = figure.suptitle(
         lines, x=0.1 / figure.get_figwidth(), ha="left", fontsize=HEADLINE, fontweight="bold"
@@ -162,13 +160,13 @@ def headline(figure: Figure, theme: Theme, title: str, subtitle: str = "") -> No
 
 
 def quiet_axes(axes: Axes, theme: Theme) -> None:
-    """Take away frames and tick marks; numbers on the axes stay."""
+    """Remove the frame and tick marks of axes, but not their tick labels."""
     from matplotlib import rcParams
 
     for spine in axes.spines.values():
         spine.set_visible(False)
-    # Named here although the settings say so too: an axis may make its ticks when it is drawn,
-    # and the user's own settings are back by then.
+    # Repeats some of `_settings`, because matplotlib may create ticks when a figure is saved, after
+    # the user's settings have been restored.
     axes.tick_params(
         which="both",
         length=0,
@@ -181,17 +179,17 @@ def quiet_axes(axes: Axes, theme: Theme) -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters on one line."""
+    """Return a text on one line, cut to at most `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
 
 
-def percent(share: float) -> str:
-    """Return a share as text that is 0% and 100% only where it is so exactly."""
-    text = f"{share:.0%}"
-    if text == "100%" and share < 1:
-        return ">99%" if share >= 0.999 else f"{share:.1%}"
-    if text == "0%" and share > 0:
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage, which is 0% or 100% only if the fraction is 0 or 1."""
+    text = f"{fraction:.0%}"
+    if text == "100%" and fraction < 1:
+        return ">99%" if fraction >= 0.999 else f"{fraction:.1%}"
+    if text == "0%" and fraction > 0:
         return "<1%"
     return text
 
@@ -214,13 +212,13 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "legend.frameon": False,
         "legend.fontsize": TEXT,
         "legend.labelcolor": theme.text,
-        # A dollar sign in a class's name is no formula.
+        # A dollar sign in a class name does not start a formula.
         "text.parse_math": False,
     }
 
 
 def _fonts() -> list[str]:
-    """Return our font, and where what it lacks is found: the user's fonts first."""
+    """Return `_FONT`, then fonts for the characters that it lacks, the user's first."""
     from matplotlib import rcParams
     from matplotlib.font_manager import fontManager
 

@@ -1,1 +1,1 @@
-"""The table of the modules of a model."""
+"""The summary of a model: a table of its modules."""

@@ -1,4 +1,4 @@
-"""One forward pass of a model that is only watched: what each module returned, and what failed."""
+"""Records one forward pass: the shapes that each module returned, and where it failed."""
 
 from __future__ import annotations
 
@@ -19,110 +19,111 @@ from finetunelib._forward.run import ANY_ERROR, raised_by_forward, run_once
 from finetunelib.errors import FinetuneLibError
 from finetunelib.visualization._summary.tree import Part
 
-#: The shapes of the tensors that one call of a module returned.
+#: The shapes of the tensors returned by one call of a module.
 Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True)
-class Watched:
-    """What a forward pass has shown.
+class ForwardRecord:
+    """The record of a forward pass.
 
     Attributes:
-        inputs: What the model was run on; `None` where it was not run.
-        guessed: Whether these inputs were made up.
+        inputs: The inputs of the model, or `None` if it did not run.
+        guessed: Whether the inputs were guessed.
         calls: For each module that returned, the shapes of each call.
-        touched: The modules of whose own tensors an operation took one.
-        unfinished: The modules that were entered and did not return, the innermost last.
-        error: What the forward pass raised.
-        advice: What to do to see shapes, where the model was not run or no guess fits it.
+        used: The modules whose parameters or buffers were used by an operation.
+        unfinished: The modules that were called and did not return, the innermost last.
+        error: The exception that the forward pass raised.
+        advice: How to get shapes, if the model did not run or no guessed input fits it.
     """
 
     inputs: Inputs | None = None
     guessed: bool = False
     calls: dict[nn.Module, list[Shapes]] = field(default_factory=dict)
-    touched: set[nn.Module] = field(default_factory=set)
+    used: set[nn.Module] = field(default_factory=set)
     unfinished: list[nn.Module] = field(default_factory=list)
     error: Exception | None = None
     advice: str | None = None
 
 
-def watch(tree: Part, example: Inputs | None) -> Watched:
-    """Run a model in eval mode, and change nothing of it.
+def record_forward(tree: Part, example: Inputs | None) -> ForwardRecord:
+    """Run a model in eval mode without changing it, and return the record.
 
     Args:
-        tree: The model, with the modules to watch.
-        example: What it takes, or `None` to guess.
+        tree: The model and the modules to record.
+        example: The inputs of the model, or `None` to guess them.
     """
     model = tree.module
     lazy = uninitialized(model)
     if lazy is not None:
-        return Watched(advice=f"Shapes are unknown: {lazy}")
+        return ForwardRecord(advice=f"Shapes are unknown: {lazy}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return Watched(
-            advice="Shapes are unknown, since TorchScript does not show its calls. Pass the "
-            "module that it was made from."
+        return ForwardRecord(
+            advice="Shapes are unknown because TorchScript does not expose its calls. Pass the "
+            "module that it was created from."
         )
     if example is not None:
         return _run(tree, _on_meta_like(model, example), guessed=False)
-    furthest = Watched(advice="Shapes are unknown. Pass `example_input=`, a batch for the model.")
+    furthest = ForwardRecord(
+        advice="Shapes are unknown. Pass `example_input=`, a batch for the model."
+    )
     for guess in likely_inputs(model):
-        watched = _run(tree, Inputs.of(guess, "guess"), guessed=True)
-        if watched.error is None:
-            return watched
-        if furthest.inputs is None or len(watched.calls) > len(furthest.calls):
-            furthest = watched
+        record = _run(tree, Inputs.of(guess, "guess"), guessed=True)
+        if record.error is None:
+            return record
+        if furthest.inputs is None or len(record.calls) > len(furthest.calls):
+            furthest = record
     if furthest.error is not None:
         furthest.advice = (
-            "No guessed input fits, and the one that came furthest is shown. Pass "
-            "`example_input=`, a batch for the model."
+            "No guessed input fits; the one that got furthest is shown. Pass `example_input=`, a "
+            "batch for the model."
         )
     return furthest
 
 
-def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> Watched:
-    model, watched = tree.module, Watched(inputs, guessed)
-    # Copies, since a forward may write into its weights and buffers.
-    twins = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> ForwardRecord:
+    model, record = tree.module, ForwardRecord(inputs, guessed)
+    # Copies, because a forward may write into its weights, buffers or inputs.
+    copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    # A first layer may work in place.
     inputs = inputs.map(lambda tensor: tensor.detach().clone())
-    owners = _owners(model, twins | buffers)
+    owners = _owners(model, copies | buffers)
     with contextlib.ExitStack() as hooks:
-        before, after = _hooks(watched)
+        before, after = _hooks(record)
         for module in {part.module for part in tree.walk()}:
             hooks.callback(module.register_forward_pre_hook(before, prepend=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
         try:
-            with _Touches(owners, watched.touched):
-                run_once(model, inputs, stand_ins=twins | buffers, errors=ANY_ERROR)
+            with _UseRecorder(owners, record.used):
+                run_once(model, inputs, stand_ins=copies | buffers, errors=ANY_ERROR)
         except FinetuneLibError as error:
-            watched.error = raised_by_forward(error)
-    return watched
+            record.error = raised_by_forward(error)
+    return record
 
 
-def _hooks(watched: Watched) -> tuple[Any, Any]:  # Any: torch's own types of hooks are unions
-    """Return what to call before and after a module's forward."""
+def _hooks(record: ForwardRecord) -> tuple[Any, Any]:  # Any: torch's own types of hooks are unions
+    """Return the hooks to call before and after a module's forward."""
 
     def before(module: nn.Module, _: object) -> None:
-        watched.unfinished.append(module)
+        record.unfinished.append(module)
 
     def after(module: nn.Module, _: object, output: object) -> None:
-        # What a model caught and went on from stands above it.
-        while watched.unfinished and watched.unfinished.pop() is not module:
+        # If this module caught the exception of an inner one, that is still in the list.
+        while record.unfinished and record.unfinished.pop() is not module:
             pass
         shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(output))
-        watched.calls.setdefault(module, []).append(shapes)
+        record.calls.setdefault(module, []).append(shapes)
 
     return before, after
 
 
-class _Touches(TorchFunctionMode):
-    """Notes whose tensors the operations take: some modules are not called, only their weights."""
+class _UseRecorder(TorchFunctionMode):
+    """Records the modules whose tensors are used: some are used without being called."""
 
-    def __init__(self, owners: Mapping[int, nn.Module], touched: set[nn.Module]) -> None:
+    def __init__(self, owners: Mapping[int, nn.Module], used: set[nn.Module]) -> None:
         super().__init__()
         self._owners = owners
-        self._touched = touched
+        self._used = used
 
     def __torch_function__(
         self,
@@ -130,32 +131,32 @@ class _Touches(TorchFunctionMode):
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # Any: whatever the operation takes and returns
+    ) -> Any:  # Any: the arguments and the result of any operation
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") != "__get__":  # A look at a shape or a dtype uses nothing.
+        if getattr(func, "__name__", "") != "__get__":  # Reading `.shape` or `.dtype` is not a use.
             for value in (*args, *kwargs.values()):
                 for tensor in value if isinstance(value, list | tuple) else (value,):
                     owner = self._owners.get(id(tensor))
                     if owner is not None:
-                        self._touched.add(owner)
+                        self._used.add(owner)
         return result
 
 
-def _owners(model: nn.Module, twins: Mapping[str, Tensor]) -> dict[int, nn.Module]:
+def _owners(model: nn.Module, copies: Mapping[str, Tensor]) -> dict[int, nn.Module]:
     """Return the module that each tensor belongs to, by the tensor's identity."""
     owners = {}
-    for name, twin in twins.items():
+    for name, copy in copies.items():
         path, _, own_name = name.rpartition(".")
         module = model.get_submodule(path)
-        owners[id(twin)] = module
-        # A recurrent layer keeps a list of its weights, which nothing swaps.
+        owners[id(copy)] = module
+        # `functional_call` does not replace the list of weights that a recurrent layer keeps.
         owners[id(getattr(module, own_name, None))] = module
     return owners
 
 
 def _on_meta_like(model: nn.Module, example: Inputs) -> Inputs:
-    """Return the inputs as they are, or without data for a model that has none."""
+    """Return the inputs, as meta tensors if the whole model is on the meta device."""
     weights = list(model.parameters())
     if not weights or not all(weight.is_meta for weight in weights):
         return example

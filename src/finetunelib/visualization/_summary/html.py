@@ -1,4 +1,4 @@
-"""A summary as an HTML table for notebooks: no script, and colors that fit light and dark pages."""
+"""Formats a summary as an HTML table for light and dark notebooks, without scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetunelib.visualization._summary.rows import SummaryRow
 from finetunelib.visualization._summary.text import HEADINGS, NUMERIC, cells_of, title_of
 
-#: Lines and grounds are half-transparent grays, which darken a light page and light up a dark one.
+#: Lines and backgrounds are half-transparent, which works on light and dark pages.
 _STYLE = """
 .finetunelib-summary { border-collapse: collapse; font-size: 0.9em; color: inherit; }
 .finetunelib-summary caption { caption-side: top; text-align: left; padding: 0.4em 0.6em;
@@ -30,7 +30,7 @@ _STYLE = """
 
 
 def html_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str:
-    """Return a table with a caption above it and sentences below it."""
+    """Return an HTML table with the title as its caption and the notes in its footer."""
     head = "".join(
         f'<th scope="col"{_class("number" if name in NUMERIC else "")}>{name}</th>'
         for name in HEADINGS

@@ -1,4 +1,4 @@
-"""The rows of a summary: what stands in a model, measured, with repeated blocks in one row."""
+"""The rows of a summary: one per module, or per run of repeated blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from finetunelib._public import public
 from finetunelib.finetuning._freezing.apply import held_in_eval_mode
-from finetunelib.visualization._summary.forward_pass import Watched
+from finetunelib.visualization._summary.forward_pass import ForwardRecord
 from finetunelib.visualization._summary.tree import Part, runs_of
 
 Mode: TypeAlias = Literal["train", "eval", "frozen", "mixed"]
@@ -22,27 +22,27 @@ Status: TypeAlias = Literal["used", "not used", "failed", "unfinished", "not rea
 @public("finetunelib.visualization")
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """A module of a model, or a run of repeated blocks, with all that is below it.
+    """A module, or a run of repeated blocks, including their submodules.
 
     Attributes:
-        name: The dotted name; empty for the model itself, the first one of repeated blocks.
-        last_name: The dotted name of the last of the repeated blocks; else `name` again.
-        count: How many modules the row stands for. Its numbers are those of all of them together.
+        name: The dotted name, that of the first block of a run. Empty for the model itself.
+        last_name: The dotted name of the last block of a run, or else `name`.
+        count: The number of modules in the row. Its other numbers are sums over all of them.
         class_name: The name of their class.
-        depth: How far below the model they are; 0 is the model itself.
-        output_shapes: The shapes of the tensors that the first call of each returned.
-        calls: How often the forward pass called each.
-        status: `"used"`, `"not used"`, `"failed"` for the innermost module whose forward failed,
-            `"unfinished"` for those around it, `"not reached"` for those behind it, or `"not run"`
-            where the model was not run.
-        mode: `"train"`, `"eval"`, `"frozen"` where freezing holds all of it in eval mode, whatever
-            `.training` reads, or `"mixed"`.
+        depth: The depth below the model, which has depth 0.
+        output_shapes: The shapes of the tensors that the first call of a module returned.
+        calls: The number of calls of a module in the forward pass.
+        status: `"used"`; `"not used"`; `"failed"` for the innermost module whose forward failed,
+            `"unfinished"` for the modules that contain it, `"not reached"` for those after it; or
+            `"not run"` if the model did not run.
+        mode: `"train"`; `"eval"`; `"frozen"` if `finetunelib.finetuning.freeze` keeps all of it in
+            eval mode, whatever `.training` is; or `"mixed"`.
         parameters: The number of values in the parameters, each tensor counted once.
-        trainable_parameters: How many of them require gradients.
+        trainable_parameters: The number of these values that require gradients.
         buffers: The number of values in the buffers.
-        bytes: The memory of parameters and buffers.
-        dtypes: The data types of the parameters, or of the buffers where there are no parameters.
-        same_as: The dotted name under which the same module is shown in full.
+        bytes: The memory of parameters and buffers, in bytes.
+        dtypes: The dtypes of the parameters, or of the buffers if there are no parameters.
+        same_as: The dotted name of the row that shows the same module in full, or `None`.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -59,7 +59,7 @@ class SummaryRow:
     depth: int
     output_shapes: tuple[tuple[int, ...], ...]
     calls: int
-    # Written out for the docs, which would show the names of the aliases.
+    # Not `Status` and `Mode`, because the docs would show these names.
     status: Literal["used", "not used", "failed", "unfinished", "not reached", "not run"]
     mode: Literal["train", "eval", "frozen", "mixed"]
     parameters: int
@@ -69,26 +69,33 @@ class SummaryRow:
     dtypes: tuple[torch.dtype, ...]
     same_as: str | None
 
+    def __repr__(self) -> str:
+        name = self.name if self.name == self.last_name else f"{self.name} to {self.last_name}"
+        return (
+            f"SummaryRow({name or '(model)'}, {self.class_name}, {self.status}, {self.mode}, "
+            f"output_shapes={self.output_shapes}, parameters={self.parameters:,})"
+        )
 
-def rows_of(tree: Part, watched: Watched) -> list[SummaryRow]:
-    """Return the rows of a whole model, each above those of what is below it."""
-    return list(_Rows(tree, watched).of((tree,), tree.name, 0))
+
+def rows_of(tree: Part, record: ForwardRecord) -> list[SummaryRow]:
+    """Return the rows of a model, each followed by those of its submodules."""
+    return list(_Rows(tree, record).of((tree,), tree.name, 0))
 
 
 class _Rows:
-    def __init__(self, tree: Part, watched: Watched) -> None:
-        self._watched = watched
+    def __init__(self, tree: Part, record: ForwardRecord) -> None:
+        self._record = record
         self._structures: dict[Part, object] = {}
         self._used: set[Part] = set()
         self._note_structure(tree)
 
     def of(self, parts: Sequence[Part], last_name: str, depth: int) -> Iterator[SummaryRow]:
-        """Yield the row of repeated blocks and those below them.
+        """Yield the row of a run of blocks, then those of their submodules.
 
         Args:
-            parts: Blocks of the same structure; within repeated blocks, those of all of them.
-            last_name: The name of the last block of the run that the first one begins.
-            depth: How far below the model they are.
+            parts: Blocks of equal structure. Inside repeated blocks, one from each of these.
+            last_name: The name of the last block of the run that starts with the first one.
+            depth: Their depth below the model.
         """
         yield self._row(parts, last_name, depth)
         children = parts[0].children
@@ -101,7 +108,7 @@ class _Rows:
         modules = [inner for part in parts for inner in part.module.modules()]
         parameters = _distinct(p for part in parts for p in part.module.parameters())
         buffers = _distinct(b for part in parts for b in part.module.buffers())
-        calls = self._watched.calls.get(first.module, [])
+        calls = self._record.calls.get(first.module, [])
         return SummaryRow(
             name=first.name,
             last_name=last_name,
@@ -121,12 +128,12 @@ class _Rows:
         )
 
     def _note_structure(self, part: Part) -> object:
-        """Note what a part looks like: two of equal structures have equal rows below them."""
+        """Store and return the structure of a part: if two are equal, so are the rows below."""
         children = tuple(self._note_structure(child) for child in part.children)
         module = part.module
         if (
-            module in self._watched.calls
-            or module in self._watched.touched
+            module in self._record.calls
+            or module in self._record.used
             or any(child in self._used for child in part.children)
         ):
             self._used.add(part)
@@ -138,24 +145,24 @@ class _Rows:
             children,
             tuple((name, None if t is None else _kind(t)) for name, t in tensors),
             (module.training, held_in_eval_mode(module)),
-            tuple(self._watched.calls.get(module, ())),
+            tuple(self._record.calls.get(module, ())),
             self._status(part),
         )
         self._structures[part] = structure
         return structure
 
     def _status(self, part: Part) -> Status:
-        if self._watched.inputs is None:
+        if self._record.inputs is None:
             return "not run"
-        if part.module in self._watched.unfinished:
-            return "failed" if part.module is self._watched.unfinished[-1] else "unfinished"
+        if part.module in self._record.unfinished:
+            return "failed" if part.module is self._record.unfinished[-1] else "unfinished"
         if part in self._used:
             return "used"
-        return "not used" if self._watched.error is None else "not reached"
+        return "not used" if self._record.error is None else "not reached"
 
 
 def class_name(module: nn.Module) -> str:
-    """Return the name of a module's class; of TorchScript, the one that it was made from."""
+    """Return the name of a module's class, for TorchScript that of the original module."""
     original = getattr(module, "original_name", None)
     if isinstance(module, torch.jit.ScriptModule) and isinstance(original, str):
         return original
@@ -176,7 +183,7 @@ def _mode_of(modules: Iterable[nn.Module]) -> Mode:
 
 
 def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return each tensor once, without lazy ones, which have no values yet."""
+    """Return each tensor once, without lazy tensors, which have no values yet."""
     return list({id(tensor): tensor for tensor in tensors if not is_lazy(tensor)}.values())
 
 
@@ -185,6 +192,6 @@ def _values_in(tensors: Iterable[Tensor]) -> int:
 
 
 def _dtypes_of(tensors: Iterable[Tensor]) -> tuple[torch.dtype, ...]:
-    """Return the data types of tensors; a counter beside numbers, as BatchNorm has, is left out."""
+    """Return the dtypes of tensors. An int64 counter, as in BatchNorm, counts only if alone."""
     dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
     return tuple(dtype for dtype in dtypes if dtype != torch.int64) or tuple(dtypes)

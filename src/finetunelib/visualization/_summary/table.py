@@ -1,4 +1,4 @@
-"""`summary`: a model's modules as a table, for a terminal, a notebook, or a program."""
+"""`summary`: a table of a model's modules for terminals, notebooks and programs."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from finetunelib._forward.inputs import Inputs, ModelInputs
 from finetunelib._messages import first_line, quoted, readable_size
 from finetunelib._public import public
 from finetunelib._wrappers import unwrapped
-from finetunelib.visualization._summary.forward_pass import Watched, watch
+from finetunelib.visualization._summary.forward_pass import ForwardRecord, record_forward
 from finetunelib.visualization._summary.html import html_of
 from finetunelib.visualization._summary.rows import SummaryRow, class_name, rows_of
 from finetunelib.visualization._summary.text import shape_text, text_of, title_of
 from finetunelib.visualization._summary.tree import Part, packs_weights, tree_of
 
-#: With the lines above and below it, such a table fills a screen of forty lines.
+#: With the lines above and below them, these rows fill a screen of forty lines.
 _MOST_ROWS = 34
 
 
 @public("finetunelib.visualization")
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A table of a model's modules; printed it is text, and in a notebook an HTML table.
+    """A table of a model's modules. It prints as text, and notebooks show it as an HTML table.
 
     Attributes:
-        title: The model's class, and what it was run on.
-        rows: The modules down to `depth`, the model itself first.
-        depth: How far below the model the rows go; the modules around a failure are always there.
+        title: The model's class and inputs.
+        rows: The modules down to `depth`, starting with the model itself.
+        depth: The depth of the deepest rows. Modules that contain a failure are always included.
         parameters: The number of values in the model's parameters, each tensor counted once.
-        trainable_parameters: How many of them require gradients.
-        buffers: The number of values in its buffers.
-        bytes: The memory of parameters and buffers.
-        failed_at: The dotted name of the innermost module whose forward failed: empty for the
-            model's own, `None` where nothing failed.
-        notes: What is said below the table: totals, failures, ties, repeated uses, and what to
-            pass where shapes are unknown.
+        trainable_parameters: The number of these values that require gradients.
+        buffers: The number of values in the model's buffers.
+        bytes: The memory of parameters and buffers, in bytes.
+        failed_at: The dotted name of the innermost module whose forward failed. Empty for the
+            model itself, `None` if nothing failed.
+        notes: The sentences below the table: totals, failures, tied weights, repeated calls, and
+            what to pass if shapes are unknown.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -61,8 +61,11 @@ class Summary:
 
     @property
     def frozen_parameters(self) -> int:
-        """The number of values in parameters that require no gradients."""
+        """The number of values in parameters that do not require gradients."""
         return self.parameters - self.trainable_parameters
+
+    def __repr__(self) -> str:
+        return f"Summary({self.title}, {len(self.rows)} rows, {self.parameters:,} parameters)"
 
     def __str__(self) -> str:
         return text_of(self.title, self.rows, self.notes)
@@ -77,29 +80,29 @@ def summary(
 ) -> Summary:
     """Return a table of a model's modules: shapes, parameters, modes and memory.
 
-    Shapes are those of one forward pass in eval mode and without gradients, with the batch of the
-    example, or of two samples where the input is a guess. It changes nothing of the model:
-    modes, buffers, gradients, hooks, attributes and random states are as before. Repeated blocks
-    of equal structure (classes, shapes, modes) stand in one row, whose numbers are those of all of
-    them together. A forward pass that fails is no error here: the table shows how far it came.
+    Shapes are recorded in one forward pass, in eval mode and without gradients, on the example or
+    on a guessed batch of two samples. The model is not changed: modes, buffers, gradients, hooks,
+    attributes and random states are restored. Repeated blocks of equal structure (classes, shapes,
+    modes) share one row, which contains the sums of their numbers. If the forward pass fails, the
+    table shows how far it got; no exception is raised.
 
-    A model that is wrapped (`torch.compile`, `DataParallel`) is shown without its wrapper, and
-    runs uncompiled. TorchScript and lazy modules are shown without shapes.
+    A wrapped model (`torch.compile`, `DataParallel`) is shown without its wrapper and runs
+    uncompiled. TorchScript and lazy modules are shown without shapes.
 
     Args:
-        model: The model, on any device; on the meta device nothing is computed.
-        example_input: A batch that the model takes: a tensor, a tuple (passed by position) or a
-            mapping (passed by name). `None` guesses it from the first layer.
-        depth: How far below the model the table goes; 0 is the model itself. `None` goes as far
-            as about forty lines allow.
+        model: The model, on any device. On the meta device, nothing is computed.
+        example_input: A batch for the model: a tensor, a tuple (passed by position) or a mapping
+            (passed by name). `None` guesses it from the first layer.
+        depth: The depth of the deepest rows. 0 shows only the model itself. `None` shows as much
+            as fits in about forty lines.
 
     Returns:
-        A table to print, to show in a notebook, or to read the `.rows` of.
+        A table to print or to show in a notebook. Its `.rows` contain the values.
 
     Raises:
-        InvalidTypeError: `model` is no module, `example_input` holds no tensors, or `depth` is no
-            whole number.
-        InvalidArgumentError: `depth` is negative.
+        InvalidTypeError: If `model` is not a module, `example_input` contains no tensors, or
+            `depth` is not a whole number.
+        InvalidArgumentError: If `depth` is negative.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -123,16 +126,16 @@ def summary(
         check_at_least(0, depth=depth)
     example = None if example_input is None else Inputs.of(example_input, "example_input")
     tree = tree_of(unwrapped(model))
-    watched = watch(tree, example)
-    every_row = rows_of(tree, watched)
+    record = record_forward(tree, example)
+    every_row = rows_of(tree, record)
     depth = _fitting_depth(every_row) if depth is None else depth
     rows = [
         row for row in every_row if row.depth <= depth or row.status in ("failed", "unfinished")
     ]
-    failed = _failed_part(tree, watched)
+    failed = _failed_part(tree, record)
     whole = every_row[0]
     return Summary(
-        title=_title(tree.module, watched),
+        title=_title(tree.module, record),
         rows=tuple(rows),
         depth=depth,
         parameters=whole.parameters,
@@ -140,12 +143,12 @@ def summary(
         buffers=whole.buffers,
         bytes=whole.bytes,
         failed_at=failed.name if failed else None,
-        notes=tuple(_notes(tree, watched, rows, failed)),
+        notes=tuple(_notes(tree, record, rows, failed)),
     )
 
 
 def _fitting_depth(rows: Sequence[SummaryRow]) -> int:
-    """Return the largest depth whose rows fit on a screen, and at least 1."""
+    """Return the largest depth whose rows fit on a screen, at least 1."""
     depth = 1
     deepest = max(row.depth for row in rows)
     while depth < deepest and sum(row.depth <= depth + 1 for row in rows) <= _MOST_ROWS:
@@ -153,26 +156,26 @@ def _fitting_depth(rows: Sequence[SummaryRow]) -> int:
     return depth
 
 
-def _title(model: nn.Module, watched: Watched) -> str:
-    if watched.inputs is None:
+def _title(model: nn.Module, record: ForwardRecord) -> str:
+    if record.inputs is None:
         return class_name(model)
     kinds = [
         f"{shape_text(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        for tensor in watched.inputs.tensors
+        for tensor in record.inputs.tensors
     ]
-    names = [*[""] * len(watched.inputs.args), *(f"{name} " for name in watched.inputs.kwargs)]
+    names = [*[""] * len(record.inputs.args), *(f"{name} " for name in record.inputs.kwargs)]
     inputs = ", ".join(name + kind for name, kind in zip(names, kinds, strict=True))
-    return f"{class_name(model)} on {'a guessed input of ' if watched.guessed else ''}{inputs}"
+    return f"{class_name(model)} on {'a guessed input of ' if record.guessed else ''}{inputs}"
 
 
-def _failed_part(tree: Part, watched: Watched) -> Part | None:
-    if watched.error is None or not watched.unfinished:
+def _failed_part(tree: Part, record: ForwardRecord) -> Part | None:
+    if record.error is None or not record.unfinished:
         return None
-    return next(part for part in tree.walk() if part.module is watched.unfinished[-1])
+    return next(part for part in tree.walk() if part.module is record.unfinished[-1])
 
 
 def _notes(
-    tree: Part, watched: Watched, rows: Sequence[SummaryRow], failed: Part | None
+    tree: Part, record: ForwardRecord, rows: Sequence[SummaryRow], failed: Part | None
 ) -> Iterator[str]:
     whole = rows[0]
     yield (
@@ -180,16 +183,16 @@ def _notes(
         f"{whole.parameters - whole.trainable_parameters:,} frozen; {whole.buffers:,} values in "
         f"buffers; {readable_size(whole.bytes)} in all."
     )
-    if watched.error is not None:
+    if record.error is not None:
         place = (
             f"in `{failed.name}` ({class_name(failed.module)})"
             if failed and failed.name
             else "in the model's own forward"
         )
-        reason = first_line(watched.error)
-        yield f"The forward pass failed {place}: {type(watched.error).__name__}: {reason}"
-    if watched.advice is not None:
-        yield watched.advice
+        reason = first_line(record.error)
+        yield f"The forward pass failed {place}: {type(record.error).__name__}: {reason}"
+    if record.advice is not None:
+        yield record.advice
     if any(row.name != row.last_name for row in rows):
         yield (
             "xN: N modules of equal structure in one row. Its numbers, and those of the rows below "
@@ -197,7 +200,7 @@ def _notes(
         )
     for calls in sorted({row.calls for row in rows if row.calls > 1}):
         names = [row.name for row in rows if row.calls == calls and row.same_as is None]
-        # What is inside of a module is used as often as the module, which goes without saying.
+        # The submodules of a module that is used several times are not listed.
         tops = [name for name in names if not any(name.startswith(f"{top}.") for top in names)]
         if tops:
             yield f"Used {calls} times: {quoted(tops)}."
@@ -212,7 +215,7 @@ def _notes(
 
 
 def _tied(tree: Part) -> Iterator[list[str]]:
-    """Yield the names of each parameter that several modules own."""
+    """Yield the names of each parameter that several modules share."""
     owners: dict[int, list[str]] = {}
     for part in tree.walk():
         if part.same_as is None:

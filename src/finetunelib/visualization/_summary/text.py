@@ -1,4 +1,4 @@
-"""A summary as text for terminals: aligned, at most 100 columns wide."""
+"""Formats a summary as text for terminals, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from finetunelib.visualization._summary.rows import SummaryRow
 _WIDTH = 100
 _GAP = "  "
 
-#: Longer names of classes give way to the names of modules, down to the first width while those
-#: can be written in another way, and else down to the second.
+#: The width to which class names are cut before module names are abbreviated, and the width to
+#: which they are cut if abbreviated module names still do not fit.
 _CLASS_WIDTH = 17
 _LEAST_CLASS_WIDTH = 12
 
@@ -31,7 +31,7 @@ NUMERIC = ("Parameters", "Trainable", "Memory")
 
 
 def cells_of(row: SummaryRow) -> tuple[str, ...]:
-    """Return what a row shows in each column."""
+    """Return the text of a row in each column."""
     return (
         title_of(row),
         row.class_name,
@@ -45,11 +45,11 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
 
 
 def title_of(row: SummaryRow, *, short: bool = False) -> str:
-    """Return a row's dotted name; for repeated blocks the last one's too, and their number.
+    """Return a row's dotted name. For repeated blocks, add the last name and their number.
 
     Args:
         row: The row.
-        short: Whether the last one is shown as its number alone.
+        short: Whether only the number in the last name is shown.
     """
     name = row.name or "(model)"
     if row.last_name == row.name:
@@ -59,7 +59,7 @@ def title_of(row: SummaryRow, *, short: bool = False) -> str:
 
 
 def output_of(row: SummaryRow) -> str:
-    """Return the shapes that a row's modules return, or why there are none."""
+    """Return the output shapes of a row, or its status if it has none."""
     if row.status not in ("used", "not run"):
         return row.status
     if not row.output_shapes:
@@ -70,15 +70,15 @@ def output_of(row: SummaryRow) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as in `2x3x224x224`; one value alone has the shape `scalar`."""
+    """Return a shape as text, such as `2x3x224x224`, or `scalar` if it has no dimensions."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str:
-    """Return a table with a line above it and sentences below it.
+    """Return a table with the title above and the notes below.
 
-    What does not fit gives way in this order: names of repeated blocks become shorter, a mode or a
-    type that all rows share moves above the table, and names are indented instead of dotted.
+    A table that is too wide is narrowed in this order: names of repeated blocks are abbreviated, a
+    mode or type that all rows share moves above the table, and names are indented, not dotted.
     """
     columns = dict(zip(HEADINGS, zip(*map(cells_of, rows), strict=True), strict=True))
     above = [title]
@@ -100,7 +100,7 @@ def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str
 
 
 def _shared_by_all(columns: dict[str, tuple[str, ...]]) -> Iterator[str]:
-    """Take out the mode or the type where all rows have the same one, and yield it as text."""
+    """Remove the mode or type column if its values are all equal, and yield the value as text."""
     for heading in ("Mode", "Type"):
         values = set(columns[heading]) - {"-"}
         if len(values) == 1:
@@ -109,7 +109,7 @@ def _shared_by_all(columns: dict[str, tuple[str, ...]]) -> Iterator[str]:
 
 
 def _fits(columns: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether a table's names stand in it whole; a long class may give way a little."""
+    """Return whether a table fits if class names are cut to `_CLASS_WIDTH`."""
     widths = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
     widths["Class"] = min(widths["Class"], _CLASS_WIDTH)
     return sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= _WIDTH

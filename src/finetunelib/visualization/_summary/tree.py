@@ -1,4 +1,4 @@
-"""A model as a tree of its modules, with repeated blocks side by side."""
+"""A model as a tree of its modules, and the runs of repeated blocks in it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from finetunelib._wrappers import unwrapped
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """A module at its place in a model.
+    """A module under one of its names in a model.
 
     Attributes:
-        name: The dotted name; empty for the model itself.
-        module: The module, out of a `torch.compile` that wraps it.
-        children: What is below it; empty where it stands elsewhere already.
-        same_as: The dotted name under which the same module was met before.
+        name: The dotted name, empty for the model itself.
+        module: The module, without the wrapper of `torch.compile`.
+        children: The submodules. Empty if the module already has a part under an earlier name.
+        same_as: That earlier dotted name, or `None`.
     """
 
     name: str
@@ -28,45 +28,47 @@ class Part:
     same_as: str | None
 
     def walk(self) -> Iterator[Part]:
-        """Yield this part and all below it."""
+        """Yield this part and its descendants, parents first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def tree_of(model: nn.Module) -> Part:
-    """Return a model as a tree in which each module stands in full once."""
+    """Return the tree of a model. Only the first part of each module has children."""
     return _part("", model, {})
 
 
-def _part(name: str, module: nn.Module, met: dict[nn.Module, str]) -> Part:
+def _part(name: str, module: nn.Module, names: dict[nn.Module, str]) -> Part:
     module = unwrapped(module)
-    if module in met:
-        return Part(name, module, (), met[module])
-    met[module] = name
-    inside = {} if packs_weights(module) else module._modules  # noqa: SLF001 - named_children drops repeats
+    if module in names:
+        return Part(name, module, (), names[module])
+    names[module] = name
+    submodules = {} if packs_weights(module) else module._modules  # noqa: SLF001 - named_children omits repeats
     children = [
-        _part(f"{name}.{child_name}" if name else child_name, child, met)
-        for child_name, child in inside.items()
+        _part(f"{name}.{child_name}" if name else child_name, child, names)
+        for child_name, child in submodules.items()
         if child is not None
     ]
     return Part(name, module, tuple(children), None)
 
 
 def packs_weights(module: nn.Module) -> bool:
-    """Return whether a module is a quantized one, whose weights are in an object of torch's own."""
+    """Return whether a module is quantized and keeps its weights outside of its parameters."""
     return hasattr(module, "_weight_bias")
 
 
 def runs_of(parts: Sequence[Part], structures: Sequence[object]) -> list[tuple[int, ...]]:
-    """Return which neighbours are repeated blocks: of equal structure, under counted-up names.
+    """Group the children of a module into runs of repeated blocks.
+
+    A run consists of neighbors with equal structures and consecutive numbers as names.
 
     Args:
-        parts: The children of one module.
-        structures: What each looks like; equal values are equal structures.
+        parts: The children.
+        structures: The structure of each child.
 
     Returns:
-        The indices of each run of repeated blocks, in order; most are of one.
+        The indices of each run, in order. Most runs consist of one child.
     """
     runs: list[tuple[int, ...]] = []
     for index, part in enumerate(parts):
@@ -83,9 +85,9 @@ def runs_of(parts: Sequence[Part], structures: Sequence[object]) -> list[tuple[i
 
 
 def _follows(part: Part, following: Part) -> bool:
-    """Return whether a block's name counts another one's up: `layer.1` after `layer.0`.
+    """Return whether a name is the successor of another: `layer.1` of `layer.0`.
 
-    A layer must have a mere number for a name, since `norm1` and `norm2` are seldom neighbours.
+    The name of a layer must be only a number, because `norm1` and `norm2` are rarely repeats.
     """
     ends = [re.fullmatch(r"(.*?)(\d+)", text) for text in (part.name, following.name)]
     if ends[0] is None or ends[1] is None or ends[0][1] != ends[1][1]:
