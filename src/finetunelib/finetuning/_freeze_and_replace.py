@@ -1,4 +1,4 @@
-"""A new head on a frozen model."""
+"""Replacing the head of a model and freezing everything else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import nn
 from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
 from finetunelib.finetuning._freezing.apply import freeze_all_but
-from finetunelib.finetuning._heads.replace import HeadRequest, NewHead, replace_and_finish
+from finetunelib.finetuning._heads.replace import replace_and_finish
+from finetunelib.finetuning._heads.request import HeadRequest, NewHead
 
 
 @public("finetunelib")
@@ -21,43 +22,46 @@ def freeze_and_replace_head(
 ) -> nn.Module:
     """Give a model a new head and freeze everything else.
 
-    The frozen part stays bit for bit, parameters and buffers, in any training loop: its
-    parameters need no gradient, and each of its modules is held in eval mode also after
-    `model.train()`, so that BatchNorm uses its running statistics and dropout is off. A dropout
-    in front of the head is off too; `head=nn.Sequential(nn.Dropout(0.2), nn.Linear(...))` brings
-    one back. A second call gives the model another head.
+    The frozen part stays the same bit for bit, parameters and buffers, in any training loop: its
+    parameters need no gradient, and each of its modules is held in eval mode even after
+    `model.train()`. BatchNorm uses its running statistics, and dropout is off. That includes a
+    dropout in front of the head; `head=nn.Sequential(nn.Dropout(0.2), nn.Linear(...))` adds one
+    that is active in training. A second call gives the model another head.
+
+    PyTorch initialises the new layer from the global random state: `torch.manual_seed(0)` before
+    the call gives the same head each time. Attributes of the model that store the old number of
+    classes (`num_classes`, `config.num_labels`) are updated.
 
     Args:
         model: The model. It is changed in place.
-        num_classes: The number of outputs of the new head, at least 2. The new layer is of the
-            old one's kind, dtype and device (with a convolution's kernel, stride and padding),
-            and is initialised by PyTorch from the global random state: `torch.manual_seed(0)`
-            before the call makes the same head each time. Attributes of the model that repeat the
-            old number (`num_classes`, `config.num_labels`) are updated.
-        head: In place of `num_classes`: a module that becomes the head as it is, or a function
-            from the width of the head's input to a module.
-        at: The dotted name of the head in the model, where it cannot be found or should be
-            another, such as `"classifier.6"`.
-        example_input: A batch that the model takes, for the dry run that finds the head and
-            checks the new one: a tensor, a tuple of tensors by position, or a mapping of tensors
-            by name. `None` guesses it from the first layer.
+        num_classes: The number of outputs of the new head, at least 2. The new layer has the
+            kind, dtype and device of the old one (and a convolution's kernel, stride and padding),
+            but not its weight_norm or another parametrization.
+        head: Instead of `num_classes`: a module that becomes the head, unchanged, or a function
+            from the number of the head's input features to a module.
+        at: The dotted name of the part to replace, such as `"classifier.6"`, if the head cannot be
+            found or another part should be replaced.
+        example_input: A batch that the model accepts, for the dry run that finds the head and
+            checks the new one: a tensor, a tuple of tensors (passed by position), or a mapping of
+            tensors (passed by name). `None` guesses it from the first layer.
 
     Returns:
-        The model itself, or the new head where the model itself is its head.
+        The model itself, or the new head if the model itself is its head.
 
     Raises:
-        InvalidArgumentError: Not exactly one of `num_classes` and `head`, or fewer than 2 classes.
-        InvalidTypeError: `head` is neither a module nor makes one, or `example_input` is of another
-            kind.
-        HeadNotFoundError: No head was found, or there is none at `at`.
-        AmbiguousHeadError: Several layers may be the head.
-        InvalidInputError: The model does not run on `example_input`.
-        HeadError: The model does not run with the new head; it has its old one back.
-        FreezeError: The model cannot be frozen as it is.
+        InvalidArgumentError: If not exactly one of `num_classes` and `head` is given, or
+            `num_classes` is less than 2.
+        InvalidTypeError: If `head` neither is nor returns a module, or `example_input` has another
+            type.
+        HeadNotFoundError: If no head was found, or there is no module at `at`.
+        AmbiguousHeadError: If several layers may be the head.
+        InvalidInputError: If the model does not run on `example_input`.
+        HeadError: If the model does not run with the new head. The old head is restored.
+        FreezeError: If the model cannot be frozen.
 
     Warns:
-        UserWarning: The model trained with auxiliary heads (GoogLeNet, Inception). They are
-            removed, and named.
+        UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed. The message names
+            them.
 
     Example:
         >>> from finetunelib import build_mlp, freeze_and_replace_head

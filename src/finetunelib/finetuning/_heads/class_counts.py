@@ -1,4 +1,4 @@
-"""What repeats a head's number of classes elsewhere in a model: attributes and auxiliary heads."""
+"""Copies of a head's number of classes elsewhere in a model: attributes and auxiliary heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetunelib._messages import quoted
 from finetunelib._wrappers import own_modules
 from finetunelib.finetuning._heads.head import layers_of, out_features_of
 
-#: What models call their number of classes: torchvision's and timm's, and transformers'.
+#: The attributes in which torchvision, timm and transformers store the number of classes.
 _ATTRIBUTES = ("num_classes", "num_labels")
 
 
@@ -26,53 +26,52 @@ def ancestors(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 
 def update_class_counts(model: nn.Module, name: str, old: int, new: int) -> Callable[[], None]:
-    """Write a new number of classes where the modules around a head repeat the old one.
+    """Update the number of classes in the modules around a head, if they store the old one.
 
     These are the attributes `num_classes` and `num_labels` of the modules and of their `config`.
-    An attribute of another value means something else, and stays.
+    An attribute with another value means something else and is left alone.
 
     Returns:
-        A function that puts everything back.
+        A function that restores all attributes.
     """
-    kept: list[tuple[object, dict[str, object]]] = []
+    saved: list[tuple[object, dict[str, object]]] = []
 
-    def put_back() -> None:
-        for holder, values in reversed(kept):
+    def restore() -> None:
+        for holder, values in reversed(saved):
             vars(holder).clear()
             vars(holder).update(values)
 
     for module in ancestors(model, name):
-        # A module's own attributes lie in its dictionary, its parts one level deeper.
         for holder in (module, vars(module).get("config")):
             if holder is None or not hasattr(holder, "__dict__"):
                 continue
-            # A transformers config writes its label names anew with the number of labels.
+            # Setting the number of labels of a transformers config also resets the label names.
             before = dict(vars(holder))
             for attribute in _ATTRIBUTES:
                 value = getattr(holder, attribute, None)
                 if type(value) is int and value == old != new and _settable(holder, attribute):
-                    kept.append((holder, before))
+                    saved.append((holder, before))
                     setattr(holder, attribute, new)
-    return put_back
+    return restore
 
 
 def remove_auxiliary_heads(model: nn.Module, name: str, width: int) -> Callable[[], None]:
-    """Remove the heads beside a head that a model trains with, as GoogLeNet and Inception do.
+    """Remove the auxiliary heads that GoogLeNet and Inception are trained with.
 
-    They would go on making outputs of the old number of classes in training. A model says that it
-    has them by `aux_logits=True`; they are its parts whose names begin with "aux", and are set to
-    None, as torchvision does.
+    In train mode they would return outputs for the old classes. A model announces them by
+    `aux_logits=True`; they are its children whose names begin with "aux". They are set to `None`,
+    as torchvision does.
 
     Args:
         model: An unwrapped model.
         name: The name of the head that is replaced.
-        width: The number of classes that it had; heads of another width stay.
+        width: The previous number of classes. Heads of another width are left alone.
 
     Returns:
-        A function that puts them back.
+        A function that restores them.
 
     Warns:
-        UserWarning: There were some; the message names them.
+        UserWarning: If heads were removed. The message names them.
     """
     around = [part for part in ancestors(model, name) if vars(part).get("aux_logits") is True]
     names = {part: full for full, part in own_modules(model).items()}
@@ -85,7 +84,7 @@ def remove_auxiliary_heads(model: nn.Module, name: str, width: int) -> Callable[
         and not f"{name}.".startswith(f"{names[part]}.")
     ]
 
-    def put_back() -> None:
+    def restore() -> None:
         for parent, child, part in removed:
             setattr(parent, child, part)
             vars(parent)["aux_logits"] = True
@@ -96,25 +95,25 @@ def remove_auxiliary_heads(model: nn.Module, name: str, width: int) -> Callable[
     if removed:
         try:
             warnings.warn(
-                f"The auxiliary heads {quoted([names[part] for _, _, part in removed])} made "
-                f"{width} classes in training and are removed (`aux_logits=False`), so that the "
-                "model's one output is that of the new head.",
+                f"The auxiliary heads {quoted([names[part] for _, _, part in removed])} return "
+                f"{width} classes in train mode. They were removed (`aux_logits=False`), which "
+                "leaves the new head as the model's only output.",
                 UserWarning,
                 stacklevel=4,
             )
-        except UserWarning:  # Where warnings are errors.
-            put_back()
+        except UserWarning:  # The caller turned warnings into errors.
+            restore()
             raise
-    return put_back
+    return restore
 
 
 def class_count(head: nn.Module) -> int | None:
-    """Return how many features a module makes by its last layer, if it has one."""
+    """Return the number of output features of a module's last layer, or `None` without a layer."""
     layers = layers_of(head)
     return out_features_of(layers[-1]) if layers else None
 
 
 def _settable(holder: object, attribute: str) -> bool:
-    """Return whether an attribute may be written: a property without a setter follows others."""
+    """Return whether an attribute can be set, which a property without a setter cannot."""
     declared = getattr(type(holder), attribute, None)
     return not isinstance(declared, property) or declared.fset is not None

@@ -1,4 +1,4 @@
-"""The autograd graph of a dry run: which weights the outputs come from, followed back."""
+"""The autograd graph of a dry run: which weights the outputs come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.graph import Node
 
 from finetunelib._forward.dry_run import DryRun
 
-#: Nodes that multiply by a weight: a head that is no module shows up as one of these.
+#: Nodes that multiply by a weight. A head that is not a module appears as one of these.
 _PRODUCTS = ("AddmmBackward", "MmBackward", "BmmBackward", "ConvolutionBackward", "LinearBackward")
 
 
@@ -20,16 +20,17 @@ class FirstProducts:
 
     Attributes:
         parameters: For each operation with a known weight that comes first on a path, the names
-            of all parameters that it takes.
-        raw: The name of a parameter that is no known weight and comes before one, if any.
+            of all parameters that it uses.
+        bare: The name of a parameter that is used like a weight, is not a known one, and comes
+            before any; or `None`.
     """
 
     parameters: list[list[str]]
-    raw: str | None
+    bare: str | None
 
 
 class HeadGraph:
-    """The operations on the data in a dry run, with the parameters that each takes."""
+    """The operations on the data in a dry run, with the parameters that each uses."""
 
     def __init__(self, run: DryRun) -> None:
         self.shape = tuple(run.outputs.shape)
@@ -54,9 +55,9 @@ class HeadGraph:
             if any(name in weights for name in names):
                 found.append(names)
                 continue
-            raw = self._raw_weight(node, names)
-            if raw is not None:
-                return FirstProducts(found, raw)
+            bare = self._bare_weight(node, names)
+            if bare is not None:
+                return FirstProducts(found, bare)
             following = [n for n, _ in node.next_functions if n in self._data and n not in seen]
             seen.update(following)
             queue.extend(following)
@@ -66,10 +67,10 @@ class HeadGraph:
         """Return how many operations on the data use one of some parameters."""
         return sum(any(name in weights for name in names) for names in self._operands.values())
 
-    def _raw_weight(self, node: Node, names: list[str]) -> str | None:
-        """Return the parameter that an operation makes features of features with, if it does."""
+    def _bare_weight(self, node: Node, names: list[str]) -> str | None:
+        """Return the parameter that an operation uses as a weight matrix, if any."""
         for name in names:
-            # A norm's scale or a bias has one size; a matrix makes features of features.
+            # A norm's scale or a bias has one dimension; a weight matrix mixes features.
             matrix = sum(size > 1 for size in self._shapes[name]) > 1
             if node.name().startswith(_PRODUCTS) or (
                 matrix and not node.name().startswith("AddBackward")
@@ -86,7 +87,7 @@ class HeadGraph:
         while queue:
             node = queue.popleft()
             following = [n for n, _ in node.next_functions if n is not None]
-            # Where whole numbers come in, no gradient leads on.
+            # Integer inputs have no gradient, so the path back ends where they enter.
             if node.name().startswith(("EmbeddingBackward", *_PRODUCTS)) and (
                 len(following) < len(node.next_functions) or "Embedding" in node.name()
             ):
@@ -105,7 +106,7 @@ class HeadGraph:
         return found
 
     def _parameters_of(self, node: Node) -> list[str]:
-        """Return the parameters that an operation takes beside the data, however derived."""
+        """Return the parameters that an operation uses in addition to the data, however derived."""
         names: dict[str, None] = {}
         queue = deque(n for n, _ in node.next_functions if n is not None and n not in self._data)
         seen = set(queue)

@@ -1,4 +1,4 @@
-"""What a head is: a layer of a model with its name and widths. Finding it is done elsewhere."""
+"""The description of a head: a layer of a model with its name and widths."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @public("finetunelib.finetuning")
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The layer of a model that makes its outputs.
+    """The layer of a model that computes its outputs.
 
     Attributes:
         name: The dotted name of the layer in the model, without the prefixes that
-            `torch.compile` and `DataParallel` put before it; empty where the model itself is it.
+            `torch.compile` and `DataParallel` add; empty if the model itself is the head.
         module: The layer.
-        in_features: The width of what it takes.
-        out_features: The width of what it makes: the number of classes, for a classifier.
-        found_by: How it was found, in a few words.
+        in_features: The number of input features.
+        out_features: The number of output features. For a classifier, the number of classes.
+        found_by: How the head was found, in a few words.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -41,11 +41,10 @@ class Head:
     found_by: str
 
     def __str__(self) -> str:
-        kind = _kind_of(self.module)
-        where = f"`{self.name}`, " if self.name else "the model itself, "
+        subject = f"`{self.name}`, " if self.name else "the model itself, "
         return (
-            f"The head is {where}a {kind} from {self.in_features} to {self.out_features} "
-            f"features, found by {self.found_by}."
+            f"The head is {subject}a {_kind_of(self.module)} from {self.in_features} to "
+            f"{self.out_features} features, found by {self.found_by}."
         )
 
 
@@ -53,13 +52,14 @@ def describe_head(name: str, module: nn.Module, found_by: str) -> Head:
     """Return a module as a `Head`.
 
     Raises:
-        HeadNotFoundError: The module holds no Linear or convolution to take the width from.
+        HeadNotFoundError: If the module contains no Linear or convolution to take the width from.
     """
     layers = layers_of(module)
     if not layers:
         raise HeadNotFoundError(
-            f"`{name}` ({type(module).__name__}) holds no Linear or convolution, so the width of "
-            "its input is unknown. Pass the new head as a module: `head=nn.Linear(...)`."
+            f"`{name}` ({type(module).__name__}) contains no Linear or convolution, so the number "
+            "of its input features is unknown. Pass the new head as a module: "
+            "`head=nn.Linear(...)`."
         )
     return Head(name, module, in_features_of(layers[0]), out_features_of(layers[-1]), found_by)
 
@@ -70,15 +70,15 @@ def layers_of(module: nn.Module) -> list[HeadLayer]:
 
 
 def in_features_of(layer: HeadLayer) -> int:
-    """Return the width of what a layer takes."""
+    """Return the number of a layer's input features or channels."""
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def out_features_of(layer: HeadLayer) -> int:
-    """Return the width of what a layer makes."""
+    """Return the number of a layer's output features or channels."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _kind_of(module: nn.Module) -> str:
-    """Return the name of a module's class, without what a parametrization put before it."""
+    """Return the name of a module's class, without the prefix that a parametrization adds."""
     return type(module).__name__.removeprefix("Parametrized")
