@@ -1,6 +1,6 @@
-"""Put heads of your own on a frozen convolutional network, in three ways.
+"""Train three custom heads on a frozen convolutional network.
 
-python examples/custom_head.py            # MNIST, or digits of scikit-learn without it
+python examples/custom_head.py            # MNIST, or the scikit-learn digits
 python examples/custom_head.py --shots 5  # with fewer images of each new digit
 """
 
@@ -28,26 +28,26 @@ from finetunelib.finetuning import find_head
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
-#: The network learns the digits below this one; the heads learn the other five.
+#: The network learns the digits below this one, and the heads learn the other five.
 FIRST_NEW_DIGIT = 5
 NEW_DIGITS = 5
 
-#: The number of features that the network makes at each of 3x3 places of an image.
+#: The number of features at each of the 3x3 positions of the last feature map.
 WIDTH = 64
 
-#: Where MNIST is looked for, in this order.
+#: The folders to search for MNIST, in this order.
 FOLDERS = (os.environ.get("FINETUNELIB_DATA") or "data", "../shared/datasets")
 
 
 class CosineClassifier(nn.Module):
-    """A head whose logits are scaled cosines between the features and one vector a class.
+    """A head whose logits are scaled cosines between the features and one vector per class.
 
     After Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (2018),
-    with their learned scale that starts at 10. They also leave out the ReLU before the
-    classifier; here the features are what the backbone makes.
+    with their learned scale, initially 10. They also remove the ReLU before the classifier; here
+    the features are used unchanged.
 
     Args:
-        in_features: The width of the features.
+        in_features: The number of features.
         num_classes: The number of classes.
     """
 
@@ -63,7 +63,7 @@ class CosineClassifier(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A small network for images `(batch, 1, 28, 28)`; its classifier pools and has one layer."""
+    """A small network for images `(batch, 1, 28, 28)`, with a pooling and a linear classifier."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ConvNet(nn.Module):
 
 
 def convolution(channels: int, out_channels: int) -> list[nn.Module]:
-    """Return the layers of one block, which halves height and width."""
+    """Return the layers of a block that halves height and width."""
     return [
         nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -92,14 +92,14 @@ def convolution(channels: int, out_channels: int) -> list[nn.Module]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one head reached.
+    """The result of training one head.
 
     Attributes:
         model: The model with its trained head.
-        place: The dotted name at which the head was put.
-        before: The accuracy on the validation images with the untrained head, in [0, 1].
-        after: The same after training.
-        frozen: The number of tensors outside the head, all of them bit for bit as before.
+        place: The dotted name of the head.
+        before: The test accuracy with the untrained head, in [0, 1].
+        after: The test accuracy after training, in [0, 1].
+        frozen: The number of tensors outside the head, all unchanged bit for bit.
     """
 
     model: nn.Module
@@ -110,14 +110,14 @@ class Result:
 
 
 def cosine_as_module(model: nn.Module) -> str:
-    """Put a module in the place of the head that the library finds, and return that place."""
+    """Replace the head by a module, and return its name."""
     found = find_head(model)
     freeze_and_replace_head(model, head=CosineClassifier(found.in_features, NEW_DIGITS))
     return found.name
 
 
 def layers_from_callable(model: nn.Module) -> str:
-    """Let the library say how wide the features are: it calls the function with the width."""
+    """Replace the head by a function that is called with the number of features."""
     place = find_head(model).name
     freeze_and_replace_head(
         model,
@@ -129,18 +129,18 @@ def layers_from_callable(model: nn.Module) -> str:
 
 
 def whole_part_by_name(model: nn.Module) -> str:
-    """Replace more than a layer: the classifier with its pooling, so that positions count."""
+    """Replace the classifier and its pooling, which keeps the positions of the features."""
     freeze_and_replace_head(
         model,
         head=nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * 3 * 3, NEW_DIGITS)),
         at="classifier",
-        # Without it the library tries 224 pixels, to which such a head does not fit.
+        # The default guess of 224 pixels does not fit this head.
         example_input=torch.zeros(2, 1, 28, 28),
     )
     return "classifier"
 
 
-#: A function for each head: it changes the model and returns the dotted name of the head's place.
+#: For each head, a function that changes the model and returns the dotted name of the head.
 HEADS: Mapping[str, Callable[[nn.Module], str]] = {
     "cosine, as a module": cosine_as_module,
     "two layers, as a callable": layers_from_callable,
@@ -149,7 +149,7 @@ HEADS: Mapping[str, Callable[[nn.Module], str]] = {
 
 
 def main() -> int:
-    """Pretrain on five digits, teach three heads the others, and export each model."""
+    """Pretrain on five digits, train three heads on the others, and export each model."""
     options = parse_options()
     started = time.perf_counter()
     name, train, test = load_digits(
@@ -170,8 +170,8 @@ def main() -> int:
 
     verified = []
     print(f"   {'head':<26}{'place':<14}{'before':>7}{'after':>8}  {'frozen':<24}ONNX")
-    for title, put in HEADS.items():
-        result = fine_tune(pretrained, put, few, new_test, options.seed)
+    for title, add_head in HEADS.items():
+        result = fine_tune(pretrained, add_head, few, new_test, options.seed)
         file = options.output_dir / f"{title.partition(',')[0].replace(' ', '_')}.onnx"
         report = export_onnx(result.model, file, new_test[0][:2], sample_inputs=new_test[0][:100])
         status = report.verification.status if report.verification else "not verified"
@@ -186,7 +186,7 @@ def main() -> int:
 
 
 def pretrain(samples: Samples, steps: int, seed: int) -> nn.Module:
-    """Return a network trained as a whole, which stands for one that was trained long ago."""
+    """Return a trained network, in place of downloaded weights."""
     torch.manual_seed(seed)
     model = ConvNet(FIRST_NEW_DIGIT)
     trainer = Trainer(
@@ -202,39 +202,43 @@ def pretrain(samples: Samples, steps: int, seed: int) -> nn.Module:
 
 
 def fine_tune(
-    pretrained: nn.Module, put: Callable[[nn.Module], str], few: Samples, test: Samples, seed: int
+    pretrained: nn.Module,
+    add_head: Callable[[nn.Module], str],
+    few: Samples,
+    test: Samples,
+    seed: int,
 ) -> Result:
-    """Put a head on a copy of the model, train it, and see that nothing else has moved."""
+    """Train a new head on a copy of the model, and check that nothing else has changed."""
     model = copy.deepcopy(pretrained)
-    torch.manual_seed(seed)  # The new head's first weights.
-    place = put(model)
+    torch.manual_seed(seed)  # Initialises the new head.
+    place = add_head(model)
     trainer = Trainer(model, lr=0.02, batch_size=10, seed=seed, progress=False)
     before = trainer.evaluate(test)["accuracy"]
     trainer.fit(few, epochs=30)
     frozen = [name for name in model.state_dict() if not name.startswith(f"{place}.")]
-    moved = [
+    changed = [
         name
         for name in frozen
         if not torch.equal(model.state_dict()[name], pretrained.state_dict()[name])
     ]
-    if moved:
-        sys.exit(f"These frozen tensors have moved: {', '.join(moved)}.")
+    if changed:
+        sys.exit(f"These frozen tensors have changed: {', '.join(changed)}.")
     return Result(model, place, before, trainer.evaluate(test)["accuracy"], len(frozen))
 
 
 def parse_options() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dataset", choices=["auto", "mnist", "digits"], default="auto")
-    parser.add_argument("--data-dir", help=f"where MNIST is (default: {' or '.join(FOLDERS)})")
-    parser.add_argument("--shots", type=int, default=10, help="images of each new digit")
-    parser.add_argument("--steps", type=int, default=150, help="steps of the pretraining")
+    parser.add_argument("--data-dir", help=f"folder of MNIST (default: {' or '.join(FOLDERS)})")
+    parser.add_argument("--shots", type=int, default=10, help="images per new digit")
+    parser.add_argument("--steps", type=int, default=150, help="pretraining steps")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/custom_head"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for name in ("shots", "steps"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, but is {getattr(options, name)}")
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     return options
 
 
@@ -245,34 +249,34 @@ def old_digits(samples: Samples) -> Samples:
 
 
 def new_digits(samples: Samples) -> Samples:
-    """Return the samples of the digits 5 to 9, as classes from 0."""
+    """Return the samples of the digits 5 to 9, as classes 0 to 4."""
     images, digits = samples
     new = digits >= FIRST_NEW_DIGIT
     return images[new], digits[new] - FIRST_NEW_DIGIT
 
 
 def first_of_each(samples: Samples, count: int) -> Samples:
-    """Return the first so many samples of each class."""
+    """Return the first `count` samples of each class."""
     images, classes = samples
     rows = torch.cat([(classes == number).nonzero()[:count, 0] for number in range(NEW_DIGITS)])
     return images[rows], classes[rows]
 
 
 def load_digits(dataset: str, folders: Sequence[str]) -> tuple[str, Samples, Samples]:
-    """Return a name, training samples and test samples: MNIST where it is on disk."""
+    """Return a name, training samples and test samples: MNIST if it is on disk."""
     for folder in folders if dataset != "digits" else ():
         try:
             train, test = (MNIST(folder, train=part) for part in (True, False))
         except RuntimeError:
-            continue  # It is not there.
+            continue  # Not found.
         return "MNIST", samples_of(train), samples_of(test)
     if dataset == "mnist":
-        sys.exit(f"MNIST is not in {' or '.join(folders)}. Name its folder with --data-dir.")
+        sys.exit(f"MNIST is not in {' or '.join(folders)}. Pass its folder with --data-dir.")
     return load_small_digits()
 
 
 def samples_of(dataset: MNIST) -> Samples:
-    """Return a dataset's images as `ToTensor` gives them, (n, 1, 28, 28) in [0, 1], and labels."""
+    """Return the images, (n, 1, 28, 28) in [0, 1] as from `ToTensor`, and the labels."""
     return dataset.data.unsqueeze(1).float().div(255), dataset.targets
 
 

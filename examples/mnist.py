@@ -1,6 +1,6 @@
-"""Train a network on handwritten digits, fine-tune it, export it to ONNX and look at it.
+"""Train a network on handwritten digits, fine-tune it, export it to ONNX and view it.
 
-python examples/mnist.py                    # MNIST, or digits of scikit-learn without it
+python examples/mnist.py                    # MNIST, or the scikit-learn digits
 python examples/mnist.py --epochs 2 --view  # shorter, and opens Netron in the browser
 """
 
@@ -30,16 +30,16 @@ from finetunelib.visualization import plot_confusion, plot_history, plot_predict
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
-#: Seconds after which `--dataset auto` gives up on MNIST's servers.
+#: Seconds after which `--dataset auto` gives up on the MNIST servers.
 PATIENCE = 15.0
 
 
 def main() -> int:
-    """Run the whole road, and return 0 only if the exported file was verified."""
+    """Run all steps, and return 0 if the exported file was verified."""
     options = parse_options()
     started = time.perf_counter()
     name, train, test = load_digits(options.dataset, options.data_dir)
-    sizes = f"{len(train[0]):,} images to train on and {len(test[0]):,} to test on"
+    sizes = f"{len(train[0]):,} training images and {len(test[0]):,} test images"
     print(f"1. Data: {name}, {sizes}.", flush=True)
 
     model = build_mlp(784, [500], 10, seed=options.seed)
@@ -55,9 +55,9 @@ def main() -> int:
     print(f"3. Saved the weights: {weights}")
 
     restored = build_mlp(784, [500], 10)
-    print(f"4. Into a fresh model: {load_weights(restored, weights)}", flush=True)
+    print(f"4. Loaded into a new model: {load_weights(restored, weights)}", flush=True)
 
-    torch.manual_seed(options.seed)  # The new head's first weights.
+    torch.manual_seed(options.seed)  # Initialises the new head.
     tuned = freeze_and_replace_head(restored, num_classes=10)
     trainer = Trainer(tuned, lr=0.005, batch_size=100, seed=options.seed)
     history = trainer.fit(train, test, epochs=options.epochs)
@@ -67,14 +67,14 @@ def main() -> int:
     save_weights(tuned, folder / "fine_tuned.safetensors")
     history.to_json(folder / "fine_tuned_history.json")
 
-    raw = test[0][:100].mul(255).round().to(torch.uint8)  # As in MNIST's own files.
+    raw = test[0][:100].mul(255).round().to(torch.uint8)  # As in the MNIST files.
     np.save(folder / "digits.npy", raw[:10].numpy())
     report = export_onnx(
         tuned,
         folder / "mnist.onnx",
         raw[:2],
         sample_inputs=raw,
-        preprocessing=(0.0, 1.0),  # What `ToTensor` does, in the graph.
+        preprocessing=(0.0, 1.0),  # `ToTensor`, as part of the graph.
         softmax=True,
         labels=[str(digit) for digit in range(10)],
         certificate=history.certificate,
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def draw(folder: Path, histories: dict[str, History], model: nn.Module, test: Samples) -> str:
-    """Write the pictures of a training, and say which; without matplotlib there are none."""
+    """Save the plots, and return which; without matplotlib there are none."""
     try:
         figures = {
             "history.png": plot_history(histories),
@@ -112,14 +112,14 @@ def draw(folder: Path, histories: dict[str, History], model: nn.Module, test: Sa
 
 
 def parse_options() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dataset", choices=["auto", "mnist", "digits"], default="auto")
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=Path(os.environ.get("FINETUNELIB_DATA") or "data"),
-        help="where MNIST is, or is downloaded to (default: $FINETUNELIB_DATA, else data)",
+        help="the folder of MNIST, or to download it to (default: $FINETUNELIB_DATA or data)",
     )
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/mnist"))
@@ -127,20 +127,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.epochs < 1:
-        parser.error(f"--epochs must be at least 1, but is {options.epochs}")
+        parser.error(f"--epochs must be at least 1, got {options.epochs}")
     return options
 
 
 def load_digits(dataset: str, folder: Path) -> tuple[str, Samples, Samples]:
-    """Return a name, training samples and test samples: MNIST where it can be had."""
+    """Return a name, training samples and test samples: MNIST if it is available."""
     if dataset == "digits":
         return load_small_digits()
     try:
         return load_mnist(folder, download=False)
     except RuntimeError:
-        pass  # It is not there yet.
-    socket.setdefaulttimeout(PATIENCE / 2)  # A server that falls silent ends the download.
-    reason = "its servers do not answer"
+        pass  # Not downloaded yet.
+    socket.setdefaulttimeout(PATIENCE / 2)  # Ends a download that stalls.
+    reason = "its servers do not respond"
     if dataset == "mnist" or servers_answer():
         try:
             return load_mnist(folder, download=True)
@@ -148,18 +148,18 @@ def load_digits(dataset: str, folder: Path) -> tuple[str, Samples, Samples]:
             reason = str(error).partition("\n")[0].rstrip(":")
     if dataset == "mnist":
         sys.exit(f"MNIST cannot be downloaded to `{folder}`: {reason}. Try --dataset digits.")
-    print(f"MNIST is not in `{folder}` and {reason}: using the digits of scikit-learn instead.")
+    print(f"MNIST is not in `{folder}` and {reason}: using the scikit-learn digits instead.")
     return load_small_digits()
 
 
 def load_mnist(folder: Path, *, download: bool) -> tuple[str, Samples, Samples]:
-    """Return MNIST from a folder, downloaded to it where that is asked."""
+    """Return MNIST from a folder, and download it first if asked to."""
     train, test = (MNIST(folder, train=part, download=download) for part in (True, False))
     return "MNIST", samples_of(train), samples_of(test)
 
 
 def samples_of(dataset: MNIST) -> Samples:
-    """Return a dataset's images as `ToTensor` gives them, (n, 1, 28, 28) in [0, 1], and labels."""
+    """Return the images, (n, 1, 28, 28) in [0, 1] as from `ToTensor`, and the labels."""
     return dataset.data.unsqueeze(1).float().div(255), dataset.targets
 
 
@@ -173,14 +173,14 @@ def load_small_digits() -> tuple[str, Samples, Samples]:
     targets = torch.as_tensor(labels, dtype=torch.int64)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
     test, train = order[:360], order[360:]
-    name = "handwritten digits of scikit-learn"
+    name = "scikit-learn digits"
     return name, (inputs[train], targets[train]), (inputs[test], targets[test])
 
 
 def servers_answer() -> bool:
-    """Return whether one of MNIST's servers sends anything within `PATIENCE` seconds.
+    """Return whether an MNIST server responds within `PATIENCE` seconds.
 
-    In a thread, since looking a name up cannot be given a time limit.
+    The request runs in a thread, because a name lookup has no time limit.
     """
     answered = threading.Event()
     finished = threading.Event()

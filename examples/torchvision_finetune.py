@@ -1,10 +1,10 @@
 """Fine-tune a torchvision model on a folder of images.
 
-python examples/torchvision_finetune.py  # on digits, as a demonstration
+python examples/torchvision_finetune.py  # a demonstration on digits
 python examples/torchvision_finetune.py --images pets --weights resnet18-f37072fd.pth --size 224
 
-A folder holds `train/CLASS/*.png` and `val/CLASS/*.png` (or other kinds of images). A weights file
-is one of torchvision's own, or what `save_weights` has written.
+The folder contains `train/CLASS/*.png` and `val/CLASS/*.png` (or other image formats). The weights
+file comes from torchvision or from `save_weights`.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from finetunelib.finetuning import load_weights, save_weights
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
-#: The demonstration's classes: the backbone learns the first five, the new head the others.
+#: The classes of the demonstration. The backbone learns the first five, the new head the others.
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-#: The images of a digit to pretrain on, to fine-tune on, and to measure on.
+#: The number of images per digit for pretraining, fine-tuning and validation.
 PRETRAIN, TRAIN, VAL = 80, 40, 30
 
-#: The images of a step.
+#: The batch size.
 BATCH = 20
 
-#: The share of the model's tensors that a weights file must hold; its head may be another.
+#: The fraction of the model's tensors that a weights file must contain; its head may differ.
 ENOUGH = 0.8
 
-#: Where MNIST is looked for, in this order.
+#: The folders to search for MNIST, in this order.
 FOLDERS = (os.environ.get("FINETUNELIB_DATA") or "data", "../shared/datasets")
 
-#: Bytes to what the models of torchvision are trained on: [0, 1], then ImageNet's statistics.
+#: Converts bytes to the inputs of torchvision models: [0, 1], normalised as for ImageNet.
 NORMALIZE = v2.Compose(
     [
         v2.ToDtype(torch.float32, scale=True),
@@ -62,7 +62,7 @@ NORMALIZE = v2.Compose(
 
 
 def main() -> int:
-    """Fine-tune, and return 0 only if the exported file was verified."""
+    """Fine-tune, and return 0 if the exported file was verified."""
     options = parse_options()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
@@ -82,16 +82,16 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--images", type=Path, help="a folder with train/ and val/ (default: digits)"
     )
-    parser.add_argument("--model", default="resnet18", help="a classification model of torchvision")
+    parser.add_argument("--model", default="resnet18", help="a torchvision classification model")
     parser.add_argument("--weights", type=Path, help="a weights file of that model")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--pretrain-epochs", type=int, default=2, help="of the demonstration")
+    parser.add_argument("--pretrain-epochs", type=int, default=2, help="for the demonstration")
     parser.add_argument("--dataset", choices=["auto", "mnist", "digits"], default="auto")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/torchvision_finetune"))
     parser.add_argument("--seed", type=int, default=0)
@@ -99,33 +99,35 @@ def parse_options() -> argparse.Namespace:
     for name in ("size", "epochs", "pretrain_epochs"):
         if getattr(options, name) < 1:
             flag = name.replace("_", "-")
-            parser.error(f"--{flag} must be at least 1, but is {getattr(options, name)}")
+            parser.error(f"--{flag} must be at least 1, got {getattr(options, name)}")
     known = models.list_models(module=models)
     if options.model not in known:
         close = ", ".join(difflib.get_close_matches(options.model, known)) or "resnet18"
         parser.error(
-            f"--model must be one of torchvision's {len(known)} classification models, but is "
-            f"{options.model!r}. Similar: {close}"
+            f"--model must be one of torchvision's {len(known)} classification models, got "
+            f"{options.model!r}. Similar names: {close}"
         )
     return options
 
 
 def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -> bool:
-    """Train a new head on the images, save and export it, and return whether that is verified."""
+    """Train a new head, save and export the model, and return whether the export is verified."""
     train, classes = read_images(images / "train", options.size)
     val, val_classes = read_images(images / "val", options.size)
     if classes != val_classes:
-        sys.exit(f"train/ holds the classes {classes}, but val/ holds {val_classes}.")
-    print(f"Images: {len(train)} to train on, {len(val)} to measure on, {len(classes)} classes.")
+        sys.exit(f"train/ and val/ must have the same classes, got {classes} and {val_classes}.")
+    print(f"Images: {len(train)} for training, {len(val)} for validation, {len(classes)} classes.")
 
     torch.manual_seed(options.seed)
     model = build(options.model)
     if weights is None:
-        print("No --weights: the backbone is random, and its features say little.", flush=True)
+        print(
+            "No --weights: the backbone is random, so its features are of little use.", flush=True
+        )
     else:
         print(f"Weights: {load_weights(model, weights, minimum_match=ENOUGH)}", flush=True)
 
-    torch.manual_seed(options.seed)  # The new head's first weights.
+    torch.manual_seed(options.seed)  # Initialises the new head.
     samples = torch.stack([val[row][0] for row in range(min(len(val), 100))])
     tuned = freeze_and_replace_head(model, len(classes), example_input=samples[:2])
     stop = EarlyStopping("val_accuracy", patience=4, restore_best=True)
@@ -148,18 +150,18 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
 
 
 def read_images(folder: Path, size: int) -> tuple[InMemoryDataset, list[str]]:
-    """Return a folder's images as bytes in memory, normalised batch by batch, and its classes."""
+    """Return the images of a folder, in memory and normalised per batch, and their classes."""
     transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     try:
         dataset = ImageFolder(str(folder), transform)
     except FileNotFoundError as error:
-        sys.exit(f"`{folder}` must hold a folder of images for each class: {error}")
+        sys.exit(f"`{folder}` must contain a folder of images for each class: {error}")
     return in_memory(dataset, batch_transform=NORMALIZE, progress=False), list(dataset.classes)
 
 
 def build(name: str, num_classes: int = 1000) -> nn.Module:
-    """Return a model of torchvision with random weights, by default for ImageNet's classes."""
-    # These two have auxiliary heads for training, which fine-tuning does not need.
+    """Return a torchvision model with random weights, by default for the ImageNet classes."""
+    # These two are trained with auxiliary heads, which fine-tuning does not need.
     auxiliary = name in {"googlenet", "inception_v3"}
     options = {"aux_logits": False, "init_weights": True} if auxiliary else {}
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
@@ -169,21 +171,21 @@ def build(name: str, num_classes: int = 1000) -> nn.Module:
 def check_reload(
     name: str, tuned: nn.Module, file: Path, num_classes: int, samples: Tensor
 ) -> None:
-    """Build the model anew from its weights file, as another program would, and compare."""
-    # A weights file holds no freezing; this brings it back, and the head's shape.
+    """Rebuild the model from its weights file, as another program would, and compare."""
+    # A weights file stores neither the architecture nor what is frozen.
     reloaded = freeze_and_replace_head(build(name), num_classes, example_input=samples[:2])
     report = load_weights(reloaded, file)
     with torch.no_grad():
         same = torch.equal(reloaded.eval()(samples), tuned.eval()(samples))
     if not same:
-        sys.exit(f"{file} gives other outputs than the model that was saved.")
+        sys.exit(f"The outputs of {file} differ from those of the saved model.")
     print(f"Reloaded: {report} The outputs are the same, bit for bit.", flush=True)
 
 
 def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
     """Train the whole model on images of five digits, and return its weights file.
 
-    This stands for the weights that one would download.
+    This takes the place of a download.
     """
     data, classes = read_images(folder, options.size)
     torch.manual_seed(options.seed)
@@ -192,7 +194,7 @@ def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
     trainer = Trainer(
         model,
         lr=0.02,
-        # A rate that falls to 0 lets BatchNorm's running statistics catch up with the weights.
+        # Decaying the learning rate to 0 lets the running statistics catch up with the weights.
         lr_scheduler=partial(CosineAnnealingLR, T_max=steps),
         lr_scheduler_interval="step",
         batch_size=BATCH,
@@ -206,7 +208,7 @@ def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
 
 
 def write_digits(folder: Path, dataset: str) -> str:
-    """Write digits as images: 0 to 4 to pretrain on, 5 to 9 in train/ and val/."""
+    """Write the digits as images: 0 to 4 for pretraining, 5 to 9 to train/ and val/."""
     name, train, test = load_digits(dataset, FOLDERS)
     for digit, title in enumerate(DIGITS):
         of_train, of_test = train[0][train[1] == digit], test[0][test[1] == digit]
@@ -227,15 +229,15 @@ def write_images(folder: Path, images: Tensor) -> None:
 
 
 def load_digits(dataset: str, folders: Sequence[str]) -> tuple[str, Samples, Samples]:
-    """Return a name, training images (bytes) and test images: MNIST where it is on disk."""
+    """Return a name, training images (bytes) and test images: MNIST if it is on disk."""
     for folder in folders if dataset != "digits" else ():
         try:
             train, test = (MNIST(folder, train=part) for part in (True, False))
         except RuntimeError:
-            continue  # It is not there.
+            continue  # Not found.
         return "MNIST", (train.data, train.targets), (test.data, test.targets)
     if dataset == "mnist":
-        sys.exit(f"MNIST is not in {' or '.join(folders)}. Name its folder: FINETUNELIB_DATA.")
+        sys.exit(f"MNIST is not in {' or '.join(folders)}. Set FINETUNELIB_DATA to its folder.")
     return load_small_digits()
 
 

@@ -1,14 +1,14 @@
 """
-A head of your own
-==================
+Custom heads
+============
 
-A new head is a linear layer by default. Anything else that takes the features and gives logits
-works as well: a module, a function from a width to a module, or a part that you name.
+By default, a new head is a linear layer. It can also be any module that maps features to logits,
+or a function that creates one, and it can replace any part of the model.
 """
 
 # %%
-# The start is a convolutional network that knows the digits 0 to 4, and fifty images of the
-# digits 5 to 9 to learn from.
+# We start with a convolutional network that is trained on the digits 0 to 4, and fifty images of
+# the digits 5 to 9.
 
 import copy
 
@@ -35,19 +35,19 @@ Trainer(pretrained, lr=0.05, progress=False).fit((inputs[old], targets[old]), ep
 
 new_inputs, new_targets = inputs[~old], targets[~old] - 5
 few, test = (new_inputs[:50], new_targets[:50]), (new_inputs[50:], new_targets[50:])
-example = inputs[:2]  # What the model takes: images of 8 by 8 pixels.
+example = inputs[:2]  # A batch that the model accepts: images of 8 by 8 pixels.
 
 # %%
-# As a module
-# -----------
-# ``find_head`` says how wide the features are. The cosine classifier of Gidaris and Komodakis
-# (2018) compares directions only, and not lengths.
+# A module
+# --------
+# ``find_head`` returns the number of features. The cosine classifier of Gidaris and Komodakis
+# (2018) compares only the directions of vectors, not their lengths.
 
 from finetunelib.finetuning import find_head
 
 
 class CosineClassifier(nn.Module):
-    """Logits that are scaled cosines between the features and one vector a class."""
+    """Computes scaled cosines between the features and one vector per class."""
 
     def __init__(self, in_features: int, classes: int) -> None:
         super().__init__()
@@ -66,10 +66,11 @@ freeze_and_replace_head(cosine, head=CosineClassifier(find_head(cosine, example)
 print(cosine)
 
 # %%
-# As a function
-# -------------
-# It is called with the width, and what it makes is moved to the device and dtype of the old head.
-# The frozen backbone's dropout is off; one inside the new head is on while it is trained.
+# A function
+# ----------
+# The function is called with the number of features, and its module is moved to the device and
+# dtype of the old head. Dropout is off in the frozen backbone, and active in the new head while it
+# is trained.
 
 torch.manual_seed(0)
 layers = copy.deepcopy(pretrained)
@@ -82,11 +83,11 @@ freeze_and_replace_head(
 print(layers.classifier)
 
 # %%
-# By name
-# -------
-# ``at=`` names another part than the last layer. Here it is the whole classifier with its
-# pooling, so that the new head sees where in the image something lies. It fits images of one size
-# only, so that an example of this size is passed for the dry run.
+# Another part
+# ------------
+# ``at=`` names the part to replace. Here it is the classifier including its pooling, which lets the
+# new head use the positions of the features. The new head fits images of one size only, so we pass
+# an example of that size for the dry run.
 
 torch.manual_seed(0)
 places = copy.deepcopy(pretrained)
@@ -99,9 +100,9 @@ freeze_and_replace_head(
 print(places.classifier)
 
 # %%
-# Compared
-# --------
-# From here on each is a model like any other.
+# Comparison
+# ----------
+# Each is trained like any other model.
 
 models = {"cosine": cosine, "two layers": layers, "without pooling": places}
 histories = {}
@@ -120,9 +121,9 @@ axis.legend(frameon=False, loc="lower right")
 figure.tight_layout()
 
 # %%
-# Which one wins depends on the data; measure on yours.
+# Which one is best depends on the data.
 #
-# A head that does not fit is refused, and the model has its old one back:
+# A head that does not fit is refused, and the model keeps its old one:
 
 from finetunelib.errors import HeadError
 
@@ -132,4 +133,4 @@ except HeadError as error:
     print(error)
 
 # %%
-# **Next**: :doc:`export_and_serve`, and :doc:`/concepts/heads` for how a head is found.
+# **Next**: :doc:`export_and_serve`, or :doc:`/concepts/heads` on how a head is found.

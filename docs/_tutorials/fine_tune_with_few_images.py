@@ -2,16 +2,16 @@
 Fine-tune with few images
 =========================
 
-Forty images are few to learn from. A network that has learned from many others knows what to look
-at: its *backbone* stays as it is, and only its last layer, the *head*, is new.
+Forty images are not enough to train a network from scratch. A pretrained network already computes
+useful features: we keep its *backbone* unchanged and train only a new last layer, the *head*.
 """
 
 # %%
 # An old task and a new one
 # -------------------------
-# The first 1,200 images, with the digits as their targets, stand for the large data that somebody
-# else had. Our own question is another one, whether a digit is odd, and we have forty images with
-# an answer. The rest of them is for measuring.
+# The first 1,200 images, labelled with the digits, take the place of a large dataset. The new task
+# is to tell whether a digit is odd, with forty labelled images. The remaining images are the test
+# set.
 
 import torch
 from sklearn.datasets import load_digits
@@ -23,13 +23,13 @@ targets = torch.as_tensor(digits.target, dtype=torch.int64)
 large = (inputs[:1200], targets[:1200])
 odd = targets % 2
 few, test = (inputs[1200:1240], odd[1200:1240]), (inputs[1240:], odd[1240:])
-print(f"{len(few[1])} images to learn from, {len(test[1])} to measure on")
+print(f"{len(few[1])} training images, {len(test[1])} test images")
 
 # %%
 # Pretraining
 # -----------
-# A small convolutional network learns to tell the ten digits apart. With pretrained weights from
-# somewhere else this part is a file: see :doc:`/how-to/weights`.
+# A small convolutional network learns to classify the ten digits. To load pretrained weights from
+# a file instead, see :doc:`/how-to/weights`.
 
 from torch import nn
 
@@ -54,8 +54,8 @@ Trainer(pretrained, lr=0.05, progress=False).fit(large, epochs=6)
 # %%
 # A new head
 # ----------
-# The head is found by following the data back from the outputs, replaced by one with as many
-# outputs as there are new classes, and everything else is frozen.
+# The head is found by following the data back from the outputs. It is replaced by one with an
+# output for each new class, and everything else is frozen.
 
 import copy
 
@@ -64,14 +64,14 @@ from finetunelib.finetuning import find_head
 
 print(find_head(pretrained, inputs[:2]))
 
-torch.manual_seed(0)  # The new head's first weights.
+torch.manual_seed(0)  # Initialises the new head.
 model = copy.deepcopy(pretrained)
 freeze_and_replace_head(model, num_classes=2, example_input=inputs[:2])
 print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 # %%
-# Only these two tensors learn. The rest includes BatchNorm's running statistics, which a plain
-# ``requires_grad = False`` would leave moving (:doc:`/how-to/freeze-batchnorm`).
+# Only these two tensors are trained. The running statistics of BatchNorm are frozen too; a plain
+# ``requires_grad = False`` would not freeze them (:doc:`/how-to/freeze-batchnorm`).
 
 trainer = Trainer(model, lr=0.02, batch_size=10, progress=False)
 before = trainer.evaluate(test)["accuracy"]
@@ -80,9 +80,9 @@ print(f"{before:.1%} before, {history['val_accuracy'][-1]:.1%} after")
 print(history.certificate)
 
 # %%
-# Was it worth it?
-# ----------------
-# The same network, on the same forty images, from random weights:
+# Comparison with random weights
+# ------------------------------
+# The same network, trained on the same forty images from random weights:
 
 scratch = Trainer(network(2), lr=0.02, batch_size=10, progress=False)
 from_nothing = scratch.fit(few, test, epochs=30)
@@ -93,18 +93,17 @@ from finetunelib.visualization import plot_history
 figure = plot_history({"new head": history, "random weights": from_nothing})
 
 # %%
-# Features help where they are about what the new task asks for. Who knows the ten digits knows
-# which of them are odd. Had the network learned the digits 0 to 4, and were the new task the
-# digits 5 to 9, the two curves would lie close together: on images so small, strokes are quickly
-# learned. The task here was picked among several small ones, as one that suits fine-tuning; the
-# picture shows how such a gain looks, and does not prove that every task has one.
+# Pretrained features help if they fit the new task. A network that recognises the ten digits
+# already knows which of them are odd. If it had been trained on the digits 0 to 4, and the new task
+# were the digits 5 to 9, the two curves would be close: strokes in such small images are quickly
+# learned. We chose this task because it suits fine-tuning; not every task gains as much.
 
 # %%
-# A little deeper
-# ---------------
-# The last part of the backbone can learn too. Unfreezing is one line, and a small learning rate
-# keeps what the backbone knows (:doc:`/concepts/fine-tuning-rate`). Measure whether it helps:
-# with few images it may as well do harm.
+# Unfreezing one more layer
+# -------------------------
+# The last part of the backbone can be trained too. A small learning rate preserves what it has
+# learned (:doc:`/concepts/fine-tuning-rate`). Check whether it helps: with few images, it can also
+# hurt.
 
 from finetunelib.finetuning import unfreeze
 
@@ -115,4 +114,4 @@ print(f"{history['val_accuracy'][-1]:.1%} with one more layer")
 print(history.certificate)
 
 # %%
-# **Next**: :doc:`custom_head`, for a head that is more than a layer.
+# **Next**: :doc:`custom_head`.

@@ -1,7 +1,7 @@
-"""The models that head finding is held against, each with the head that it should have.
+"""The models that head finding is tested on, each with its expected head.
 
-All are built without weights and on the meta device, but for transformers' text models, which are
-small: those look at the values of their inputs.
+All are built without weights on the meta device, except for the text models of transformers: those
+read the values of their inputs, and are small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchvision.models import regnet
 
 HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: The smallest model of each of timm's families, and variants with another number of heads.
+#: The smallest model of each family of timm, and variants with another number of heads.
 TIMM = [
     "beit_base_patch16_224",
     "cait_xxs24_224",
@@ -124,13 +124,13 @@ TIMM = [
     "xcit_nano_12_p8_224",
 ]
 
-#: Models with recurrent layers, which torch unrolls on the meta device: minutes, not a second.
+#: Models with recurrent layers, which take minutes on the meta device because torch unrolls them.
 _WITH_DATA = ("sequencer2d_s",)
 
-#: Models whose outputs come from a layer beside the one that `get_classifier()` names.
+#: Models whose outputs come from another layer in addition to that of `get_classifier()`.
 _MORE_HEADS = {"volo_d1_224": "aux_head"}
 
-#: What the fields of the models are called that hold the head.
+#: The attributes in which models store their head.
 _FIELDS = ("fc", "classifier", "head", "heads", "score", "classification_head", "logits_proj")
 
 
@@ -139,12 +139,12 @@ class HeadModel:
     """A model to find the head of.
 
     Attributes:
-        library: Where it is from.
-        name: What it is called there.
-        build: Makes it.
-        example: A batch that it takes.
-        declared: Returns the layers that the library says make the model's outputs: one, none of a
-            headless model, or several.
+        library: The library that defines it.
+        name: Its name in the library.
+        build: Builds the model.
+        example: Returns a batch that the model accepts.
+        declared: Returns the layers that compute the outputs according to the library: one,
+            several, or none for a headless model.
     """
 
     library: str
@@ -163,12 +163,12 @@ def torchvision_models() -> list[HeadModel]:
 
 
 def timm_models(names: list[str] = TIMM) -> list[HeadModel]:
-    """Return models of timm by their names."""
+    """Return models of timm by name."""
     return [HeadModel("timm", name, _timm(name), _card_images, _classifier) for name in names]
 
 
 def transformers_models() -> list[HeadModel]:
-    """Return classifiers of images and texts of transformers, with small configurations."""
+    """Return image and text classifiers of transformers with small configurations."""
     images = [
         HeadModel("transformers", name, _from_config(name, size, "meta"), _pixels, _hugging_face)
         for name, size in _IMAGE_CONFIGS.items()
@@ -182,7 +182,7 @@ def transformers_models() -> list[HeadModel]:
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Build models on the meta device; RegNets compute their widths with tensors of data."""
+    """Build models on the meta device, except that RegNet computes its widths on the CPU."""
     original = regnet.BlockParams.from_init_params
 
     def with_data(*args: Any, **options: Any) -> regnet.BlockParams:
@@ -192,7 +192,7 @@ def on_meta() -> Iterator[None]:
     regnet.BlockParams.from_init_params = with_data
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of no weights to initialise, and of old names.
+            warnings.simplefilter("ignore")  # Missing weights and deprecated names.
             yield
     finally:
         regnet.BlockParams.from_init_params = original
@@ -387,5 +387,5 @@ _TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Whose configuration another model's is.
+#: Models that use the configuration class of another model.
 _CONFIGS = {"DeiTForImageClassificationWithTeacher": "DeiT"}

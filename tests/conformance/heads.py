@@ -1,10 +1,10 @@
-"""Find and replace the head of every model of three libraries, and write down what came of it.
+"""Find and replace the heads of many models, and record the outcomes.
 
     python tests/conformance/heads.py [--again] [--only NAME]
 
-All 80 classification models of torchvision, one model of each family of timm, and classifiers of
-images and texts of transformers. The results are written after each model, so that a run that was
-stopped goes on where it was; `--again` begins anew. Needs the `test` extra; takes minutes.
+Covers all 80 classification models of torchvision, one model of each family of timm, and image and
+text classifiers of transformers. The results are written after each model, so an interrupted run
+can be continued; `--again` starts from scratch. Needs the `test` extra; takes minutes.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ CLASSES = 7
 
 
 def main() -> int:
-    """Run what is missing, and return 1 if a model failed."""
+    """Run the missing models, and return 1 if one failed."""
     parser = argparse.ArgumentParser(description="Find and replace the heads of many models.")
-    parser.add_argument("--again", action="store_true", help="run models that have a result too")
-    parser.add_argument("--only", help="run the models with this text in their names, anew")
+    parser.add_argument("--again", action="store_true", help="also run models that have a result")
+    parser.add_argument("--only", help="run only the models with this text in their names, again")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # The libraries report what no weights mean.
+    logging.disable(logging.WARNING)  # The libraries report missing weights.
     models = [*torchvision_models(), *timm_models(), *transformers_models()]
     known = {f"{model.library}/{model.name}" for model in models}
     stored = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
@@ -56,7 +56,7 @@ def main() -> int:
         if options.only and options.only not in key:
             continue
         if key not in results or options.only:
-            results[key] = conformance(model)
+            results[key] = outcome_of(model)
             write(results)
             print(key, results[key], flush=True)  # noqa: T201 - a script's own output
         gc.collect()
@@ -66,8 +66,8 @@ def main() -> int:
     return int(any(summary["failed"] for summary in summaries.values()))
 
 
-def conformance(case: HeadModel) -> dict[str, Any]:
-    """Return what came of one model: "found", "refused rightly" or "failed", and how."""
+def outcome_of(case: HeadModel) -> dict[str, Any]:
+    """Return the outcome for one model ("found", "refused rightly" or "failed") with details."""
     torch.manual_seed(0)
     model = case.build().eval()
     declared = case.declared(model)
@@ -91,7 +91,7 @@ def conformance(case: HeadModel) -> dict[str, Any]:
         "seconds": round(seconds, 3),
     }
     if len(declared) != 1 or head.module is not declared[0]:
-        return {**result, "message": f"{len(declared)} layers are declared, and not this one"}
+        return {**result, "message": f"{len(declared)} layers are declared, but not this one"}
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Auxiliary heads are removed.
@@ -100,35 +100,35 @@ def conformance(case: HeadModel) -> dict[str, Any]:
     shape = list(outputs(model, case.example(model)).shape)
     if CLASSES in (shape[1], shape[-1]) and head.out_features not in (shape[1], shape[-1]):
         return {**result, "outcome": "found"}
-    return {**result, "message": f"the outputs have the shape {shape} with the new head"}
+    return {**result, "message": f"with the new head the outputs have the shape {shape}"}
 
 
 def outputs(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Return what a model makes of a batch."""
+    """Return the logits of a model for a batch."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = model(example) if isinstance(example, Tensor) else model(**example)
-    logits: Tensor = getattr(made, "logits", made)
+        output = model(example) if isinstance(example, Tensor) else model(**example)
+    logits: Tensor = getattr(output, "logits", output)
     return logits
 
 
 def write(results: dict[str, dict[str, Any]]) -> None:
-    """Write all results so far, with a summary of each library."""
+    """Write all results so far, with a summary for each library."""
     libraries = {}
     for library in ("torchvision", "timm", "transformers"):
-        own = {key: value for key, value in results.items() if key.startswith(f"{library}/")}
-        if not own:
+        models = {key: value for key, value in results.items() if key.startswith(f"{library}/")}
+        if not models:
             continue
-        outcomes = [value["outcome"] for value in own.values()]
-        slowest = max(own, key=lambda key: float(own[key]["seconds"]))
+        outcomes = [value["outcome"] for value in models.values()]
+        slowest = max(models, key=lambda key: float(models[key]["seconds"]))
         libraries[library] = {
             "version": version(library),
-            "tried": len(own),
+            "tried": len(models),
             "found": outcomes.count("found"),
             "refused rightly": outcomes.count("refused rightly"),
             "failed": outcomes.count("failed"),
-            "seconds": round(sum(float(value["seconds"]) for value in own.values()), 1),
-            "slowest": {slowest: own[slowest]["seconds"]},
+            "seconds": round(sum(float(value["seconds"]) for value in models.values()), 1),
+            "slowest": {slowest: models[slowest]["seconds"]},
         }
     content = {
         "date": datetime.now(UTC).date().isoformat(),

@@ -13,7 +13,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_head.py"
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the example in an empty folder and return what it said."""
+    """Run the example in an empty folder and return its output."""
     return subprocess.run(
         [sys.executable, str(EXAMPLE), *arguments],
         cwd=folder,
@@ -26,14 +26,14 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_example_trains_and_exports_three_heads(tmp_path: Path) -> None:
-    """Each head learns the new digits, leaves the rest bit for bit, and is verified as ONNX."""
+    """Each head learns the new digits, the rest is unchanged, and the ONNX file is verified."""
     done = run(tmp_path, "--dataset", "digits", "--steps", "60", "--output-dir", "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = re.findall(r"(\d+\.\d)% +(\d+\.\d)%  (\d+) tensors bit for bit +verified", done.stdout)
     assert len(rows) == 3
     for before, after, frozen in rows:
-        # Chance is 20%, and the runs that were looked at reached 64% and more.
+        # Chance is 20%; observed runs reached 64% or more.
         assert float(after) > max(40.0, float(before))
         assert int(frozen) == 18
     files = {file.name for file in (tmp_path / "out").iterdir()}
@@ -42,15 +42,15 @@ def test_example_trains_and_exports_three_heads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_example_refuses_no_shots(tmp_path: Path) -> None:
-    """A wrong option ends with code 2 and says which value was wrong."""
+    """A wrong option exits with code 2 and names the value."""
     done = run(tmp_path, "--shots", "0")
     assert done.returncode == 2
-    assert "--shots must be at least 1, but is 0" in done.stderr
+    assert "--shots must be at least 1, got 0" in done.stderr
 
 
 @pytest.mark.slow
-def test_example_names_the_folder_without_mnist(tmp_path: Path) -> None:
-    """MNIST that was asked for and is not there is an error, and nothing is downloaded."""
+def test_example_names_the_folder_if_mnist_is_missing(tmp_path: Path) -> None:
+    """A missing MNIST is an error, and nothing is downloaded."""
     done = run(tmp_path, "--dataset", "mnist", "--data-dir", "nowhere")
     assert done.returncode == 1
     assert "MNIST is not in nowhere" in done.stderr

@@ -1,4 +1,4 @@
-"""`examples/mnist.py` as a program, on both data sets."""
+"""`examples/mnist.py` as a program, on both datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist.py"
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the example in an empty folder and return what it said."""
+    """Run the example in an empty folder and return its output."""
     return subprocess.run(
         [sys.executable, str(EXAMPLE), *arguments],
         cwd=folder,
@@ -33,8 +33,8 @@ def accuracies(output: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_example_runs_on_the_digits_of_scikit_learn(tmp_path: Path) -> None:
-    """Without MNIST every step works on small digits, and the files are complete."""
+def test_example_runs_on_the_scikit_learn_digits(tmp_path: Path) -> None:
+    """Without MNIST, every step runs on the small digits and all files are written."""
     done = run(tmp_path, "--dataset", "digits", "--epochs", "20", "--output-dir", "out")
     assert done.returncode == 0, done.stderr
     assert min(accuracies(done.stdout)) > 85.0
@@ -59,18 +59,18 @@ def test_example_runs_on_the_digits_of_scikit_learn(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.mnist
 def test_example_learns_mnist(tmp_path: Path, mnist_folder: Path) -> None:
-    """Two epochs of real MNIST reach what the hand-written loop reaches."""
+    """Two epochs on MNIST reach the accuracy of a hand-written loop."""
     done = run(tmp_path, "--dataset", "mnist", "--epochs", "2", FINETUNELIB_DATA=str(mnist_folder))
     assert done.returncode == 0, done.stderr
     pretrained, tuned = accuracies(done.stdout)
-    # The hand-written loop reaches 93.7% after two epochs; a percent is left for other machines.
+    # The hand-written loop reaches 93.7% after two epochs; other machines may differ by a percent.
     assert pretrained > 92.7
     assert tuned > 92.7
 
 
 @pytest.mark.slow
-def test_example_falls_back_where_mnist_cannot_be_had(tmp_path: Path) -> None:
-    """With a proxy that refuses every download, `auto` says so and uses the small digits."""
+def test_example_falls_back_if_mnist_cannot_be_downloaded(tmp_path: Path) -> None:
+    """If a proxy refuses every download, `auto` reports it and uses the small digits."""
     done = run(
         tmp_path,
         *("--data-dir", "nowhere", "--epochs", "1"),
@@ -80,15 +80,15 @@ def test_example_falls_back_where_mnist_cannot_be_had(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()[:2]
-    assert "using the digits of scikit-learn" in first
-    assert "1,437 images to train on" in second
+    assert "using the scikit-learn digits" in first
+    assert "1,437 training images" in second
 
 
 @pytest.mark.slow
 def test_example_without_matplotlib_draws_nothing_and_says_so(tmp_path: Path) -> None:
-    """Every other step is done, and the line names what to install."""
+    """Every other step runs, and the output names the package to install."""
     (tmp_path / "hiding").mkdir()
-    # Python imports this module before anything else, so that matplotlib is not found.
+    # Python imports this module first, so matplotlib is not found.
     (tmp_path / "hiding" / "sitecustomize.py").write_text(
         "import sys\nsys.modules['matplotlib'] = None\n"
     )
@@ -101,7 +101,7 @@ def test_example_without_matplotlib_draws_nothing_and_says_so(tmp_path: Path) ->
 
 
 def test_example_refuses_no_epochs(tmp_path: Path) -> None:
-    """A wrong option ends with code 2 and says which value was wrong."""
+    """A wrong option exits with code 2 and names the value."""
     done = run(tmp_path, "--epochs", "0")
     assert done.returncode == 2
-    assert "--epochs must be at least 1, but is 0" in done.stderr
+    assert "--epochs must be at least 1, got 0" in done.stderr

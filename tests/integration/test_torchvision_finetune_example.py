@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the example in an empty folder and return what it said."""
+    """Run the example in an empty folder and return its output."""
     return subprocess.run(
         [sys.executable, str(EXAMPLE), *arguments],
         cwd=folder,
@@ -39,7 +39,7 @@ def write_images(folder: Path, *classes: str) -> None:
 
 
 def test_example_fine_tunes_on_the_digits(tmp_path: Path) -> None:
-    """From images of one half of the digits to a verified model of the other half."""
+    """A model pretrained on five digits learns the other five, and its export is verified."""
     done = run(
         tmp_path,
         *("--dataset", "digits", "--size", "32", "--output-dir", "out"),
@@ -50,7 +50,7 @@ def test_example_fine_tunes_on_the_digits(tmp_path: Path) -> None:
     assert "122 of 122 tensors loaded from fine_tuned.safetensors" in done.stdout
     (found,) = re.findall(r"(\d+\.\d)% before training, (\d+\.\d)% after", done.stdout)
     before, after = map(float, found)
-    # Chance is 20%, and short runs that were looked at reached 60% and more.
+    # Chance is 20%; observed short runs reached 60% or more.
     assert after > max(35.0, before)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "classes.txt",
@@ -62,8 +62,8 @@ def test_example_fine_tunes_on_the_digits(tmp_path: Path) -> None:
     assert classes == ["eight", "five", "nine", "seven", "six"]
 
 
-def test_example_takes_a_folder_of_images(tmp_path: Path) -> None:
-    """Images of one's own and a small model, whose random weights are called so."""
+def test_example_accepts_a_folder_of_images(tmp_path: Path) -> None:
+    """A custom folder and a small model run, and the output says that the weights are random."""
     write_images(tmp_path / "images" / "train", "dark", "light")
     write_images(tmp_path / "images" / "val", "dark", "light")
     done = run(
@@ -73,13 +73,13 @@ def test_example_takes_a_folder_of_images(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "the backbone is random" in done.stdout
-    assert "8 to train on, 8 to measure on, 2 classes" in done.stdout
+    assert "8 for training, 8 for validation, 2 classes" in done.stdout
     assert "in this order: dark, light." in done.stdout
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
-def test_example_with_a_random_backbone_is_the_same_each_time(tmp_path: Path) -> None:
-    """The seed decides the backbone's weights too, where no file does."""
+def test_example_with_a_random_backbone_is_reproducible(tmp_path: Path) -> None:
+    """Without a weights file, the seed determines the weights of the backbone."""
     write_images(tmp_path / "images" / "train", "dark", "light")
     write_images(tmp_path / "images" / "val", "dark", "light")
     written = []
@@ -94,16 +94,16 @@ def test_example_with_a_random_backbone_is_the_same_each_time(tmp_path: Path) ->
     assert written[0] == written[1]
 
 
-def test_example_names_models_like_the_one_asked_for(tmp_path: Path) -> None:
-    """A name that torchvision does not know ends with code 2 and similar names."""
+def test_example_suggests_similar_model_names(tmp_path: Path) -> None:
+    """An unknown model name exits with code 2 and lists similar names."""
     done = run(tmp_path, "--model", "resnet19")
     assert done.returncode == 2
     assert "'resnet19'" in done.stderr
     assert "resnet18" in done.stderr
 
 
-def test_example_names_the_folder_that_is_missing(tmp_path: Path) -> None:
-    """A folder without train/ ends with code 1 and its name, and no traceback."""
+def test_example_names_the_missing_folder(tmp_path: Path) -> None:
+    """A folder without train/ exits with code 1 and its name, without a traceback."""
     done = run(tmp_path, "--images", "nowhere")
     assert done.returncode == 1
     assert "`nowhere/train`" in done.stderr
@@ -111,7 +111,7 @@ def test_example_names_the_folder_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_example_refuses_weights_of_another_model(tmp_path: Path) -> None:
-    """Weights that do not fit end with code 1 and the library's report, and no traceback."""
+    """Weights that do not fit exit with code 1 and an error of the library, without a traceback."""
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     done = run(tmp_path, "--dataset", "digits", "--weights", "other.pth")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Finding the layer that makes a model's outputs, without changing the model."""
+"""Finding the layer that computes a model's outputs, without changing the model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from finetunelib.finetuning import Head, find_head
 
 
 def old_weight_norm(layer: nn.Linear) -> nn.Linear:
-    """Normalize a weight in the way that torch gave up, and many models still have."""
+    """Apply the deprecated weight_norm, which many models still use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return torch.nn.utils.weight_norm(layer)
 
 
 class TwoHeads(nn.Module):
-    """A model whose outputs are made by two layers side by side."""
+    """A model whose outputs come from two parallel layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TwoHeads(nn.Module):
 
 
 class Residual(nn.Module):
-    """A model whose last layer is added to what it takes."""
+    """A model whose last layer has a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Residual(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """A block that adds to what it takes, as those of transformers do."""
+    """A residual block, as in a transformer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PreNorm(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A model that uses its one layer again and again."""
+    """A model that applies the same layer repeatedly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,10 +114,10 @@ class TiedEmbedding(nn.Module):
         return outputs
 
 
-class RawHead(nn.Module):
-    """A model whose head is a parameter of its own and no layer.
+class BareHead(nn.Module):
+    """A model whose head is a bare parameter instead of a layer.
 
-    It is as wide as the features, so that the layer before has the width of the outputs.
+    It is as wide as the features, so the layer before it has the width of the outputs.
     """
 
     def __init__(self, form: str) -> None:
@@ -154,7 +154,7 @@ class Logits(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A model that multiplies its outputs by a temperature that it learns."""
+    """A model that multiplies its outputs by a learned temperature."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Scaled(nn.Module):
 
 
 class Unused(nn.Module):
-    """A model with a layer after its head, in order of definition, that it never uses."""
+    """A model that defines a layer after its head and never uses it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Counting(nn.Module):
 
 
 class Attention(nn.Module):
-    """A transformer's layer and a head on the first token."""
+    """A transformer layer and a head on the first token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Attention(nn.Module):
 
 
 class Recording(nn.Module):
-    """A model that writes down where its inputs lie."""
+    """A model that records the device of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,12 +237,12 @@ class Recording(nn.Module):
         return outputs
 
 
-#: What `Recording` wrote down: its own list is put back after a dry run.
+#: What `Recording` recorded. A list in the model would be restored after a dry run.
 DEVICES: list[str] = []
 
 
-class Looking(nn.Module):
-    """A model that looks at the values of its inputs, which meta tensors do not have."""
+class ValueDependent(nn.Module):
+    """A model that reads the values of its inputs, which meta tensors do not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class Looking(nn.Module):
 
 
 class Adding(nn.Module):
-    """A model of two inputs, for which no guess is made, with layers under chosen names."""
+    """A model with two inputs, which are not guessed, and layers under the given names."""
 
     def __init__(self, **layers: nn.Module) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class Adding(nn.Module):
 
 
 class Declaring(Adding):
-    """A model that says what its classifier is, as timm's do."""
+    """A model that declares its classifier, as those of timm do."""
 
     def __init__(self, declared: Callable[[Declaring], object], **layers: nn.Module) -> None:
         super().__init__(**layers)
@@ -282,7 +282,7 @@ class Declaring(Adding):
 
 
 class Caching(nn.Module):
-    """A model that keeps what it computed, in the ways that models do."""
+    """A model that caches what it computed in several ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ def compiled(model: nn.Module, backend: Any = "eager") -> nn.Module:
 
 
 def convolutional() -> nn.Sequential:
-    """Return a classifier of images whose head is a 1x1 convolution, as SqueezeNet's is."""
+    """Return an image classifier whose head is a 1x1 convolution, as in SqueezeNet."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.ReLU(),
@@ -319,7 +319,7 @@ def convolutional() -> nn.Sequential:
 
 
 def noisy() -> nn.Sequential:
-    """Return a model with everything that moves in train mode, in mixed modes, with gradients."""
+    """Return a model with modules that change in train mode, mixed modes and gradients."""
     model = nn.Sequential(
         spectral_norm(nn.Linear(4, 6)),
         nn.BatchNorm1d(6),
@@ -339,7 +339,7 @@ def noisy() -> nn.Sequential:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Return all that a dry run must leave alone, as tensors under names."""
+    """Return everything that a dry run must not change, as named tensors."""
     kept = {f"value of {name}": value.clone() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         kept[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
@@ -353,17 +353,17 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Return the names of what is not bit for bit the same in two snapshots."""
+    """Return the names of the entries that differ between two snapshots."""
     same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
     return (before.keys() | after.keys()) - same
 
 
-# What is found
+# Models with a head
 
 
 @pytest.mark.parametrize("hidden", [[5], [7, 6], [10]], ids=str)
 def test_head_of_an_mlp_is_its_last_layer(hidden: list[int]) -> None:
-    """The layer, its name and its widths are found, also where all widths are equal."""
+    """The layer, its name and its widths are found, even if all widths are equal."""
     model = build_mlp(10, hidden, 10)
     head = find_head(model)
     assert head.name == "head"
@@ -372,7 +372,7 @@ def test_head_of_an_mlp_is_its_last_layer(hidden: list[int]) -> None:
 
 
 def test_head_of_a_linear_model_is_the_model() -> None:
-    """A single layer is its own head, under the empty name."""
+    """A single layer is its own head, with an empty name."""
     model = nn.Linear(4, 3)
     head = find_head(model)
     assert head.name == ""
@@ -380,7 +380,7 @@ def test_head_of_a_linear_model_is_the_model() -> None:
 
 
 def test_head_may_be_a_convolution() -> None:
-    """A 1x1 convolution before pooling makes the outputs, and its channels are the classes."""
+    """A 1x1 convolution before pooling is the head, and its channels are the classes."""
     model = convolutional()
     head = find_head(model)
     assert head.name == "2"
@@ -420,72 +420,72 @@ def test_head_may_be_a_convolution_of_any_dimension(
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_layers_after_the_head_are_passed_over(after: nn.Module) -> None:
-    """What normalises or reshapes the outputs is not the head, parameters or not."""
+def test_layers_after_the_head_are_skipped(after: nn.Module) -> None:
+    """A layer that normalises or reshapes the outputs is not the head."""
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), after)
     assert find_head(model).name == "2"
 
 
-def test_scale_of_the_outputs_is_passed_over() -> None:
-    """A parameter that multiplies the outputs value by value is no head."""
+def test_scale_of_the_outputs_is_skipped() -> None:
+    """A parameter that scales the outputs is not a head."""
     assert find_head(Scaled()).name == "last"
 
 
 def test_head_without_a_bias_is_found() -> None:
-    """A product alone makes the outputs."""
+    """A matrix product without a bias is recognised."""
     assert find_head(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=False))).name == "1"
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_head_of_sequences_is_found(bias: bool) -> None:
-    """Outputs of `(batch, time, classes)` are made by a layer as well."""
+    """Outputs of shape `(batch, time, classes)` have a head too."""
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=bias))
     assert find_head(model, torch.ones(2, 5, 4)).name == "1"
 
 
 def test_head_after_attention_is_found() -> None:
-    """The layer on top of a transformer is told from those inside."""
+    """The layer on top of a transformer is distinguished from those inside."""
     assert find_head(Attention(), torch.ones(2, 5, 4)).name == "classifier"
 
 
 def test_head_is_found_in_logits() -> None:
-    """Outputs that lie in `.logits` are followed back from there."""
+    """Outputs in `.logits` are followed back from there."""
     assert find_head(Logits()).name == "classifier"
 
 
-def test_layer_that_is_not_used_is_no_head() -> None:
-    """The data decides, and not the order of definition."""
+def test_unused_layer_is_not_a_head() -> None:
+    """The data decides, not the order of definition."""
     assert find_head(Unused()).name == "classifier"
     assert find_head(Backwards(), torch.ones(2, 4)).name == "classifier"
 
 
 def test_head_deep_in_the_model_has_a_dotted_name() -> None:
-    """The name leads through the submodules."""
+    """The name includes the submodules around the head."""
     model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Dropout(), nn.Linear(6, 3)))
     assert find_head(model).name == "1.1"
 
 
 def test_head_of_a_frozen_model_is_found() -> None:
-    """A model without a single trainable parameter has a head all the same."""
+    """The head is found in a model without trainable parameters."""
     model = build_mlp(4, [5], 3).requires_grad_(False)
     assert find_head(model).name == "head"
 
 
 def test_head_is_found_again_after_it_was_replaced() -> None:
-    """A model that is frozen but for its head has a head all the same."""
+    """The new head is found in a model whose other parts are frozen."""
     model = freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7)
     assert find_head(model).out_features == 7
 
 
 def test_head_is_found_while_gradients_are_switched_off() -> None:
-    """The dry run records gradients for itself, and switches them off again."""
+    """The dry run enables gradients and disables them again."""
     with torch.no_grad():
         assert find_head(build_mlp(4, [5], 3)).name == "head"
         assert not torch.is_grad_enabled()
 
 
 def test_head_of_a_model_in_double_precision_is_found() -> None:
-    """The example is guessed in the model's own dtype."""
+    """The guessed input has the dtype of the model."""
     assert find_head(build_mlp(4, [5], 3).double()).name == "head"
 
 
@@ -498,7 +498,7 @@ def test_head_of_a_model_in_double_precision_is_found() -> None:
 def test_head_whose_weight_is_computed_is_found(
     reparametrized: Callable[[nn.Linear], nn.Module], bias: bool
 ) -> None:
-    """What a weight is computed from leads to its layer, and to no other before it."""
+    """The parameters that a weight is computed from lead to its layer, not to an earlier one."""
     model = nn.Sequential(nn.Linear(4, 3), reparametrized(nn.Linear(3, 3, bias=bias)))
     head = find_head(model)
     assert head.name == "1"
@@ -513,44 +513,44 @@ def test_head_whose_weight_is_computed_is_found(
 def test_single_layer_whose_weight_is_computed_is_its_own_head(
     reparametrized: Callable[[nn.Linear], nn.Module],
 ) -> None:
-    """Its parameters have no layer's name in front of theirs."""
+    """The names of its parameters have no prefix."""
     assert find_head(reparametrized(nn.Linear(4, 3))).name == ""
 
 
-# Without data
+# Meta tensors
 
 
 def test_dry_run_has_no_data() -> None:
-    """The model sees meta tensors alone, on which nothing is computed."""
+    """The model receives only meta tensors, on which nothing is computed."""
     DEVICES.clear()
     assert find_head(Recording()).name == "layer"
     assert DEVICES == ["meta"]
 
 
 def test_dry_run_on_the_users_example_has_no_data() -> None:
-    """The example gives its shape and dtype; its values are not needed."""
+    """Only the shape and dtype of the example are used."""
     DEVICES.clear()
     find_head(Recording(), torch.ones(2, 4))
     assert DEVICES == ["meta"]
 
 
-def test_head_of_a_model_without_memory_is_found() -> None:
-    """A model of 360 GB on the meta device has a head all the same."""
+def test_head_of_a_meta_model_is_found() -> None:
+    """The head of a 360 GB model on the meta device is found."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(300_000, 300_000), nn.Linear(300_000, 3))
     assert find_head(model).name == "1"
 
 
-def test_model_that_looks_at_values_is_run_on_real_ones() -> None:
-    """Where a run without data fails one with data shows the head."""
-    head = find_head(Looking())
+def test_model_that_reads_values_is_run_on_real_tensors() -> None:
+    """If the run on meta tensors fails, a run on real tensors finds the head."""
+    head = find_head(ValueDependent())
     assert head.name == "last"
     assert head.found_by == "following the data"
-    assert find_head(Looking(), torch.ones(2, 4)).name == "last"
+    assert find_head(ValueDependent(), torch.ones(2, 4)).name == "last"
 
 
-def test_recurrent_model_is_run_on_real_values() -> None:
-    """Without data torch unrolls a recurrent layer step by step, which takes longer."""
+def test_recurrent_model_is_run_on_real_tensors() -> None:
+    """On meta tensors, torch unrolls a recurrent layer step by step, which takes longer."""
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -569,7 +569,7 @@ def test_recurrent_model_is_run_on_real_values() -> None:
 
 @pytest.mark.slow
 def test_head_of_a_small_model_is_found_without_loading_the_compiler() -> None:
-    """What torch loads for its first run without data takes seconds; a small model needs none."""
+    """A small model does not need the modules that torch imports for its first meta run."""
     code = (
         "import sys; from finetunelib import build_mlp; "
         "from finetunelib.finetuning import find_head; find_head(build_mlp(4, [8], 2)); "
@@ -580,7 +580,7 @@ def test_head_of_a_small_model_is_found_without_loading_the_compiler() -> None:
 
 @pytest.mark.slow
 def test_head_of_a_resnet_is_found_in_half_a_second() -> None:
-    """A ResNet-50 costs little, counted in the process's own time."""
+    """The search in a ResNet-50 takes under half a second of CPU time."""
     with torch.device("meta"):
         model = resnet50()
     find_head(model)  # The first run imports what torch needs for meta tensors.
@@ -589,30 +589,30 @@ def test_head_of_a_resnet_is_found_in_half_a_second() -> None:
     assert time.process_time() - start < 0.5
 
 
-# Examples of several inputs
+# Example inputs
 
 
 def test_example_may_be_a_tuple() -> None:
-    """Its tensors are passed by position."""
+    """The tensors are passed by position."""
     model = Adding(body=nn.Linear(4, 6), last=nn.Linear(6, 3))
     assert find_head(model, (torch.ones(2, 4), torch.ones(2, 4))).found_by == "following the data"
 
 
 def test_example_may_be_a_mapping() -> None:
-    """Its tensors are passed by name."""
+    """The tensors are passed by name."""
     model = Adding(body=nn.Linear(4, 6), last=nn.Linear(6, 3))
     example = {"right": torch.ones(2, 4), "left": torch.ones(2, 4)}
     assert find_head(model, example).name == "last"
 
 
-def test_example_of_another_kind_is_an_error_that_names_it() -> None:
-    """An array is no tensor."""
+def test_error_names_the_wrong_type_of_the_example() -> None:
+    """An array is refused."""
     with pytest.raises(InvalidTypeError, match="ndarray"):
         find_head(nn.Linear(4, 3), np.ones((2, 4)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_texts_are_guessed_for_a_model_of_tokens() -> None:
-    """A model that begins with an embedding takes whole numbers."""
+    """A model that begins with an embedding receives integers."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8 * 4, 3))
     assert find_head(model).name == "2"
 
@@ -632,7 +632,7 @@ def test_texts_are_guessed_for_a_model_of_tokens() -> None:
 def test_head_of_a_wrapped_model_has_the_users_name(
     wrap: Callable[[nn.Module], nn.Module],
 ) -> None:
-    """The prefix of the wrapper is not part of it."""
+    """The name does not contain the prefix of the wrapper."""
     model = build_mlp(4, [5], 3)
     head = find_head(wrap(model))
     assert head.name == "head"
@@ -640,13 +640,13 @@ def test_head_of_a_wrapped_model_has_the_users_name(
 
 
 def test_head_in_a_compiled_part_has_the_users_name() -> None:
-    """A wrapper in the middle of a model does not show either."""
+    """A wrapper inside the model does not change the name."""
     part = compiled(build_mlp(4, [5], 3))
     assert find_head(nn.Sequential(nn.Flatten(), part)).name == "1.head"
 
 
 def test_dry_run_compiles_nothing() -> None:
-    """The model's compiler is not called."""
+    """The backend is not called."""
     calls: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
@@ -657,7 +657,7 @@ def test_dry_run_compiles_nothing() -> None:
     assert calls == []
 
 
-# Without a run
+# Models that do not run
 
 
 @pytest.mark.parametrize(
@@ -665,7 +665,7 @@ def test_dry_run_compiles_nothing() -> None:
     ["fc", "classifier", "head", "heads", "score", "logits", "classification_head", "last_linear"],
 )
 def test_head_of_a_model_that_does_not_run_is_found_by_its_name(name: str) -> None:
-    """The usual names are known, and the result says that they decided."""
+    """The usual names are known, and the result says that the name decided."""
     model = Adding(**{"body": nn.Linear(4, 6), name: nn.Linear(6, 3), "other": nn.Linear(3, 4)})
     head = find_head(model)
     assert head.name == name
@@ -673,20 +673,20 @@ def test_head_of_a_model_that_does_not_run_is_found_by_its_name(name: str) -> No
 
 
 def test_last_layer_under_the_usual_name_is_the_head() -> None:
-    """A block of layers under the name ends in the head, as VGG's does."""
+    """A block of layers under the name ends with the head, as in VGG."""
     block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.Dropout())
     assert find_head(Adding(body=nn.Linear(4, 6), classifier=block)).name == "classifier.2"
 
 
 def test_last_layer_of_a_model_that_does_not_run_is_its_head() -> None:
-    """Without a name to go by the order of definition decides."""
+    """If no name is known, the order of definition decides."""
     head = find_head(Adding(body=nn.Linear(4, 6), output=nn.Linear(6, 3)))
     assert head.name == "output"
     assert "last" in head.found_by
 
 
-def test_layer_of_the_same_width_is_a_veto_without_a_run() -> None:
-    """Where names and order could be wrong the user decides between the names."""
+def test_another_layer_of_the_same_width_is_ambiguous_without_a_run() -> None:
+    """Names and order could be wrong, so the user has to choose."""
     model = Adding(body=nn.Linear(4, 3), classifier=nn.Linear(3, 3))
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(model)
@@ -696,7 +696,7 @@ def test_layer_of_the_same_width_is_a_veto_without_a_run() -> None:
 
 
 def test_classifier_that_the_model_declares_is_the_head() -> None:
-    """The model's own word counts more than a name or another layer of the same width."""
+    """The declaration has priority over names and other layers of the same width."""
     model = Declaring(
         lambda own: own.get_submodule("output"), output=nn.Linear(4, 3), fc=nn.Linear(3, 3)
     )
@@ -709,7 +709,7 @@ def test_classifier_that_the_model_declares_is_the_head() -> None:
 def test_classifiers_that_the_model_declares_are_listed(
     kind: Callable[[list[nn.Module]], object],
 ) -> None:
-    """Two heads are two heads, also without a run."""
+    """Several declared heads are ambiguous."""
     model = Declaring(
         lambda own: kind([own.get_submodule("one"), own.get_submodule("two")]),
         one=nn.Linear(4, 3),
@@ -720,14 +720,14 @@ def test_classifiers_that_the_model_declares_are_listed(
 
 
 def test_model_that_declares_no_classifier_has_no_head() -> None:
-    """A model built without classes says so; its layers are offered."""
+    """A model built without classes has no head, and the error lists its layers."""
     model = Declaring(lambda own: nn.Identity(), body=nn.Linear(4, 3))
     with pytest.raises(HeadNotFoundError, match=r"Identity.*`body`"):
         find_head(model)
 
 
-def test_classifier_that_cannot_be_asked_for_is_an_error_of_the_library() -> None:
-    """A model's own failure is passed on."""
+def test_failing_get_classifier_is_a_library_error() -> None:
+    """The message contains that of the model."""
 
     def failing(_: Declaring) -> object:
         raise KeyError("mine")
@@ -736,30 +736,30 @@ def test_classifier_that_cannot_be_asked_for_is_an_error_of_the_library() -> Non
         find_head(Declaring(failing, body=nn.Linear(4, 3)))
 
 
-def test_example_that_does_not_fit_is_no_reason_to_go_by_names() -> None:
-    """The user has said what the model takes, and should hear that it does not."""
+def test_wrong_example_is_an_error_instead_of_a_search_by_names() -> None:
+    """The user passed an example, so the error says that it does not fit."""
     model = Adding(body=nn.Linear(4, 6), classifier=nn.Linear(6, 3))
     with pytest.raises(HeadNotFoundError, match="example_input"):
         find_head(model, (torch.ones(2, 5), torch.ones(2, 5)))
 
 
-def test_example_of_the_user_is_taken() -> None:
-    """A model that no input is guessed for is run on the example."""
+def test_example_is_used() -> None:
+    """A model for which no guess works is run on the example."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
     assert find_head(model, torch.zeros(2, 2, dtype=torch.int64)).name == "2"
 
 
 def test_images_are_guessed_for_a_convolutional_model() -> None:
-    """A model that takes only 28x28 images is found to."""
+    """The guesses include the size of a model that accepts only 28x28 images."""
     model = nn.Sequential(nn.Conv2d(1, 2, 5, stride=5), nn.Flatten(), nn.Linear(2 * 5 * 5, 3))
     assert find_head(model).name == "2"
 
 
-# What is not found
+# Models without a head
 
 
 def test_two_heads_are_an_error_that_lists_both() -> None:
-    """The user chooses between the names, neither of them further back than the outputs."""
+    """The error lists the two layers and none before them."""
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(TwoHeads())
     assert "`coarse`" in str(caught.value)
@@ -768,7 +768,7 @@ def test_two_heads_are_an_error_that_lists_both() -> None:
 
 
 def test_residual_around_the_last_layer_is_ambiguous() -> None:
-    """Outputs that are a sum come from both of its parts."""
+    """A sum comes from both of its terms."""
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(Residual())
     assert "`last`" in str(caught.value)
@@ -778,10 +778,10 @@ def test_residual_around_the_last_layer_is_ambiguous() -> None:
 @pytest.mark.parametrize(
     ("model", "name", "uses"), [(Recurrent(), "step", 3), (TiedLayers(), "body", 2)]
 )
-def test_layer_that_is_used_more_than_once_is_no_head(
+def test_layer_that_is_used_more_than_once_is_not_a_head(
     model: nn.Module, name: str, uses: int
 ) -> None:
-    """Replacing it would change more than the outputs; name and uses are told."""
+    """Replacing it would change more than the outputs; the error has its name and uses."""
     with pytest.raises(AmbiguousHeadError) as caught:
         find_head(model)
     assert f"`{name}`" in str(caught.value)
@@ -789,7 +789,7 @@ def test_layer_that_is_used_more_than_once_is_no_head(
 
 
 def test_head_that_is_tied_to_an_embedding_is_refused() -> None:
-    """Both places of the weight are named, and what to pass."""
+    """The error names both places of the weight and the argument to pass."""
     with pytest.raises(AmbiguousHeadError, match=r"`embedding\.weight`.*`last\.weight`.*at='last'"):
         find_head(TiedEmbedding(), torch.zeros(2, 3, dtype=torch.int64))
 
@@ -797,10 +797,10 @@ def test_head_that_is_tied_to_an_embedding_is_refused() -> None:
 @pytest.mark.parametrize(
     "reparametrized", [lambda layer: layer, old_weight_norm], ids=["plain", "weight_norm"]
 )
-def test_head_that_is_tied_to_another_layer_is_told_by_its_bias(
+def test_tied_head_is_identified_by_its_bias(
     reparametrized: Callable[[nn.Linear], nn.Linear],
 ) -> None:
-    """The layer to name is the one that makes the outputs, and not the one defined first."""
+    """The error suggests the layer that computes the outputs, not the one defined first."""
     body, last = reparametrized(nn.Linear(4, 4)), reparametrized(nn.Linear(4, 4))
     shared = "weight_v" if hasattr(body, "weight_v") else "weight"
     setattr(last, shared, getattr(body, shared))
@@ -808,8 +808,8 @@ def test_head_that_is_tied_to_another_layer_is_told_by_its_bias(
         find_head(nn.Sequential(body, last))
 
 
-def test_tied_layers_without_biases_are_both_offered() -> None:
-    """Nothing tells which of them makes the outputs."""
+def test_tied_layers_without_biases_are_both_suggested() -> None:
+    """Nothing shows which of them computes the outputs."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     with pytest.raises(AmbiguousHeadError, match=r"`at='0'` or `at='1'`"):
@@ -817,14 +817,14 @@ def test_tied_layers_without_biases_are_both_offered() -> None:
 
 
 def test_many_layers_are_not_all_listed() -> None:
-    """A deep residual model without a head is refused in a sentence that can be read."""
+    """The error for a deep residual model without a head is short."""
     model = nn.Sequential(nn.Linear(4, 4), *[PreNorm() for _ in range(8)])
     with pytest.raises(AmbiguousHeadError, match=r"come from 9 layers.*and 3 more.*`head=`"):
         find_head(model)
 
 
 def test_scripted_model_is_refused_with_the_names_of_its_layers() -> None:
-    """A compiled program has no parts to replace; the user passes the model itself."""
+    """The parts of a compiled program cannot be replaced."""
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # That scripting goes out of use.
@@ -834,17 +834,17 @@ def test_scripted_model_is_refused_with_the_names_of_its_layers() -> None:
 
 
 @pytest.mark.parametrize("form", ["product", "functional", "einsum", "cosine"])
-def test_head_that_is_a_raw_parameter_is_not_found(form: str) -> None:
-    """A parameter of no layer cannot be replaced, and the layer before it is not the head."""
+def test_head_that_is_a_bare_parameter_is_not_found(form: str) -> None:
+    """It cannot be replaced, and the layer before it is not the head."""
     with pytest.raises(HeadNotFoundError):
-        find_head(RawHead(form))
+        find_head(BareHead(form))
 
 
 @pytest.mark.parametrize("form", ["product", "functional"])
-def test_head_that_is_a_raw_parameter_is_named(form: str) -> None:
-    """The message tells the user which parameter stands in the way."""
+def test_head_that_is_a_bare_parameter_is_named(form: str) -> None:
+    """The error names the parameter."""
     with pytest.raises(HeadNotFoundError, match=r"`projection`|`bias`"):
-        find_head(RawHead(form))
+        find_head(BareHead(form))
 
 
 @pytest.mark.parametrize(
@@ -853,19 +853,19 @@ def test_head_that_is_a_raw_parameter_is_named(form: str) -> None:
     ids=["no parameters", "no layer"],
 )
 def test_model_without_a_layer_has_no_head(model: nn.Module) -> None:
-    """Nothing can be found where there is no Linear and no convolution."""
+    """A head is a Linear or a convolution."""
     with pytest.raises(HeadNotFoundError, match="Linear"):
         find_head(model, torch.ones(2, 4))
 
 
-def test_model_without_a_layer_has_no_example() -> None:
-    """Where no input can be guessed, the message asks for one."""
+def test_model_without_a_layer_needs_an_example() -> None:
+    """If no input can be guessed, the error asks for one."""
     with pytest.raises(HeadNotFoundError, match="example_input="):
         find_head(nn.ReLU())
 
 
-def test_layers_that_the_outputs_do_not_come_from_are_offered() -> None:
-    """A model that cuts its graph has no head to follow; its layers are listed to choose from."""
+def test_layers_that_the_outputs_do_not_come_from_are_listed() -> None:
+    """The graph of a model that detaches its outputs leads to no head."""
 
     class Cut(nn.Module):
         def __init__(self) -> None:
@@ -882,8 +882,8 @@ def test_layers_that_the_outputs_do_not_come_from_are_offered() -> None:
     assert "at=" in str(caught.value)
 
 
-def test_layer_of_another_width_than_the_outputs_is_no_head() -> None:
-    """A last layer whose features are reshaped into classes is named, with both sizes."""
+def test_layer_of_another_width_than_the_outputs_is_not_a_head() -> None:
+    """The error names the last layer, its width and the shape of the outputs."""
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 20), nn.Unflatten(1, (10, 2)))
     with pytest.raises(HeadNotFoundError) as caught:
         find_head(model)
@@ -892,16 +892,16 @@ def test_layer_of_another_width_than_the_outputs_is_no_head() -> None:
     assert "(2, 10, 2)" in str(caught.value)
 
 
-def test_example_that_does_not_fit_is_an_error_that_names_the_argument() -> None:
-    """The user's own example is at fault, and torch's reason is passed on."""
+def test_wrong_example_is_an_error_that_names_the_argument() -> None:
+    """The error contains the reason that torch gives."""
     with pytest.raises(HeadNotFoundError) as caught:
         find_head(build_mlp(4, [5], 3), torch.ones(2, 7))
     assert "`example_input`" in str(caught.value)
     assert "(2, 7)" in str(caught.value)
 
 
-def test_model_whose_outputs_are_no_tensor_has_no_head() -> None:
-    """What the model returned is named."""
+def test_model_whose_output_is_not_a_tensor_has_no_head() -> None:
+    """The error names the type of the output."""
 
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -915,13 +915,13 @@ def test_model_whose_outputs_are_no_tensor_has_no_head() -> None:
         find_head(Pair())
 
 
-def test_model_that_was_never_run_and_is_lazy_is_an_error_of_the_library() -> None:
-    """A layer without weights yet cannot be followed, and that is said."""
+def test_lazy_model_that_was_never_run_is_a_library_error() -> None:
+    """A layer without weights cannot be followed."""
     with pytest.raises(HeadError):
         find_head(nn.Sequential(nn.Linear(4, 6), nn.LazyLinear(3)))
 
 
-# What is left alone
+# Side effects
 
 
 def test_model_is_not_changed() -> None:
@@ -933,7 +933,7 @@ def test_model_is_not_changed() -> None:
 
 
 def test_model_is_not_changed_when_no_head_is_found() -> None:
-    """The error path restores as the good one does."""
+    """An error restores the model as well."""
     model = noisy()
     before = snapshot(model)
     with pytest.raises(HeadNotFoundError):
@@ -941,15 +941,15 @@ def test_model_is_not_changed_when_no_head_is_found() -> None:
     assert changes(before, snapshot(model)) == set()
 
 
-def test_buffer_that_every_forward_moves_is_not_changed() -> None:
-    """A buffer that moves in eval mode too is put back."""
+def test_buffer_that_every_forward_changes_is_restored() -> None:
+    """This includes a buffer that changes in eval mode."""
     model = Counting()
     find_head(model)
     assert model.calls.item() == 0
 
 
-def test_what_the_model_keeps_of_a_run_is_not_changed() -> None:
-    """Attributes, caches and hooks that a forward sets are as they were."""
+def test_caches_of_the_model_are_restored() -> None:
+    """Attributes, containers and hooks that a forward sets are restored."""
     model = Caching()
     model(torch.ones(2, 4))
     kept, hooks = model.last_outputs, len(model._forward_hooks)
@@ -964,15 +964,15 @@ def test_what_the_model_keeps_of_a_run_is_not_changed() -> None:
 def test_weight_that_a_forward_computes_is_not_changed(
     old: Callable[[nn.Linear], nn.Linear],
 ) -> None:
-    """Old normalizations set the layer's weight in each forward, from whatever is there."""
+    """The deprecated normalizations set the weight of the layer in each forward."""
     model = nn.Sequential(old(nn.Linear(4, 6)), nn.Linear(6, 3))
     weight = model[0].weight
     find_head(model)
     assert model[0].weight is weight
 
 
-def test_warnings_of_the_model_are_not_given_twice() -> None:
-    """What the model warns of concerns its real runs."""
+def test_warnings_of_the_model_are_not_repeated() -> None:
+    """A dry run does not show the warnings of the model."""
 
     class Warned(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -983,7 +983,7 @@ def test_warnings_of_the_model_are_not_given_twice() -> None:
 
 
 def test_random_states_of_numpy_and_python_are_not_changed() -> None:
-    """A model that draws in its forward draws the same numbers afterwards."""
+    """A model that draws random numbers in its forward draws the same ones afterwards."""
 
     class Drawing(nn.Module):
         def __init__(self) -> None:
@@ -1003,7 +1003,7 @@ def test_random_states_of_numpy_and_python_are_not_changed() -> None:
 
 
 def test_hooks_of_the_user_run_and_stay() -> None:
-    """A forward hook is neither lost nor doubled."""
+    """A forward hook is neither lost nor duplicated."""
     model = build_mlp(4, [5], 3)
     calls: list[int] = []
     model.head.register_forward_hook(lambda *_: calls.append(1))
@@ -1013,24 +1013,24 @@ def test_hooks_of_the_user_run_and_stay() -> None:
     assert calls == [1]
 
 
-# The result
+# Head
 
 
-def test_head_reads_as_a_sentence() -> None:
-    """Its text holds name, kind and widths."""
+def test_text_of_a_head_describes_it() -> None:
+    """It contains the name, kind and widths."""
     text = str(find_head(build_mlp(784, [500], 10)))
     assert all(part in text for part in ("`head`", "Linear", "500", "10"))
 
 
-def test_head_that_is_the_model_reads_as_a_sentence() -> None:
-    """No empty name stands in its text."""
+def test_text_of_a_head_that_is_the_model_describes_it() -> None:
+    """It does not contain an empty name."""
     text = str(find_head(nn.Linear(4, 3)))
     assert "``" not in text
     assert "model itself" in text
 
 
 def test_head_cannot_be_changed() -> None:
-    """A result is a value."""
+    """A result is immutable."""
     head = find_head(nn.Linear(4, 3))
     with pytest.raises(AttributeError):
         head.name = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -1042,8 +1042,8 @@ def test_head_shows_its_public_path() -> None:
     assert find_head.__module__ == "finetunelib.finetuning"
 
 
-def test_model_of_two_outputs_names_its_layers() -> None:
-    """It runs, so that no other input is asked for; the layers to choose from are named."""
+def test_error_for_two_outputs_names_the_layers() -> None:
+    """The model runs, so the error does not ask for another input."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -1061,7 +1061,7 @@ def test_model_of_two_outputs_names_its_layers() -> None:
     assert model.get_submodule("age").out_features == 5
 
 
-def test_forward_that_writes_into_its_weights_changes_none() -> None:
+def test_forward_that_writes_into_its_weights_does_not_change_them() -> None:
     """A dry run works on copies."""
 
     class Clamped(nn.Module):
@@ -1080,9 +1080,9 @@ def test_forward_that_writes_into_its_weights_changes_none() -> None:
     assert torch.equal(model.body.weight, before)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch gives this kind of quantization up
+@pytest.mark.filterwarnings("ignore")  # torch deprecated this kind of quantization
 def test_quantized_model_is_refused_with_its_layers() -> None:
-    """Its packed weights cannot be followed; the advice is to replace the head before."""
+    """Its packed weights cannot be followed."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     quantize: Any = torch.ao.quantization.quantize_dynamic
     quantized = quantize(model, {nn.Linear})
@@ -1091,7 +1091,7 @@ def test_quantized_model_is_refused_with_its_layers() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["model.onnx", nn.Linear, 3])
-def test_what_is_no_model_is_refused(wrong: Any) -> None:
-    """The error says what was passed."""
+def test_value_that_is_not_a_model_is_refused(wrong: Any) -> None:
+    """The error names the argument."""
     with pytest.raises(InvalidTypeError, match="`model` must be"):
         find_head(wrong)

@@ -1,4 +1,4 @@
-"""The heads of torchvision's, timm's and transformers' models, built without weights."""
+"""The heads of models of torchvision, timm and transformers, built without weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 RESULTS = Path(__file__).parents[2] / "conformance" / "results" / "heads.json"
 
-#: Of different families: heads that are convolutions, in blocks, after norms, and several.
+#: Different families: heads that are convolutions, inside blocks, or after norms.
 TIMM = [
     "beit_base_patch16_224",
     "convnext_atto",
@@ -69,20 +69,20 @@ TRANSFORMERS_REFUSED = ["DeiTForImageClassificationWithTeacher"]
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let nothing look for files in the network, and leave the libraries' warnings to them."""
+    """Forbid downloads, and ignore the warnings of the libraries."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def by_name(model: HeadModel) -> str:
-    """Return what a test of a model is called."""
+def model_name(model: HeadModel) -> str:
+    """Return the id of a test."""
     return model.name
 
 
 def width_of_outputs(case: HeadModel, model: nn.Module) -> int:
-    """Return how many classes a model tells apart in a batch of its own kind."""
+    """Return the number of classes in a model's outputs."""
     example = case.example(model)
     with torch.no_grad():
         outputs: Any = model.eval()(**example) if isinstance(example, dict) else model(example)
@@ -91,7 +91,7 @@ def width_of_outputs(case: HeadModel, model: nn.Module) -> int:
 
 
 def check_replacing(case: HeadModel) -> None:
-    """Check that the declared classifier is found, and that a new one makes the outputs."""
+    """Check that the declared classifier is found, and that the new one computes the outputs."""
     model = case.build().eval()
     (declared,) = case.declared(model)
     names = {module: name for name, module in model.named_modules()}
@@ -101,30 +101,30 @@ def check_replacing(case: HeadModel) -> None:
     assert width_of_outputs(case, model) == 7
 
 
-def test_every_classification_model_of_torchvision_is_here() -> None:
-    """The list of models is torchvision's own."""
+def test_every_classification_model_of_torchvision_is_listed() -> None:
+    """The list comes from torchvision."""
     assert len(torchvision_models()) >= 80
 
 
-@pytest.mark.parametrize("case", torchvision_models(), ids=by_name)
+@pytest.mark.parametrize("case", torchvision_models(), ids=model_name)
 def test_head_of_torchvision_model_is_replaced(case: HeadModel) -> None:
-    """All classifiers have a head that is found on the meta device."""
+    """The head is found on the meta device."""
     check_replacing(case)
 
 
-@pytest.mark.parametrize("case", timm_models(TIMM), ids=by_name)
+@pytest.mark.parametrize("case", timm_models(TIMM), ids=model_name)
 def test_head_of_timm_model_is_replaced(case: HeadModel) -> None:
-    """Families of different makes have a head that is found on the meta device."""
+    """The head is found on the meta device."""
     check_replacing(case)
 
 
 @pytest.mark.parametrize(
     "case",
     [case for case in transformers_models() if case.name not in TRANSFORMERS_REFUSED],
-    ids=by_name,
+    ids=model_name,
 )
 def test_head_of_transformers_model_is_replaced(case: HeadModel) -> None:
-    """Classifiers of images and of texts have a head that is found without an example."""
+    """The head is found without an example."""
     check_replacing(case)
 
 
@@ -132,10 +132,10 @@ def test_head_of_transformers_model_is_replaced(case: HeadModel) -> None:
     "case",
     timm_models(TIMM_REFUSED)
     + [case for case in transformers_models() if case.name in TRANSFORMERS_REFUSED],
-    ids=by_name,
+    ids=model_name,
 )
-def test_model_of_several_heads_is_refused_with_their_names(case: HeadModel) -> None:
-    """All layers that make the outputs are listed, and no other."""
+def test_model_with_several_heads_is_refused_with_their_names(case: HeadModel) -> None:
+    """The error lists the layers that compute the outputs, and no others."""
     model = case.build()
     names = {module: name for name, module in model.named_modules()}
     with pytest.raises(AmbiguousHeadError) as caught:
@@ -146,7 +146,7 @@ def test_model_of_several_heads_is_refused_with_their_names(case: HeadModel) -> 
 
 
 def test_model_without_a_head_is_refused() -> None:
-    """A model that was built to make features has none."""
+    """A model that returns features has no head."""
     (case,) = timm_models(["sam2_hiera_tiny"])
     with pytest.raises(HeadError, match="head="):
         find_head(case.build())
@@ -154,7 +154,7 @@ def test_model_without_a_head_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_model_with_auxiliary_heads_trains_with_the_new_head_alone(name: str) -> None:
-    """In training the outputs are those of the new head, and not of heads of old classes."""
+    """In train mode, the model returns only the outputs of the new head."""
     (case,) = [case for case in torchvision_models() if case.name == name]
     model = case.build()
     with pytest.warns(UserWarning, match="(?i)aux"):
@@ -165,7 +165,7 @@ def test_model_with_auxiliary_heads_trains_with_the_new_head_alone(name: str) ->
 
 
 def test_number_of_labels_in_a_transformers_config_is_updated() -> None:
-    """Model and config agree on it, so that the model's own loss and saving go on to work."""
+    """Model and config agree, so the loss and saving still work."""
     (case,) = [case for case in transformers_models() if case.name.startswith("Bert")]
     model: Any = case.build()
     replace_head(model, num_classes=7)
@@ -174,8 +174,8 @@ def test_number_of_labels_in_a_transformers_config_is_updated() -> None:
     assert len(model.config.id2label) == 7
 
 
-def test_config_of_a_refused_transformers_model_is_put_back() -> None:
-    """The label names that it had are there again."""
+def test_config_of_a_refused_transformers_model_is_restored() -> None:
+    """It has its label names again."""
     (case,) = [case for case in transformers_models() if case.name.startswith("Bert")]
     model: Any = case.build()
     model.config.id2label = dict(enumerate("abcde"))
@@ -187,15 +187,15 @@ def test_config_of_a_refused_transformers_model_is_put_back() -> None:
 
 
 def test_text_may_be_passed_by_name() -> None:
-    """An example of `input_ids` and a mask finds the head as no example does."""
+    """`input_ids` and a mask find the same head."""
     (case,) = [case for case in transformers_models() if case.name.startswith("Roberta")]
     ids = torch.arange(3, 9).expand(2, 6)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert find_head(case.build(), example).name == "classifier.out_proj"
 
 
-def test_results_of_the_sweep_cover_every_model_and_none_failed() -> None:
-    """What the docs say of hit rates is from a run over all of the models here."""
+def test_sweep_results_contain_every_model_and_no_failure() -> None:
+    """The hit rates in the docs come from a run over all models."""
     results = json.loads(RESULTS.read_text())
     models = [*torchvision_models(), *timm_models(), *transformers_models()]
     assert {f"{model.library}/{model.name}" for model in models} == results["models"].keys()

@@ -1,4 +1,4 @@
-"""A new head on a model, and the rest of it frozen."""
+"""Replacing the head of a model, with and without freezing the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from finetunelib.finetuning import replace_head
 
 
 class Classifier(nn.Module):
-    """A model whose head is the last of several layers under one name, as VGG's is."""
+    """A model whose head is the last of several layers under one name, as in VGG."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
 
 class TwoNames(nn.Module):
-    """A model that knows its head under two names, and uses one of them."""
+    """A model that registers its head under two names and uses one of them."""
 
     def __init__(self, used: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class TwoNames(nn.Module):
 
 
 class TwoHeads(nn.Module):
-    """A model whose outputs are made by two layers side by side."""
+    """A model whose outputs come from two parallel layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Tied(nn.Module):
 
 
 def convolutional(**options: Any) -> nn.Sequential:
-    """Return a classifier of images whose head is a convolution."""
+    """Return an image classifier whose head is a convolution."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.ReLU(),
@@ -112,7 +112,7 @@ def trainable(model: nn.Module) -> set[str]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Return all that an error must leave alone, as tensors under names."""
+    """Return everything that an error must not change, as named tensors."""
     kept = {f"value of {name}": value.clone() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         kept[f"requires_grad of {name}"] = torch.tensor(parameter.requires_grad)
@@ -127,7 +127,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """Return the names of what is not bit for bit the same in two snapshots."""
+    """Return the names of the entries that differ between two snapshots."""
     same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
     return (before.keys() | after.keys()) - same
 
@@ -136,24 +136,24 @@ def changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 def test_model_is_changed_in_place_and_returned() -> None:
-    """The user's own object comes back."""
+    """The result is the object that was passed."""
     model = build_mlp(4, [5], 3)
     assert freeze_and_replace_head(model, num_classes=7) is model
 
 
 def test_num_classes_is_the_width_of_the_new_outputs() -> None:
-    """The model makes one output a class."""
+    """The model has one output for each class."""
     model = freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7)
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
 def test_num_classes_may_be_the_second_argument() -> None:
-    """The commonest call needs no keyword."""
+    """The most common call needs no keyword."""
     assert freeze_and_replace_head(build_mlp(4, [5], 3), 7)(torch.ones(2, 4)).shape == (2, 7)
 
 
 def test_new_head_of_the_same_width_is_a_new_layer() -> None:
-    """Three classes again are three other classes."""
+    """Three new classes are not the three old ones."""
     model = build_mlp(4, [5], 3)
     old = model.head
     freeze_and_replace_head(model, num_classes=3)
@@ -167,7 +167,7 @@ def test_only_the_new_head_is_trainable() -> None:
 
 
 def test_everything_but_the_head_keeps_its_values() -> None:
-    """Replacing the head moves no parameter and no buffer of the rest."""
+    """Replacing the head changes no parameter or buffer of the rest."""
     model = normalised()
     before = copy.deepcopy(model[:3].state_dict())
     freeze_and_replace_head(model, num_classes=7)
@@ -176,7 +176,7 @@ def test_everything_but_the_head_keeps_its_values() -> None:
 
 
 def test_new_head_is_drawn_from_the_global_generator() -> None:
-    """PyTorch's own initialisation decides, and the dry runs draw nothing before it."""
+    """PyTorch initialises the head, and the dry runs draw no random numbers before it."""
     state = torch.get_rng_state()
     model = freeze_and_replace_head(build_mlp(4, [5], 3, dropout=0.5, seed=0), num_classes=7)
     after = torch.get_rng_state()
@@ -189,28 +189,28 @@ def test_new_head_is_drawn_from_the_global_generator() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_new_head_has_the_dtype_of_the_old_one(dtype: torch.dtype) -> None:
-    """A model of another precision stays one."""
+    """A model of another precision keeps it."""
     model = freeze_and_replace_head(build_mlp(4, [5], 3).to(dtype), num_classes=7)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
 def test_new_head_is_on_the_device_of_the_old_one() -> None:
-    """A head is made where the model lives, and not on the CPU."""
+    """A head is created on the device of the model, not on the CPU."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)).to("meta")
     freeze_and_replace_head(model, num_classes=7, at="2")
     assert model.get_parameter("2.weight").device.type == "meta"
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_new_head_has_a_bias_where_the_old_one_has(bias: bool) -> None:
-    """A head without a bias stays one."""
+def test_new_head_has_a_bias_if_the_old_one_has(bias: bool) -> None:
+    """A head without a bias is replaced by one without a bias."""
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=bias))
     freeze_and_replace_head(model, num_classes=7)
     assert ("1.bias" in model.state_dict()) is bias
 
 
 def test_new_convolution_has_the_geometry_of_the_old_one() -> None:
-    """Kernel, stride, padding, dilation and the mode of padding are those of the old head."""
+    """Kernel, stride, padding, dilation and padding mode are those of the old head."""
     options: dict[str, Any] = {
         "kernel_size": (3, 1),
         "stride": (2, 1),
@@ -235,10 +235,10 @@ def test_new_convolution_has_the_geometry_of_the_old_one() -> None:
     [nn.Conv1d(6, 3, 2), nn.Conv3d(6, 3, 2)],
     ids=["Conv1d", "Conv3d"],
 )
-def test_new_convolution_is_of_the_dimension_of_the_old_one(
+def test_new_convolution_has_the_dimension_of_the_old_one(
     layer: nn.Conv1d | nn.Conv3d,
 ) -> None:
-    """Signals and volumes keep their kind of head."""
+    """1D and 3D convolutions are replaced by their own kind."""
     size = [4] * len(layer.kernel_size)
     model = nn.Sequential(type(layer)(2, 6, 1), layer)
     freeze_and_replace_head(model, num_classes=7, example_input=torch.ones(2, 2, *size))
@@ -246,14 +246,14 @@ def test_new_convolution_is_of_the_dimension_of_the_old_one(
     assert model(torch.ones(2, 2, *size)).shape[:2] == (2, 7)
 
 
-def test_new_convolution_makes_the_outputs() -> None:
-    """A classifier with a head of channels makes one output a class."""
+def test_new_convolution_computes_the_outputs() -> None:
+    """A classifier with a convolutional head has one output for each class."""
     model = freeze_and_replace_head(convolutional(kernel_size=1), num_classes=7)
     assert model(torch.ones(2, 3, 8, 8)).shape == (2, 7)
 
 
 def test_head_in_logits_is_replaced() -> None:
-    """A model that wraps its outputs goes on to do so."""
+    """A model that wraps its outputs still does."""
 
     class Output:
         def __init__(self, logits: Tensor) -> None:
@@ -273,17 +273,17 @@ def test_head_in_logits_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("used", ["classifier", "output"])
-def test_head_of_two_names_is_replaced_under_both(used: str) -> None:
-    """The new head makes the outputs, whichever of its names the model calls."""
+def test_head_with_two_names_is_replaced_under_both(used: str) -> None:
+    """The new head computes the outputs, whichever name the model uses."""
     model = freeze_and_replace_head(TwoNames(used), num_classes=7)
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
-# A head of the user's own
+# Custom heads
 
 
-def test_module_becomes_the_head_as_it_is() -> None:
-    """The very module that was passed makes the outputs, its weights unchanged."""
+def test_module_becomes_the_head() -> None:
+    """The module that was passed is the head, with unchanged weights."""
     head = nn.Sequential(nn.Dropout(0.2), nn.Linear(5, 7))
     before = copy.deepcopy(head.state_dict())
     model = build_mlp(4, [5], 3)
@@ -292,8 +292,8 @@ def test_module_becomes_the_head_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
-def test_function_gets_the_width_of_the_heads_input() -> None:
-    """A function from a width to a module makes the head."""
+def test_function_receives_the_width_of_the_heads_input() -> None:
+    """A function from a width to a module creates the head."""
     widths: list[int] = []
 
     def make(width: int) -> nn.Module:
@@ -305,42 +305,42 @@ def test_function_gets_the_width_of_the_heads_input() -> None:
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
-def test_head_of_a_function_gets_the_models_dtype() -> None:
-    """What a function makes in the default dtype is cast to that of the model."""
+def test_head_from_a_function_has_the_dtype_of_the_model() -> None:
+    """A module in the default dtype is cast to that of the model."""
     model = build_mlp(4, [5], 3).double()
     freeze_and_replace_head(model, head=lambda width: nn.Linear(width, 1))
     assert model.get_parameter("head.weight").dtype == torch.float64
 
 
-def test_function_may_make_a_single_output() -> None:
-    """A regression on top of a classifier is one output, which `num_classes` does not give."""
+def test_function_may_create_a_single_output() -> None:
+    """A classifier becomes a regression model."""
     model = freeze_and_replace_head(build_mlp(4, [5], 3), head=lambda width: nn.Linear(width, 1))
     assert model(torch.ones(2, 4)).shape == (2, 1)
 
 
 def test_head_that_was_passed_frozen_is_trainable() -> None:
-    """A head without a gradient could not be trained."""
+    """The parameters of the new head require gradients."""
     head = nn.Linear(5, 7).requires_grad_(False)
     model = freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert trainable(model) == {"head.weight", "head.bias"}
 
 
-def test_trying_the_new_head_moves_no_buffer_of_it() -> None:
-    """The check that the model runs with a BatchNorm in its new head updates no statistics."""
+def test_dry_run_does_not_change_buffers_of_the_new_head() -> None:
+    """A BatchNorm in the new head keeps its statistics."""
     head = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 7))
     freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert head.get_buffer("0.num_batches_tracked").item() == 0
 
 
-def test_trying_the_new_head_leaves_its_mode() -> None:
-    """The new head is in train mode afterwards, its dropout included."""
+def test_dry_run_does_not_change_the_mode_of_the_new_head() -> None:
+    """The new head is in train mode, including its dropout."""
     head = nn.Sequential(nn.Dropout(0.2), nn.Linear(5, 7))
     freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert all(module.training for module in head.modules())
 
 
-def test_trying_the_new_head_leaves_the_random_state() -> None:
-    """A head that draws in its forward draws afterwards what it would have drawn before."""
+def test_dry_run_of_the_new_head_does_not_change_the_random_state() -> None:
+    """A head that draws random numbers in its forward draws the same ones afterwards."""
 
     class Drawing(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -353,12 +353,12 @@ def test_trying_the_new_head_leaves_the_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# A head that is named
+# `at`
 
 
 @pytest.mark.parametrize("at", ["classifier.6", "classifier"])
-def test_head_may_be_named_by_its_dotted_path(at: str) -> None:
-    """A nested layer is replaced, or the whole block, by a layer of the block's own input."""
+def test_head_may_be_given_by_its_dotted_name(at: str) -> None:
+    """A nested layer or a block is replaced by a layer with the same input width."""
     model = freeze_and_replace_head(Classifier(), num_classes=7, at=at)
     new = model.get_submodule(at)
     assert isinstance(new, nn.Linear)
@@ -367,21 +367,21 @@ def test_head_may_be_named_by_its_dotted_path(at: str) -> None:
 
 
 def test_named_head_needs_no_example() -> None:
-    """A model that no input is guessed for is changed where it was told to be."""
+    """The model does not have to run."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
     freeze_and_replace_head(model, num_classes=7, at="2")
     assert model(torch.zeros(2, 2, dtype=torch.int64)).shape == (2, 7)
 
 
-def test_naming_one_of_two_heads_freezes_the_other() -> None:
-    """What was ambiguous is decided by the name."""
+def test_replacing_one_of_two_heads_freezes_the_other() -> None:
+    """The name resolves the ambiguity."""
     model = freeze_and_replace_head(TwoHeads(), num_classes=7, at="fine")
     assert model(torch.ones(2, 4)).shape == (2, 2 + 7)
     assert trainable(model) == {"fine.weight", "fine.bias"}
 
 
 def test_tied_head_is_replaced_by_an_untied_one() -> None:
-    """The embedding keeps its weight and is frozen; the new head has one of its own."""
+    """The embedding keeps its weight and is frozen; the new head has another."""
     model = Tied()
     before = model.embedding.weight.detach().clone()
     freeze_and_replace_head(
@@ -391,8 +391,8 @@ def test_tied_head_is_replaced_by_an_untied_one() -> None:
     assert torch.equal(model.embedding.weight, before)
 
 
-def test_place_without_a_layer_takes_a_module() -> None:
-    """A headless model, with an Identity where its head was, is given one."""
+def test_place_without_a_layer_accepts_a_module() -> None:
+    """A headless model gets a head in place of its Identity."""
     model = nn.Sequential(nn.Linear(4, 6), nn.Identity())
     freeze_and_replace_head(model, head=nn.Linear(6, 7), at="1")
     assert model(torch.ones(2, 4)).shape == (2, 7)
@@ -402,7 +402,7 @@ def test_place_without_a_layer_takes_a_module() -> None:
 # The model itself is the head
 
 
-def test_model_that_is_its_own_head_comes_back_as_a_new_object() -> None:
+def test_result_is_a_new_object_if_the_model_is_its_own_head() -> None:
     """A single layer cannot be replaced inside itself."""
     model = nn.Linear(4, 3)
     new = freeze_and_replace_head(model, num_classes=7)
@@ -411,8 +411,8 @@ def test_model_that_is_its_own_head_comes_back_as_a_new_object() -> None:
     assert trainable(new) == {"weight", "bias"}
 
 
-def test_model_that_is_its_own_head_is_left_alone() -> None:
-    """The old layer is neither frozen nor moved."""
+def test_model_that_is_its_own_head_is_not_changed() -> None:
+    """The old layer is not frozen, and its values stay the same."""
     model = nn.Linear(4, 3)
     before = snapshot(model)
     freeze_and_replace_head(model, head=nn.Linear(4, 7))
@@ -421,7 +421,7 @@ def test_model_that_is_its_own_head_is_left_alone() -> None:
 
 
 def test_wrong_head_of_a_model_that_is_its_own_head_is_an_error() -> None:
-    """A layer of another width does not take what the model took."""
+    """A layer of another width does not accept the input."""
     with pytest.raises(HeadError):
         freeze_and_replace_head(nn.Linear(4, 3), head=nn.Linear(5, 7))
 
@@ -430,7 +430,7 @@ def test_wrong_head_of_a_model_that_is_its_own_head_is_an_error() -> None:
 
 
 def test_replacing_alone_freezes_nothing() -> None:
-    """Every parameter is as trainable as it was, and the modes are as they were."""
+    """`requires_grad` and modes stay the same."""
     model = normalised()
     model.get_parameter("0.bias").requires_grad_(False)
     assert replace_head(model, num_classes=7) is model
@@ -439,8 +439,8 @@ def test_replacing_alone_freezes_nothing() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_replacing_alone_makes_the_same_head() -> None:
-    """Both functions draw the new layer in the same way."""
+def test_replacing_alone_creates_the_same_head() -> None:
+    """Both functions initialise the new layer in the same way."""
     models = []
     for function in (replace_head, freeze_and_replace_head):
         torch.manual_seed(3)
@@ -449,7 +449,7 @@ def test_replacing_alone_makes_the_same_head() -> None:
     assert torch.equal(one, other)
 
 
-def test_replacing_alone_in_a_frozen_model_leaves_it_frozen() -> None:
+def test_replacing_alone_keeps_a_frozen_model_frozen() -> None:
     """The new head is trainable, and the rest is not."""
     model = freeze_and_replace_head(normalised(), num_classes=7)
     replace_head(model, num_classes=2)
@@ -465,7 +465,7 @@ def test_replacing_alone_in_a_frozen_model_leaves_it_frozen() -> None:
 @pytest.mark.parametrize("wrapper", ["compile", "DataParallel"])
 @pytest.mark.parametrize("at", [None, "head", "prefixed"])
 def test_head_of_a_wrapped_model_is_replaced(wrapper: str, at: str | None) -> None:
-    """The wrapper comes back, around the model with its new head; names may have its prefix."""
+    """The wrapper is returned, and `at` may contain its prefix."""
     model = build_mlp(4, [5], 3)
     wrapped: Any = (
         nn.DataParallel(model)
@@ -481,7 +481,7 @@ def test_head_of_a_wrapped_model_is_replaced(wrapper: str, at: str | None) -> No
 
 
 def test_head_in_a_compiled_part_is_replaced() -> None:
-    """A wrapper in the middle is no part of the name."""
+    """A wrapper inside the model is not part of the name."""
     part: Any = torch.compile(build_mlp(4, [5], 3), backend="eager")
     model = nn.Sequential(nn.Flatten(), part)
     freeze_and_replace_head(model, num_classes=7)
@@ -490,14 +490,14 @@ def test_head_in_a_compiled_part_is_replaced() -> None:
 
 
 def test_wrapped_layer_that_is_its_own_head_is_an_error_that_names_both() -> None:
-    """The wrapper cannot take up another layer."""
+    """The wrapper cannot wrap another layer."""
     with pytest.raises(HeadError, match=r"Linear.*DataParallel"):
         replace_head(nn.DataParallel(nn.Linear(4, 3)), num_classes=7)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv1d(6, 5, 1)], ids=["Linear", "Conv1d"])
 def test_reparametrized_head_is_replaced_by_a_plain_layer(layer: nn.Module) -> None:
-    """A weight_norm belongs to the weight that goes."""
+    """The new layer has no weight_norm."""
     first = type(layer)(4, 6, *([1] if isinstance(layer, nn.Conv1d) else []))
     model = nn.Sequential(first, parametrizations.weight_norm(layer))
     example = torch.ones(2, 4, 3) if isinstance(layer, nn.Conv1d) else torch.ones(2, 4)
@@ -506,16 +506,16 @@ def test_reparametrized_head_is_replaced_by_a_plain_layer(layer: nn.Module) -> N
     assert model(example).shape[1] == 7
 
 
-# What repeats the number of classes
+# Copies of the number of classes
 
 
 class Counting(nn.Module):
-    """A model that repeats its number of classes, and uses it in its forward."""
+    """A model that stores its number of classes and uses it in its forward."""
 
     def __init__(self, auxiliary: int = 3) -> None:
         super().__init__()
         self.num_classes = 3
-        self.num_labels = 5  # Another number that means something else.
+        self.num_labels = 5  # Another number, with another meaning.
         self.config = SimpleNamespace(num_labels=3, num_classes=9)
         self.aux_logits = True
         self.body = nn.Linear(4, 6)
@@ -534,8 +534,8 @@ class Counting(nn.Module):
     ids=["num_classes", "function"],
 )
 @pytest.mark.filterwarnings("ignore:The auxiliary")
-def test_attributes_that_repeat_the_number_of_classes_are_updated(request_: dict[str, Any]) -> None:
-    """Those of the old number hold the new one, and those of another stay."""
+def test_attributes_that_store_the_number_of_classes_are_updated(request_: dict[str, Any]) -> None:
+    """Attributes with the old number are updated; others stay the same."""
     model = Counting()
     replace_head(model, **request_)
     assert (model.num_classes, model.config.num_labels) == (7, 7)
@@ -543,8 +543,8 @@ def test_attributes_that_repeat_the_number_of_classes_are_updated(request_: dict
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
-def test_width_of_a_head_without_layers_is_seen_in_the_outputs() -> None:
-    """A head of the user's own with a bare weight counts its classes by what it makes."""
+def test_width_of_a_head_without_layers_is_read_from_the_outputs() -> None:
+    """The number of classes of a custom head with a bare weight is that of its outputs."""
 
     class Cosine(nn.Module):
         def __init__(self) -> None:
@@ -563,7 +563,7 @@ def test_width_of_a_head_without_layers_is_seen_in_the_outputs() -> None:
 
 
 def test_auxiliary_heads_are_removed_with_a_warning_that_names_them() -> None:
-    """In training they would make outputs of the old classes."""
+    """In train mode they would return outputs for the old classes."""
     model = Counting()
     with pytest.warns(UserWarning, match=r"`AuxHead`"):
         replace_head(model, num_classes=7)
@@ -571,8 +571,8 @@ def test_auxiliary_heads_are_removed_with_a_warning_that_names_them() -> None:
     assert model.aux_logits is False
 
 
-def test_part_of_another_width_is_no_auxiliary_head() -> None:
-    """What makes another number of features has another purpose, and stays without a warning."""
+def test_part_of_another_width_is_not_an_auxiliary_head() -> None:
+    """A part with another number of features stays, without a warning."""
     model = Counting(auxiliary=2)
     replace_head(model, num_classes=7)
     assert isinstance(model.AuxHead, nn.Linear)
@@ -580,8 +580,8 @@ def test_part_of_another_width_is_no_auxiliary_head() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The auxiliary")
-def test_all_is_put_back_when_the_new_head_does_not_fit() -> None:
-    """Attributes and auxiliary heads are as before, and so is the head."""
+def test_model_is_restored_if_the_new_head_does_not_fit() -> None:
+    """The head, attributes and auxiliary heads are the same as before."""
     model = Counting()
     parts = dict(model.named_modules())
     with pytest.raises(HeadError):
@@ -591,8 +591,8 @@ def test_all_is_put_back_when_the_new_head_does_not_fit() -> None:
     assert (model.num_classes, model.config.num_labels, model.aux_logits) == (3, 3, True)
 
 
-def test_all_is_put_back_where_a_warning_is_an_error() -> None:
-    """A user who lets no warning pass has the model as it was."""
+def test_model_is_restored_if_the_warning_is_an_error() -> None:
+    """A warning that is raised leaves the model unchanged."""
     model = Counting()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -603,8 +603,8 @@ def test_all_is_put_back_where_a_warning_is_an_error() -> None:
     assert model(torch.ones(2, 4)).shape == (2, 3)
 
 
-def test_number_of_classes_that_the_model_keeps_elsewhere_is_an_error() -> None:
-    """Outputs that do not have the new width are told, with both shapes."""
+def test_number_of_classes_stored_elsewhere_is_an_error() -> None:
+    """If the outputs do not have the new width, the error contains the shape."""
 
     class Cutting(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -617,11 +617,11 @@ def test_number_of_classes_that_the_model_keeps_elsewhere_is_an_error() -> None:
     assert model(torch.ones(2, 4)).shape == (2, 3)
 
 
-# Without data
+# Meta tensors
 
 
 def test_new_head_of_a_meta_model_is_on_meta() -> None:
-    """A model that has no memory yet is changed all the same."""
+    """The head of a model on the meta device can be replaced."""
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(300_000, 300_000), nn.Linear(300_000, 3))
     freeze_and_replace_head(model, num_classes=7)
@@ -629,8 +629,8 @@ def test_new_head_of_a_meta_model_is_on_meta() -> None:
     assert trainable(model) == {"1.weight", "1.bias"}
 
 
-def test_rest_of_the_model_computes_nothing() -> None:
-    """The backbone sees meta tensors alone, also while a head of the user's own is tried."""
+def test_rest_of_the_model_is_run_on_meta_tensors() -> None:
+    """The backbone receives only meta tensors, even with a custom head."""
     devices: list[str] = []
 
     class Body(nn.Linear):
@@ -642,14 +642,14 @@ def test_rest_of_the_model_computes_nothing() -> None:
     assert set(devices) == {"meta"}
 
 
-def test_model_that_looks_at_values_is_tried_on_real_ones() -> None:
-    """A head of the user's own that looks at values is no reason to refuse it."""
+def test_head_that_reads_values_is_tried_on_real_tensors() -> None:
+    """A custom head may read the values of its input."""
 
-    class Looking(nn.Linear):
+    class ValueDependent(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
             return super().forward(input) * (2.0 if input.sum().item() > 0 else 1.0)
 
-    model = replace_head(build_mlp(4, [5], 3), head=Looking(5, 7))
+    model = replace_head(build_mlp(4, [5], 3), head=ValueDependent(5, 7))
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
@@ -658,8 +658,8 @@ def test_model_that_looks_at_values_is_tried_on_real_ones() -> None:
     [(torch.ones(2, 4), torch.ones(2, 4)), {"right": torch.ones(2, 4), "left": torch.ones(2, 4)}],
     ids=["tuple", "mapping"],
 )
-def test_example_may_hold_several_inputs(example: Any) -> None:
-    """They go by position or by name to the model."""
+def test_example_may_contain_several_inputs(example: Any) -> None:
+    """They are passed by position or by name."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -675,11 +675,11 @@ def test_example_may_hold_several_inputs(example: Any) -> None:
     assert model(torch.ones(2, 4), torch.ones(2, 4)).shape == (2, 7)
 
 
-# Twice
+# Repeated calls
 
 
 def test_second_call_replaces_the_head_again() -> None:
-    """The head of the first call makes way for that of the second."""
+    """The head of the first call is replaced by that of the second."""
     model = build_mlp(4, [5], 3)
     freeze_and_replace_head(model, num_classes=7)
     first = model.head
@@ -689,8 +689,8 @@ def test_second_call_replaces_the_head_again() -> None:
     assert trainable(model) == {"head.weight", "head.bias"}
 
 
-def test_second_call_leaves_the_frozen_part_frozen_once() -> None:
-    """The frozen modules get no second hook."""
+def test_second_call_adds_no_second_hook() -> None:
+    """The frozen modules keep their number of hooks."""
     model = freeze_and_replace_head(normalised(), num_classes=7)
     before = {name: len(part._forward_pre_hooks) for name, part in model.named_modules()}
     freeze_and_replace_head(model, num_classes=2)
@@ -700,14 +700,14 @@ def test_second_call_leaves_the_frozen_part_frozen_once() -> None:
 # Errors
 
 
-def test_neither_head_nor_classes_is_an_error_that_names_both() -> None:
-    """Nothing was asked for."""
+def test_neither_head_nor_num_classes_is_an_error() -> None:
+    """The error names both arguments."""
     with pytest.raises(InvalidArgumentError, match=r"`num_classes`.*`head`"):
         freeze_and_replace_head(build_mlp(4, [5], 3))
 
 
-def test_both_head_and_classes_are_an_error_that_names_both() -> None:
-    """Two things were asked for at once."""
+def test_both_head_and_num_classes_are_an_error() -> None:
+    """The error names both arguments."""
     with pytest.raises(InvalidArgumentError, match=r"`num_classes`.*`head`"):
         freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7, head=nn.Linear(5, 7))
 
@@ -722,8 +722,8 @@ def test_fewer_than_two_classes_are_an_error_that_names_them(classes: int) -> No
 
 
 @pytest.mark.parametrize("classes", [2.5, "10", [10]], ids=repr)
-def test_classes_that_are_no_whole_number_are_an_error_that_names_them(classes: Any) -> None:
-    """The argument and what it was are told."""
+def test_num_classes_that_is_not_an_integer_is_an_error(classes: Any) -> None:
+    """The error names the argument and its value."""
     with pytest.raises((InvalidTypeError, InvalidArgumentError)) as caught:
         freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=classes)
     assert "`num_classes`" in str(caught.value)
@@ -731,16 +731,16 @@ def test_classes_that_are_no_whole_number_are_an_error_that_names_them(classes: 
 
 
 @pytest.mark.parametrize("head", [10, "linear", [nn.Identity()]], ids=["10", "text", "list"])
-def test_head_of_another_kind_is_an_error_that_names_it(head: Any) -> None:
-    """A head is a module, or a function that makes one."""
+def test_head_of_another_type_is_an_error(head: Any) -> None:
+    """The error names the argument and its type."""
     with pytest.raises(InvalidTypeError) as caught:
         freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert "`head`" in str(caught.value)
     assert type(head).__name__ in str(caught.value)
 
 
-def test_function_that_makes_no_module_is_an_error_that_names_what_it_made() -> None:
-    """A forgotten `return` shows as None."""
+def test_function_that_does_not_return_a_module_is_an_error() -> None:
+    """The error names the type that it returned."""
 
     def forgetful(width: int) -> Any:
         nn.Linear(width, 7)
@@ -752,8 +752,8 @@ def test_function_that_makes_no_module_is_an_error_that_names_what_it_made() -> 
 
 
 @pytest.mark.parametrize("at", ["fc", "backbone.17", ""])
-def test_name_that_the_model_does_not_have_is_an_error_that_offers_others(at: str) -> None:
-    """The message names what was looked for and the layers that are there."""
+def test_unknown_name_is_an_error_that_lists_others(at: str) -> None:
+    """The error contains the name and the layers of the model."""
     with pytest.raises(HeadNotFoundError) as caught:
         freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7, at=at)
     assert f"`{at}`" in str(caught.value)
@@ -765,8 +765,8 @@ def test_name_that_the_model_does_not_have_is_an_error_that_offers_others(at: st
     [{"num_classes": 7}, {"head": lambda width: nn.Linear(width, 7)}],
     ids=["classes", "callable"],
 )
-def test_place_of_unknown_width_needs_a_module(request_: dict[str, Any]) -> None:
-    """Where there is no layer, the width of its input is unknown; place and kind are named."""
+def test_part_of_unknown_width_needs_a_module(request_: dict[str, Any]) -> None:
+    """The error contains the name and the class of the part."""
     with pytest.raises(HeadNotFoundError) as caught:
         freeze_and_replace_head(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), at="1", **request_)
     assert "`1`" in str(caught.value)
@@ -774,15 +774,15 @@ def test_place_of_unknown_width_needs_a_module(request_: dict[str, Any]) -> None
 
 
 def test_two_heads_are_an_error_that_lists_both() -> None:
-    """Which of them is meant has to be said with `at=`."""
+    """The error contains the names to choose from."""
     with pytest.raises(AmbiguousHeadError) as caught:
         freeze_and_replace_head(TwoHeads(), num_classes=7)
     assert "`coarse`" in str(caught.value)
     assert "`fine`" in str(caught.value)
 
 
-def test_head_that_does_not_fit_is_an_error_that_names_place_and_width() -> None:
-    """The message tells where the new head stands and what it is given."""
+def test_head_that_does_not_fit_is_an_error() -> None:
+    """The error contains the name of the head and the width of its input."""
     with pytest.raises(HeadError) as caught:
         freeze_and_replace_head(build_mlp(4, [5], 3), head=nn.Linear(6, 7))
     assert "`head`" in str(caught.value)
@@ -790,13 +790,13 @@ def test_head_that_does_not_fit_is_an_error_that_names_place_and_width() -> None
 
 
 def test_head_of_another_dtype_is_an_error() -> None:
-    """A module is used as it is, so its dtype has to be the model's."""
+    """A module is not cast, so it must have the dtype of the model."""
     with pytest.raises(HeadError):
         freeze_and_replace_head(build_mlp(4, [5], 3), head=nn.Linear(5, 7).double())
 
 
-def test_example_that_the_named_model_does_not_take_is_an_error() -> None:
-    """A wrong example is told from a wrong head."""
+def test_wrong_example_with_a_name_is_an_error() -> None:
+    """A wrong example is distinguished from a wrong head."""
     with pytest.raises(InvalidInputError, match="`example_input`"):
         freeze_and_replace_head(
             build_mlp(4, [5], 3), num_classes=7, at="head", example_input=torch.ones(2, 9)
@@ -805,7 +805,7 @@ def test_example_that_the_named_model_does_not_take_is_an_error() -> None:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_example_may_be_one_sample(batch: int) -> None:
-    """The dry runs are in eval mode throughout, so a BatchNorm takes a single sample."""
+    """The dry runs are in eval mode, in which BatchNorm accepts a single sample."""
     model = freeze_and_replace_head(
         Classifier(), num_classes=7, at="classifier", example_input=torch.ones(batch, 4)
     )
@@ -813,7 +813,7 @@ def test_example_may_be_one_sample(batch: int) -> None:
 
 
 def test_frozen_batchnorm_without_statistics_is_an_error_that_names_it() -> None:
-    """A layer that normalises by the batch at hand cannot be frozen."""
+    """A layer that always normalises by the batch statistics cannot be frozen."""
     model = nn.Sequential(
         nn.Linear(4, 6),
         nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
@@ -825,15 +825,15 @@ def test_frozen_batchnorm_without_statistics_is_an_error_that_names_it() -> None
     assert "BatchNorm1d" in str(caught.value)
 
 
-def test_batchnorm_without_statistics_is_fine_in_the_head() -> None:
-    """What is trained may normalise by the batch at hand."""
+def test_batchnorm_without_statistics_is_accepted_in_the_head() -> None:
+    """A trained layer may normalise by the batch statistics."""
     head = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 7))
     model = freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert model(torch.rand(2, 4)).shape == (2, 7)
 
 
-def test_head_that_shares_a_parameter_with_the_frozen_part_is_an_error_that_names_it() -> None:
-    """A tensor cannot be frozen by half."""
+def test_head_that_shares_a_parameter_with_the_frozen_part_is_an_error() -> None:
+    """The error names the parameter."""
     model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
     head = nn.Linear(5, 5)
     head.weight = nn.Parameter(torch.zeros(5, 5))
@@ -850,7 +850,7 @@ def without_statistics() -> nn.Module:
 
 
 def raising(width: int) -> nn.Module:
-    """Fail as a user's own function may."""
+    """Raise an arbitrary error, as a user's function may."""
     raise KeyError(width)
 
 
@@ -883,12 +883,12 @@ def raising(width: int) -> nn.Module:
         "no statistics",
     ],
 )
-def test_refused_model_is_left_as_it_was(
+def test_refused_model_is_not_changed(
     model: Callable[[], nn.Module], request_: dict[str, Any], error: type[Exception]
 ) -> None:
-    """It has its old head, nothing of it is frozen, and values, modes and gradients are as before.
+    """Its head, values, modes, gradients and `requires_grad` stay the same.
 
-    The random state is left out: a new layer may have been drawn before the refusal.
+    The random state may differ: a new layer may have been initialised before the error.
     """
     subject = model()
     subject(torch.rand(3, 4, generator=torch.Generator().manual_seed(0))).sum().backward()
@@ -904,21 +904,21 @@ def test_function_shows_its_public_path() -> None:
     assert replace_head.__module__ == "finetunelib.finetuning"
 
 
-def test_place_that_is_no_name_is_refused() -> None:
-    """`at` is a dotted name, and no module or number."""
+def test_at_that_is_not_a_string_is_refused() -> None:
+    """`at` is a dotted name, not a number."""
     at: Any = 5
     with pytest.raises(InvalidTypeError, match="`at`"):
         replace_head(build_mlp(4, [8], 3), 2, at=at)
 
 
 def test_head_that_is_a_class_is_refused() -> None:
-    """The error shows how to make one of it."""
+    """The error shows how to pass it as a function."""
     head: Any = nn.Linear
     with pytest.raises(InvalidTypeError, match=r"lambda features: Linear\(features"):
         replace_head(build_mlp(4, [8], 3), head=head)
 
 
-def test_head_that_holds_the_model_is_refused() -> None:
+def test_head_that_contains_the_model_is_refused() -> None:
     """A model cannot be a part of its own head."""
     model = build_mlp(4, [8], 3)
     with pytest.raises(HeadError, match="itself"):
