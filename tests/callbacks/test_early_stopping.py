@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from finetunelib import build_mlp
 from finetunelib.callbacks import EarlyStopping
-from finetunelib.errors import CallbackError, InvalidArgumentError
+from finetunelib.errors import CallbackError, InvalidArgumentError, InvalidTypeError
 from finetunelib.training import Callback, History, TrainContext
 from training.tiny import (
     Untouched,
@@ -226,6 +226,13 @@ def test_training_goes_on_from_the_restored_weights() -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("patience", [1.5, "2", True], ids=repr)
+def test_patience_that_is_not_whole_is_an_error_that_shows_it(patience: Any) -> None:
+    """Epochs are counted in whole numbers."""
+    with pytest.raises(InvalidTypeError, match=f"`patience`.*{patience!r}"):
+        EarlyStopping(patience=patience)
 
 
 @pytest.mark.parametrize("patience", [0, -1])

@@ -14,7 +14,12 @@ from torch import nn
 
 from finetunelib import Trainer
 from finetunelib.callbacks import EMA, ModelCheckpoint
-from finetunelib.errors import CheckpointError, InvalidArgumentError, PathNotWritableError
+from finetunelib.errors import (
+    CheckpointError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PathNotWritableError,
+)
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._checkpointing.folder import open_checkpoint
 
@@ -259,10 +264,10 @@ def test_two_of_them_in_two_folders_do_not_disturb_each_other(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 1}, "`keep` must be at least 2, but is 1"),
-        ({"keep": 0}, "`keep` must be at least 2, but is 0"),
-        ({"every_n_steps": 0}, "`every_n_steps` must be at least 1, but is 0"),
-        ({"every_n_epochs": -1}, "`every_n_epochs` must be at least 1, but is -1"),
+        ({"keep": 1}, "`keep` must be at least 2, .*1"),
+        ({"keep": 0}, "`keep` must be at least 2, .*0"),
+        ({"every_n_steps": 0}, "`every_n_steps` must be at least 1, .*0"),
+        ({"every_n_epochs": -1}, "`every_n_epochs` must be at least 1, .*-1"),
         ({"monitor": "val_loss", "every_n_steps": 1}, "`monitor` is 'val_loss'"),
     ],
 )
@@ -273,6 +278,14 @@ def test_arguments_that_make_no_sense_are_named(
     with pytest.raises(InvalidArgumentError, match=message):
         ModelCheckpoint(tmp_path / "run", **options)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["every_n_steps", "every_n_epochs", "keep"])
+@pytest.mark.parametrize("value", [2.5, "3", True], ids=repr)
+def test_numbers_that_are_not_whole_are_an_error(tmp_path: Path, name: str, value: Any) -> None:
+    """The error names the argument and its value."""
+    with pytest.raises(InvalidTypeError, match=f"`{name}`.*{value!r}"):
+        ModelCheckpoint(tmp_path, **{name: value})
 
 
 def test_a_monitor_that_is_not_measured_is_an_error_before_the_first_step(tmp_path: Path) -> None:

@@ -497,6 +497,17 @@ def test_random_states_are_put_back(fails: bool) -> None:
     assert draw_everywhere() == expected
 
 
+# The dataset
+
+
+def test_repr_is_one_line_with_the_shape_of_a_sample() -> None:
+    """The data itself is not printed."""
+    dataset = TensorDataset(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
+    assert repr(in_memory(dataset, progress=False)) == (
+        "InMemoryDataset(4 samples of torch.uint8[1, 2, 2], torch.int64[])"
+    )
+
+
 # MNIST
 
 

@@ -254,6 +254,20 @@ def test_lengths_that_differ_are_an_error_that_names_them() -> None:
     assert "(4,)" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "seed"])
+@pytest.mark.parametrize("value", ["a", 2.0, None, True], ids=repr)
+def test_number_that_is_not_whole_is_an_error_that_shows_it(name: str, value: Any) -> None:
+    """The error names the argument and its value."""
+    with pytest.raises(InvalidTypeError, match=f"`{name}`.*{value!r}"):
+        TensorBatches(torch.zeros(3), **{name: value})
+
+
+def test_repr_is_one_line_with_the_shapes() -> None:
+    """The data itself is not printed."""
+    batches = TensorBatches(torch.zeros(5, 2), torch.zeros(5), batch_size=3, seed=7)
+    assert repr(batches) == "TensorBatches((5, 2), (5,), batch_size=3, seed=7)"
+
+
 def test_no_tensor_is_an_error() -> None:
     """Nothing is no data."""
     with pytest.raises(EmptyDataError):

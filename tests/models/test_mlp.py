@@ -252,6 +252,15 @@ def test_dropout_outside_its_range_is_an_error_that_names_it(dropout: float) -> 
     assert str(dropout) in str(caught.value)
 
 
+@pytest.mark.parametrize("dropout", ["a", None, [0.1]], ids=repr)
+def test_dropout_that_is_not_a_number_is_an_error_that_shows_it(dropout: Any) -> None:
+    """Text and lists are refused with the argument's name and its value."""
+    with pytest.raises(InvalidTypeError) as caught:
+        build_mlp(4, [5], 3, dropout=dropout)
+    assert "`dropout`" in str(caught.value)
+    assert repr(dropout) in str(caught.value)
+
+
 def test_refused_request_leaves_the_global_generator_alone() -> None:
     """An error at the door comes before anything is drawn."""
     before = torch.get_rng_state()

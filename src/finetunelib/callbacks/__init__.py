@@ -1,4 +1,4 @@
-"""The callbacks that ship; users write their own against `finetunelib.training.Callback`."""
+"""Ready-made callbacks. Derive your own from `finetunelib.training.Callback`."""
 
 from finetunelib.callbacks._early_stopping import EarlyStopping
 from finetunelib.callbacks._ema import EMA

@@ -1,4 +1,4 @@
-"""Stopping when a measurement no longer improves."""
+"""Early stopping."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetunelib._arguments import check_at_least
 from finetunelib._public import public
 from finetunelib.callbacks._improvement import Improvement, Mode
-from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 
 
 @public("finetunelib.callbacks")
 class EarlyStopping(Callback):
-    """Stops a training when a measurement has not improved for some epochs.
+    """Stops training when a monitored value has not improved for a number of epochs.
 
-    A value that is not finite never counts as an improvement.
+    Values that are not finite never count as an improvement.
 
     Args:
-        monitor: The column of the history to look at.
-        patience: The epochs without improvement after which to stop, at least 1.
-        min_delta: By how much a value has to be better to count, at least 0.
-        mode: Whether `"min"` or `"max"` is better; `None` takes less for names that end in
-            `loss`, and more for others.
-        restore_best: Whether the model gets the weights of its best epoch back at the end of
-            `fit`. They are kept in memory, on the model's device.
+        monitor: The column of the history to monitor.
+        patience: The number of epochs without improvement after which to stop, at least 1.
+        min_delta: The smallest change that counts as an improvement, at least 0.
+        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means
+            `"min"` for names that end in `loss`, and `"max"` for all others.
+        restore_best: Whether to restore the weights of the best epoch at the end of `fit`. They
+            are kept in memory, on the model's device.
 
     Attributes:
-        best_epoch: The number of the best epoch, 0 before the first.
+        best_epoch: The number of the best epoch, 0 before the first one.
 
     Raises:
-        InvalidArgumentError: `patience` is below 1, `min_delta` negative, or `mode` unknown.
+        InvalidArgumentError: If `patience` is below 1, `min_delta` is negative or `mode` is
+            unknown.
+        InvalidTypeError: If `patience` is not a whole number.
 
     Example:
         >>> import torch
@@ -56,8 +58,7 @@ class EarlyStopping(Callback):
         mode: Mode | None = None,
         restore_best: bool = False,
     ) -> None:
-        if patience < 1:
-            raise InvalidArgumentError(f"`patience` must be at least 1, but is {patience}.")
+        check_at_least(1, patience=patience)
         self._improvement = Improvement(monitor, mode, min_delta)
         self._patience = patience
         self._restore_best = restore_best
@@ -69,24 +70,28 @@ class EarlyStopping(Callback):
 
     @property
     def best(self) -> float:
-        """The best value so far, nan before the first finite one."""
+        """The best value so far, or nan before the first finite one."""
         return self._improvement.best
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Check that the measurement will be made, and begin to wait anew."""
+        """Check that `monitor` is measured, and start waiting unless the run is resumed."""
         self._improvement.check_measured(context.measures)
         self._running = True
-        model, self._model = self._model, context.model
         if context.resumed:
             self._stop_if_due(context)
-            return
+        else:
+            self._reset(context.model)
+        self._model = context.model
+
+    def _reset(self, model: nn.Module) -> None:
+        """Start waiting again. The best value is kept if the model is the same as before."""
         self._waited = 0
-        if model is not context.model:
+        if model is not self._model:
             self._improvement.best = math.nan
             self._best_weights = {}
 
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Compare the epoch with the best one."""
+        """Compare the epoch with the best one, and stop if it is time."""
         monitor = self._improvement.monitor
         if self._improvement.update(context.history.rows[-1][monitor]):
             self._waited = 0
@@ -109,7 +114,7 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and weights, and how long the training has waited."""
+        """Return the best value and weights, and the number of epochs without improvement."""
         return {
             "improvement": self._improvement.state_dict(),
             "best_epoch": self.best_epoch,
@@ -118,14 +123,14 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._improvement.load_state_dict(state["improvement"])
         self.best_epoch = state["best_epoch"]
         self._best_weights = state["best_weights"]
         self._waited = state["waited"]
 
     def on_fit_end(self, context: TrainContext) -> None:
-        """Give the model its best weights back."""
+        """Restore the best weights, if `restore_best` is set."""
         running, self._running = self._running, False
         if running and self._best_weights:
             state = context.model.state_dict()

@@ -16,27 +16,27 @@ from finetunelib.training import Callback, TrainContext
 
 @public("finetunelib.callbacks")
 class EMA(Callback):
-    """Keeps a moving average of the weights, which often generalises better than the last ones.
+    """Keeps an exponential moving average of the weights, which often generalizes better.
 
     After each update, `average = decay * average + (1 - decay) * weight`, for parameters and for
-    floating-point buffers (BatchNorm's statistics); other buffers are taken as they are. In
-    validation the model has the averages, and gets its own weights back afterwards, so that
-    training never sees them. Frozen tensors keep their bits.
+    floating-point buffers such as BatchNorm's statistics. Other buffers are copied. During
+    validation the model has the averages; its own weights are restored afterwards, and training
+    never uses the averages. Frozen tensors stay bitwise unchanged.
 
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992;
     with a constant decay as in Tarvainen and Valpola, "Mean teachers", 2017. The average starts
-    at the weights at hand, without correction of the start.
+    at the current weights, without bias correction.
 
     Args:
-        decay: The share of the average that stays at an update, in [0, 1). An average over the
-            last n updates has a decay of about 1 - 1/n.
+        decay: The weight of the previous average in an update, in [0, 1). About 1 - 1/n averages
+            over the last n updates.
 
     Raises:
-        InvalidArgumentError: `decay` is outside [0, 1).
+        InvalidArgumentError: If `decay` is outside [0, 1).
 
     Example:
-        Outside of a Trainer, call `update` after each step; `applied` lends the averages to the
-        model, to measure, save or export it:
+        Without a Trainer, call `update` after each step. Inside `applied` the model has the
+        averages, to evaluate, save or export it:
 
         >>> import torch
         >>> from finetunelib import build_mlp
@@ -57,18 +57,18 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
-            raise InvalidArgumentError(f"`decay` must be in [0, 1), but is {decay}.")
+            raise InvalidArgumentError(f"`decay` must be in [0, 1), got {decay}.")
         self.decay: float = decay
         self._averages: dict[str, Tensor] = {}
         self._model: nn.Module | None = None
-        self._lent = contextlib.ExitStack()
+        self._loaded = contextlib.ExitStack()
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the model's weights at hand into the average; the first time, begin with them.
+        """Update the averages with the model's weights. The first call copies them.
 
         Args:
-            model: The same model each time.
+            model: The model, the same in each call.
         """
         weights = _tensors(model)
         if not self._averages:
@@ -78,20 +78,20 @@ class EMA(Callback):
             average = self._averages[name]
             if tensor.is_floating_point():
                 moved = average.lerp(tensor, 1.0 - self.decay)
-                # What did not move keeps its bits, also the infinities of a mask.
+                # Unchanged values stay bitwise the same, also the infinities of a mask.
                 average.copy_(torch.where(average == tensor, average, moved))
             else:
                 average.copy_(tensor)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Give the model the averages for a block, and its own weights back at its end.
+        """Load the averages into the model, and restore its weights at the end of the block.
 
         Args:
             model: The model that was averaged.
 
         Raises:
-            InvalidArgumentError: There is no average yet.
+            InvalidArgumentError: If there is no average yet.
         """
         if not self._averages:
             raise InvalidArgumentError(
@@ -106,7 +106,7 @@ class EMA(Callback):
             _copy(own, weights)
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Begin with the weights at hand, or go on with the average of an earlier `fit`."""
+        """Start from the current weights, or continue the average of an earlier `fit`."""
         if context.resumed:
             weights = _tensors(context.model)
             self._averages = {n: a.to(weights[n].device) for n, a in self._averages.items()}
@@ -121,20 +121,20 @@ class EMA(Callback):
         return {"averages": self._averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the averages that `state_dict` returned."""
         self._averages = state["averages"]
 
     def on_step_end(self, context: TrainContext) -> None:
-        """Take the new weights into the average."""
+        """Update the averages."""
         self.update(context.model)
 
     def on_validation_start(self, context: TrainContext) -> None:
-        """Lend the averages to the model."""
-        self._lent.enter_context(self.applied(context.model))
+        """Load the averages into the model."""
+        self._loaded.enter_context(self.applied(context.model))
 
     def on_validation_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
-        """Give the model its own weights back."""
-        self._lent.close()
+        """Restore the model's weights."""
+        self._loaded.close()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

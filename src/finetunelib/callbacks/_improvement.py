@@ -1,4 +1,4 @@
-"""The one place that decides whether a measurement has improved."""
+"""Whether a monitored value has improved."""
 
 from __future__ import annotations
 
@@ -12,64 +12,65 @@ Mode: TypeAlias = Literal["min", "max"]
 
 
 class Improvement:
-    """The best value of a measurement so far.
+    """The best value so far of a column of the history.
 
-    A value that is not finite is never an improvement.
+    Values that are not finite never count as an improvement.
 
     Args:
-        monitor: The name of the measurement.
-        mode: Whether less or more is better; `None` takes less for names that end in `loss`.
-        min_delta: By how much a value has to be better to count, at least 0.
+        monitor: The name of the column.
+        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means
+            `"min"` for names that end in `loss`, and `"max"` for all others.
+        min_delta: The smallest change that counts as an improvement, at least 0.
 
     Raises:
-        InvalidArgumentError: `mode` is unknown, or `min_delta` negative.
+        InvalidArgumentError: If `mode` is unknown or `min_delta` is negative.
     """
 
     def __init__(self, monitor: str, mode: Mode | None, min_delta: float = 0.0) -> None:
         if mode not in ("min", "max", None):
-            raise InvalidArgumentError(f'`mode` must be "min" or "max", but is {mode!r}.')
+            raise InvalidArgumentError(f'`mode` must be "min" or "max", got {mode!r}.')
         if not min_delta >= 0.0:
-            raise InvalidArgumentError(f"`min_delta` must be at least 0, but is {min_delta}.")
+            raise InvalidArgumentError(f"`min_delta` must be at least 0, got {min_delta}.")
         self.monitor = monitor
         self.best: float = math.nan
-        self._smaller = monitor.endswith("loss") if mode is None else mode == "min"
+        self._lower_is_better = monitor.endswith("loss") if mode is None else mode == "min"
         self._min_delta = min_delta
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, and what it is a value of."""
+        """Return the best value and the name of its column."""
         return {"monitor": self.monitor, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the best value that `state_dict` returned.
+        """Restore the best value that `state_dict` returned.
 
         Raises:
-            CheckpointError: It is a value of something else.
+            CheckpointError: If it is a value of another column.
         """
         if state["monitor"] != self.monitor:
             raise CheckpointError(
-                f"The checkpoint knows the best {state['monitor']}, but `monitor` is "
-                f"{self.monitor!r}, whose values cannot be compared with it. Pass the same."
+                f"The checkpoint contains the best value of {state['monitor']!r}, but `monitor` "
+                f"is {self.monitor!r}. Pass monitor={state['monitor']!r} to resume from it."
             )
         self.best = state["best"]
 
     def check_measured(self, measures: Sequence[str]) -> None:
-        """Raise when a training does not measure this.
+        """Check that the training run measures `monitor`.
 
         Raises:
-            InvalidArgumentError: It does not; the message lists what it measures.
+            InvalidArgumentError: If it does not. The message lists what it measures.
         """
         if self.monitor not in measures:
             hint = " Pass validation data to `fit`." if self.monitor.startswith("val_") else ""
             raise InvalidArgumentError(
-                f"`monitor` is {self.monitor!r}, but this training measures "
+                f"`monitor` is {self.monitor!r}, but this run only measures "
                 f"{', '.join(measures)}.{hint}"
             )
 
     def update(self, value: float) -> bool:
-        """Take in a new value, and return whether it is the best so far."""
+        """Return whether a new value is the best so far, and remember it if it is."""
         if not math.isfinite(value):
             return False
-        gain = self.best - value if self._smaller else value - self.best
+        gain = self.best - value if self._lower_is_better else value - self.best
         better = math.isnan(self.best) or gain > self._min_delta
         if better:
             self.best = value

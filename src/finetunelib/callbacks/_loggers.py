@@ -1,4 +1,4 @@
-"""Callbacks that write an epoch's measurements where other programs read them."""
+"""Callbacks that write the history for other programs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from finetunelib.training import Callback, TrainContext
 
 @public("finetunelib.callbacks")
 class CSVLogger(Callback):
-    """Keeps the history in a CSV file, written anew after each epoch, whole or not at all.
+    """Writes the history to a CSV file after each epoch.
+
+    The file is replaced atomically, so it is complete at any time.
 
     Args:
-        path: The file. A former one is replaced at the end of the first epoch.
+        path: The file. An existing one is replaced at the end of the first epoch.
 
     Raises:
-        PathNotWritableError: Nothing can be written there.
+        PathNotWritableError: If `path` is not writable.
 
     Example:
         >>> import os, tempfile, torch
@@ -40,21 +42,21 @@ class CSVLogger(Callback):
         self.path: Path = check_writable(path)
 
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Write the history with the new row."""
+        """Write the history, including the new row."""
         context.history.to_csv(self.path)
 
 
 @public("finetunelib.callbacks")
 class TensorBoardLogger(Callback):
-    """Writes every measurement of an epoch for TensorBoard, over the number of steps.
+    """Writes the history for TensorBoard after each epoch, over the number of steps.
 
-    Needs the extra `tensorboard`.
+    It needs the extra `tensorboard`.
 
     Args:
-        folder: Where the event files go; made where it is missing.
+        folder: The folder for event files. It is created if it does not exist.
 
     Raises:
-        MissingDependencyError: TensorBoard is not installed.
+        MissingDependencyError: If TensorBoard is not installed.
 
     Example:
         >>> from finetunelib.callbacks import TensorBoardLogger
@@ -65,7 +67,7 @@ class TensorBoardLogger(Callback):
     def __init__(self, folder: StrPath) -> None:
         require("tensorboard", extra="tensorboard")
         self.folder: Path = Path(folder)
-        self._writer: Any = None  # torch's SummaryWriter, which has no types
+        self._writer: Any = None  # a SummaryWriter of torch, which has no types
 
     def on_fit_start(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
         """Open an event file."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training while it runs, so that it can be stopped at any moment."""
+"""Regular checkpoints of a training run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._files import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
@@ -16,42 +17,43 @@ from finetunelib.training import Callback, TrainContext
 from finetunelib.training._callbacks.context import OnError
 from finetunelib.training._checkpointing.folder import checkpoints_in, remove_checkpoint, sweep
 
-#: What the folders are called that this callback writes, and may delete.
+#: The names of the folders that this callback writes and may delete.
 _NAME = re.compile(r"epoch-\d{4,}-step-\d{8,}")
 
 
 @public("finetunelib.callbacks")
 class ModelCheckpoint(Callback):
-    """Writes checkpoints into a folder, from which `fit(resume_from=folder)` goes on.
+    """Writes checkpoints into a folder, from which `fit(resume_from=folder)` resumes.
 
-    A checkpoint is written whole or not at all, and the older ones are deleted only when it is on
-    the disk. What else is in the folder is not touched. A training that is killed at any instant
-    finds at least one of them whole.
+    Checkpoints are written atomically, and older ones are deleted only after the new one is on
+    disk. However abruptly a run is killed, at least one complete checkpoint survives. Other files
+    in the folder are left alone.
 
     Args:
-        folder: The folder of this training's checkpoints; made where it is missing.
-        every_n_steps: Write one after every so many updates, at least 1.
-        every_n_epochs: Write one after every so many epochs, at least 1. Where neither is given,
-            after every epoch.
-        keep: How many of the newest ones to keep, at least 2: one of them has to be whole while
-            another is written.
-        monitor: A column of the history. The checkpoint of its best epoch is kept besides the
-            newest ones, as `best_path`; needs checkpoints at the ends of epochs.
-        on_error: Whether a disk that cannot take a checkpoint ends the training (`"raise"`) or is
-            told in a warning (`"warn"`). The checkpoints before are intact in both cases.
+        folder: The folder for the checkpoints of this run. It is created if it does not exist.
+        every_n_steps: Write a checkpoint every `every_n_steps` updates, at least 1.
+        every_n_epochs: Write a checkpoint every `every_n_epochs` epochs, at least 1. If neither
+            is given, one is written after each epoch.
+        keep: The number of newest checkpoints to keep, at least 2: one must stay complete while
+            the next one is written.
+        monitor: A column of the history. The checkpoint of its best epoch, `best_path`, is kept
+            in addition to the newest ones. It requires checkpoints at the ends of epochs.
+        on_error: What to do if a checkpoint cannot be written: stop training (`"raise"`), or warn
+            and continue (`"warn"`). Existing checkpoints stay intact in both cases.
 
     Attributes:
         folder: The folder.
-        best_path: The checkpoint of the best epoch so far, `None` before the first or without
-            `monitor`.
+        best_path: The checkpoint of the best epoch so far, or `None` without `monitor` or before
+            the first epoch.
 
     Raises:
-        InvalidArgumentError: A number is too small, `monitor` without checkpoints at epochs, or
-            `on_error` is unknown.
-        PathNotWritableError: Nothing can be written into the folder.
+        InvalidArgumentError: If a number is too small, `on_error` is unknown, or `monitor` is
+            given without checkpoints at the ends of epochs.
+        InvalidTypeError: If a number is not a whole number.
+        PathNotWritableError: If the folder is not writable.
 
     Example:
-        One line starts and restarts a training:
+        One line starts and restarts a training run:
 
         >>> import tempfile, torch
         >>> from finetunelib import Trainer, build_mlp
@@ -78,24 +80,23 @@ class ModelCheckpoint(Callback):
         on_error: OnError = "raise",
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None and value < 1:
-                raise InvalidArgumentError(f"`{name}` must be at least 1, but is {value}.")
+            if value is not None:
+                check_at_least(1, **{name: value})
+        check_whole(keep=keep)
         if keep < 2:
             raise InvalidArgumentError(
-                f"`keep` must be at least 2, but is {keep}: one checkpoint has to be whole while "
-                "another is written."
+                f"`keep` must be at least 2, got {keep}: one checkpoint must stay complete while "
+                "the next one is written."
             )
         if every_n_steps is None and every_n_epochs is None:
             every_n_epochs = 1
         if monitor is not None and every_n_epochs is None:
             raise InvalidArgumentError(
                 f"`monitor` is {monitor!r}, which is measured at the ends of epochs, but "
-                "checkpoints are written after steps alone. Pass `every_n_epochs=1` too."
+                "checkpoints are only written after steps. Also pass `every_n_epochs=1`."
             )
         if on_error not in ("raise", "warn"):
-            raise InvalidArgumentError(
-                f'`on_error` must be "raise" or "warn", but is {on_error!r}.'
-            )
+            raise InvalidArgumentError(f'`on_error` must be "raise" or "warn", got {on_error!r}.')
         self.folder: Path = check_folder_writable(folder)
         self.best_path: Path | None = None
         self._every_n_steps = every_n_steps
@@ -105,22 +106,22 @@ class ModelCheckpoint(Callback):
         self._improvement = None if monitor is None else Improvement(monitor, None)
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Check that checkpoints can be exact, and clean up after a process that was killed."""
+        """Check that resuming will be exact, and remove the leftovers of a killed process."""
         context.check_resumable(inside_epoch=self._every_n_steps is not None)
         if self._improvement is not None:
             self._improvement.check_measured(context.measures)
         sweep(self.folder)
 
     def on_step_end(self, context: TrainContext) -> None:
-        """Ask for a checkpoint where one is due."""
+        """Request a checkpoint if one is due."""
         if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
-            context.request_checkpoint(self._next(context), on_error=self._on_error)
+            context.request_checkpoint(self._path_for(context), on_error=self._on_error)
 
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Ask for a checkpoint where one is due, and note whether it is the best."""
+        """Request a checkpoint if one is due, and remember it if it is the best."""
         if self._every_n_epochs is None or context.state.epoch % self._every_n_epochs:
             return
-        path = self._next(context)
+        path = self._path_for(context)
         if self._improvement is not None:
             value = context.history.rows[-1][self._improvement.monitor]
             if self._improvement.update(value):
@@ -128,47 +129,47 @@ class ModelCheckpoint(Callback):
         context.request_checkpoint(path, on_error=self._on_error)
 
     def on_interrupt(self, context: TrainContext) -> None:
-        """Ask for a last checkpoint, where this moment has none yet and can be gone on from."""
-        path = self._next(context)
+        """Request a last checkpoint, unless there is one or resuming would not be exact."""
+        path = self._path_for(context)
         exact = context.why_not_resumable(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
             context.request_checkpoint(path, on_error=self._on_error)
 
     def on_checkpoint(self, context: TrainContext) -> None:
-        """Delete what is older than the newest ones, but for the best."""
+        """Delete all checkpoints except the newest ones and the best one."""
         if context.last_checkpoint is None or context.last_checkpoint.parent != self.folder:
             return
-        # What else the user keeps in the folder is neither counted nor deleted.
+        # Other checkpoints in the folder are neither counted nor deleted.
         own = [path for path in checkpoints_in(self.folder) if _NAME.fullmatch(path.name)]
         for old in own[: -self._keep]:
             if old != self.best_path:
                 remove_checkpoint(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which checkpoint is the best, by its name in the folder."""
+        """Return the best value, and the name of its checkpoint in the folder."""
         if self._improvement is None:
             return {"improvement": None, "best": None}
         best = None if self.best_path is None else self.best_path.name
         return {"improvement": self._improvement.state_dict(), "best": best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            CheckpointError: The best one's name is not of this class's making: a file must not
-                lead out of the folder.
+            CheckpointError: If the name of the best checkpoint is not one that this class gives.
+                A name from a file must not lead outside the folder.
         """
         if self._improvement is None or state["improvement"] is None:
             return
         name = state["best"]
         if name is not None and not _NAME.fullmatch(str(name)):
             raise CheckpointError(
-                f"The state of ModelCheckpoint names {name!r} as the best checkpoint, which is no "
-                f"name of a checkpoint in `{self.folder}`. Use another checkpoint."
+                f"The best checkpoint of ModelCheckpoint must be a name such as "
+                f"'epoch-0001-step-00000100', got {name!r}. Resume from another checkpoint."
             )
         self._improvement.load_state_dict(state["improvement"])
         self.best_path = None if name is None else self.folder / str(name)
 
-    def _next(self, context: TrainContext) -> Path:
+    def _path_for(self, context: TrainContext) -> Path:
         state = context.state
         return self.folder / f"epoch-{state.epoch:04d}-step-{state.step:08d}"

@@ -1,4 +1,4 @@
-"""Batches: from tensors in memory, from datasets and from whatever already yields batches."""
+"""Batches of tensors in memory, and datasets that are read into memory."""
 
 from finetunelib.data._in_memory import InMemoryDataset, in_memory
 from finetunelib.data._tensors import TensorBatches

@@ -1,4 +1,4 @@
-"""One batch: its first of many, its device and its length."""
+"""Functions of one batch: the first one, its device, its length."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from finetunelib.errors import EmptyDataError
 
 
 def first_of(batches: Iterator[Batch], name: str) -> Batch:
-    """Return the first batch of data.
+    """Return the first batch.
 
     Raises:
-        EmptyDataError: There is none.
+        EmptyDataError: If there is none.
     """
     for batch in batches:
         return batch
     raise EmptyDataError(
-        f"`{name}` yielded no batch. An iterator that has been read once is empty; a list or a "
-        "DataLoader can be read again."
+        f"`{name}` yielded no batch. An iterator is empty after it has been read once; pass a "
+        "list or a DataLoader to read it again."
     )
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with every tensor in it on `device`; its structure stays."""
+    """Return a batch of the same structure, with all of its tensors on `device`."""
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, (tuple, list)):
         parts = [to_device(part, device) for part in batch]
-        # A named tuple takes its parts one by one.
+        # The constructor of a named tuple takes one argument per part.
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if isinstance(batch, Mapping):
         return {key: to_device(part, device) for key, part in batch.items()}

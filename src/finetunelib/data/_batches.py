@@ -1,4 +1,4 @@
-"""What the loop sees of any data: batches in an order that (seed, epoch) alone decides."""
+"""The interface of batch sources, and the types of data that users may pass."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from finetunelib._typing import Batch, SizedDataset, TensorLike
 
 
 class Batches(Protocol):
-    """A source of batches that can be read once an epoch."""
+    """A source of batches that is read once per epoch."""
 
     @property
     def steps(self) -> int | None:
-        """The number of batches of an epoch, where it is known."""
+        """The number of batches in an epoch, or `None` if unknown."""
         ...
 
     @property
     def samples(self) -> int | None:
-        """The number of samples, where it is known."""
+        """The number of samples, or `None` if unknown."""
         ...
 
     @property
     def batch_size(self) -> int | None:
-        """The samples of a batch, where they are cut here."""
+        """The number of samples per batch, or `None` if the source yields ready batches."""
         ...
 
     @property
@@ -35,53 +35,53 @@ class Batches(Protocol):
         ...
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:
-        """Return why a training cannot be gone on with exactly, where that is so.
+        """Return why a training run cannot be resumed exactly, or `None` if it can.
 
         Args:
-            inside_epoch: Whether from the middle of an epoch, or else from its end.
+            inside_epoch: Whether it is resumed in the middle of an epoch.
         """
         ...
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `number` in training order, without the first `skip`.
 
-        What is left is what reading all of them would have given.
+        The remaining batches are the same as without `skip`.
         """
         ...
 
     def in_order(self) -> Iterator[Batch]:
-        """Yield the batches in the order of the data, every sample once."""
+        """Yield the batches in the order of the data, each sample once."""
         ...
 
     def all_targets(self) -> Tensor | None:
-        """Return the targets of every sample where they lie in memory, else None."""
+        """Return the targets of all samples if they are in memory, or `None`."""
         ...
 
     def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:
-        """Return what besides (seed, epoch) decides the rest of an epoch, or the next one."""
+        """Return the state that, with (seed, epoch), determines the rest of the epoch."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class SeededBatches:
-    """What sources share whose order (seed, epoch) alone decides: any batch can be read again."""
+    """Base class of sources whose order depends only on (seed, epoch)."""
 
     replayable = True
 
-    def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the protocol's form
-        """Return None: a training can be gone on with from any batch."""
+    def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the signature of the protocol
+        """Return `None`: a training run can be resumed from any batch."""
         return None
 
     def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing, for nothing else decides an epoch."""
+        """Return an empty state, because (seed, epoch) determines each epoch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-#: What a user may train on, evaluate on or predict for. A tensor alone is inputs alone.
+#: Data to train on, to evaluate or to predict. A single tensor or array is inputs only.
 Data: TypeAlias = (
     TensorLike
     | tuple[TensorLike, TensorLike]

@@ -1,4 +1,4 @@
-"""Batches of datasets, and of whatever yields ready batches by itself."""
+"""Batches of datasets, and of iterables that yield ready batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from finetunelib.data._batches import SeededBatches
 
 
 class DatasetBatches(SeededBatches):
-    """Batches of a dataset with a length, collated by torch's DataLoader.
+    """Batches of a dataset with a length, read by a PyTorch DataLoader.
 
-    Shuffling and the workers' seeds depend on (seed, epoch) alone.
+    The order and the workers' seeds depend only on (seed, epoch).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DatasetBatches(SeededBatches):
 
     @property
     def steps(self) -> int:
-        """The number of batches of an epoch."""
+        """The number of batches in an epoch."""
         return -(-len(self._dataset) // self.batch_size)
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
@@ -53,24 +53,24 @@ class DatasetBatches(SeededBatches):
         generator = torch.Generator().manual_seed(derive_seed(self._seed, number))
         order = torch.randperm(len(self._dataset), generator=generator).tolist()
         if self._num_workers:
-            # What a worker draws depends on what it drew before, so all of it is read again.
+            # Read the skipped batches too: a worker's random state depends on them.
             return _without(skip, iter(self._loader(order, generator)))
         return iter(self._loader(order[skip * self.batch_size :], generator))
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the dataset."""
-        # The loader draws a seed for its workers; from a generator of its own, so that reading
-        # data for an evaluation moves nobody's random state.
+        # The loader draws a seed for its workers. With its own generator, evaluation does not
+        # change the global random state.
         generator = torch.Generator().manual_seed(self._seed)
         return iter(self._loader(range(len(self._dataset)), generator))
 
     def all_targets(self) -> Tensor | None:
-        """Return None: reading every sample for its target would be a pass over the data."""
+        """Return `None`: collecting the targets would be a pass over the data."""
         return None
 
     def _loader(self, order: Iterable[int], generator: torch.Generator) -> Iterable[Batch]:
         return DataLoader(
-            self._dataset,  # type: ignore[arg-type]  # a length and items are all it needs
+            self._dataset,  # type: ignore[arg-type]  # it needs a length and items only
             batch_size=self.batch_size,
             sampler=order,
             num_workers=self._num_workers,
@@ -81,7 +81,7 @@ class DatasetBatches(SeededBatches):
 
 
 class ReadyBatches:
-    """Whatever yields batches by itself: a DataLoader, a list of batches, a generator."""
+    """An iterable of ready batches: a DataLoader, a list of batches, a generator."""
 
     samples = None
     batch_size = None
@@ -90,25 +90,25 @@ class ReadyBatches:
         self._batches = batches
         self._epoch_start_states: list[Tensor] = []
         self._resume_states: list[Tensor] | None = None
-        # What returns the same iterator twice yields nothing the second time. A DataLoader is not
-        # asked, since an iterator of it starts its workers.
+        # An iterable that returns the same iterator twice is empty the second time. A DataLoader
+        # is not tested, because an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
         self.replayable = known or iter(batches) is not iter(batches)
 
     @property
     def steps(self) -> int | None:
-        """The number of batches of an epoch, where the source knows it."""
+        """The number of batches in an epoch, or `None` if unknown."""
         try:
-            return len(self._batches)  # type: ignore[arg-type]  # a TypeError is an answer
+            return len(self._batches)  # type: ignore[arg-type]  # a TypeError means that it has no length
         except TypeError:
             return None
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:
-        """Return why a training cannot be gone on with exactly, where that is so."""
+        """Return why a training run cannot be resumed exactly, or `None` if it can."""
         if not self.replayable and inside_epoch:
             return (
-                "The training data is an iterator, which cannot be read again up to where the "
-                "training stopped. Pass a list, a Dataset or a DataLoader."
+                "The training data is an iterator, which cannot be read again up to the batch "
+                "where the run stopped. Pass a list, a Dataset or a DataLoader."
             )
         if (
             isinstance(self._batches, DataLoader)
@@ -117,7 +117,7 @@ class ReadyBatches:
         ):
             return (
                 "The training data is a DataLoader with `persistent_workers=True`, whose workers "
-                "carry random states from epoch to epoch that a new process cannot have. Pass "
+                "keep random states between epochs that a new process cannot restore. Pass "
                 "`persistent_workers=False`, or a StatefulDataLoader of torchdata."
             )
         return None
@@ -130,46 +130,47 @@ class ReadyBatches:
         self._epoch_start_states = self._generator_states()
         if self._resume_states is None:
             return _without(skip, iter(self._batches))
-        after, self._resume_states = self._resume_states, None
-        return self._continued(iter(self._batches), after)
+        states, self._resume_states = self._resume_states, None
+        return self._resumed(iter(self._batches), states)
 
-    def _continued(self, batches: Iterator[Batch], after: list[Tensor]) -> Iterator[Batch]:
-        """Yield the batches of a source that knows its place, its generators moved to theirs."""
-        rest = list(islice(batches, 1))
-        self._set_generators(after)  # To begin reading has drawn from them once more.
-        yield from chain(rest, batches)
+    def _resumed(self, batches: Iterator[Batch], states: list[Tensor]) -> Iterator[Batch]:
+        """Yield the batches of a source that restores its own position."""
+        first = list(islice(batches, 1))
+        self._set_generators(states)  # after the first batch: it draws from the generators
+        yield from chain(first, batches)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches as the source orders them."""
         return iter(self._batches)
 
     def all_targets(self) -> Tensor | None:
-        """Return None: the targets are inside the batches."""
+        """Return `None`: the targets are inside the batches."""
         return None
 
     def state_dict(self, *, inside_epoch: bool) -> dict[str, Any]:
-        """Return the random states that a DataLoader was given, and a source's own state.
+        """Return the states of a DataLoader's generators, and the source's own state if any.
 
-        A source without a state of its own is read again from the epoch's beginning, so that its
-        generators are those of then. torchdata's loader begins an epoch without its state.
+        A source without its own state is read again from the start of the epoch, so the states
+        of its generators are those of the epoch's start.
         """
-        own = _is_stateful(self._batches) and (
+        # A StatefulDataLoader starts each epoch without its state.
+        stateful = _is_stateful(self._batches) and (
             inside_epoch or not isinstance(self._batches, DataLoader)
         )
-        at_beginning = inside_epoch and not own
-        states = self._epoch_start_states if at_beginning else self._generator_states()
+        from_start = inside_epoch and not stateful
+        states = self._epoch_start_states if from_start else self._generator_states()
         state: dict[str, Any] = {"generators": states}
-        if own and _is_stateful(self._batches):
+        if stateful and _is_stateful(self._batches):
             state["source"] = self._batches.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned, for the next epoch that is read."""
+        """Restore what `state_dict` returned, for the next epoch."""
         states = state.get("generators", [])
         if len(states) != len(self._generators()):
             warnings.warn(
-                f"The checkpoint holds {len(states)} random generators of the data, which has "
-                f"{len(self._generators())} here, so that its order begins anew.",
+                f"The checkpoint contains the states of {len(states)} random generators of the "
+                f"data, which has {len(self._generators())} here. Its order starts from scratch.",
                 stacklevel=2,
             )
             return
@@ -191,7 +192,7 @@ class ReadyBatches:
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
     def _samplers(self) -> tuple[object, ...]:
-        """Return what decides the order of a DataLoader."""
+        """Return the samplers of a DataLoader, which determine its order."""
         if not isinstance(self._batches, DataLoader):
             return ()
         batch_sampler = self._batches.batch_sampler
@@ -201,7 +202,7 @@ class ReadyBatches:
 def batch_stream(
     dataset: IterableDataset[Any], *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> ReadyBatches:
-    """Return batches of a dataset that has no length and yields its samples in its own order."""
+    """Return batches of an iterable dataset, which yields its samples in its own order."""
     return ReadyBatches(
         DataLoader(
             dataset,
@@ -214,9 +215,9 @@ def batch_stream(
 
 
 def collate(samples: list[Any]) -> Batch:
-    """Return samples as one batch, as torch does, but for lists of numbers inside mappings.
+    """Return samples as one batch, like `default_collate`, except for lists inside mappings.
 
-    Those are rows, as datasets of Hugging Face hold them; torch would take them for columns.
+    Hugging Face datasets store rows as lists of numbers; `default_collate` would transpose them.
     """
     if isinstance(samples[0], Mapping):
         samples = [{name: _row(value) for name, value in sample.items()} for sample in samples]
@@ -224,7 +225,7 @@ def collate(samples: list[Any]) -> Batch:
 
 
 class _Stateful(Protocol):
-    """A source that knows its own place in an epoch, as torchdata's StatefulDataLoader."""
+    """A source that saves its position in an epoch, such as torchdata's StatefulDataLoader."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -238,7 +239,7 @@ def _is_stateful(source: object) -> TypeIs[_Stateful]:
 
 
 def _without(skip: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Read the first batches now, and return the iterator of the others."""
+    """Read the first `skip` batches now, and return the iterator over the rest."""
     for _ in range(skip):
         next(batches, None)
     return batches

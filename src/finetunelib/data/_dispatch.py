@@ -1,4 +1,4 @@
-"""The one place where the type of a user's data decides how it becomes batches."""
+"""The conversion of a user's data to batches, by its type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetunelib.data._tensors import TensorBatches, is_tensor_like
 from finetunelib.errors import EmptyDataError, InvalidTypeError
 
 
-def as_batches(  # noqa: PLR0911 - one return a kind of data
+def as_batches(  # noqa: PLR0911 - one return per type of data
     data: Any,
     *,
     name: str,
@@ -29,19 +29,19 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
     Args:
         data: `TensorBatches`, which keep their own batch size and seed; a tuple (inputs, targets)
             of tensors or arrays; a Dataset, or anything else with a length and items that is not a
-            list or tuple; any other iterable, lists and DataLoaders included, which yields ready
-            batches. Inputs alone, as a tensor or array, only where `inputs_only` allows it.
-        name: What the argument is called, for messages.
-        batch_size: The samples in a batch, where this function makes the batches.
-        num_workers: The processes that read a dataset; 0 reads it in this one.
-        seed: Decides the order of an epoch together with its number.
-        pin_memory: Whether batches of a dataset are put where an accelerator copies fastest from.
-        inputs_only: Whether a bare tensor of inputs makes sense.
+            list or tuple; any other iterable, including lists and DataLoaders, which yields ready
+            batches. With `inputs_only`, also a single tensor or array.
+        name: The name of the argument, for messages.
+        batch_size: The number of samples per batch, unless the data yields ready batches.
+        num_workers: The number of processes that read a dataset; 0 reads it in this process.
+        seed: The seed of the order of an epoch, together with its number.
+        pin_memory: Whether to copy batches of a dataset into pinned memory.
+        inputs_only: Whether data without targets is allowed.
 
     Raises:
-        InvalidTypeError: The data is of none of these kinds.
-        EmptyDataError: It has a length, and that is 0.
-        DataError: Inputs and targets have different lengths.
+        InvalidTypeError: If the data is of none of these types.
+        EmptyDataError: If its length is 0.
+        DataError: If inputs and targets have different lengths.
     """
     if isinstance(data, TensorBatches):
         return data
@@ -49,11 +49,11 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
         if inputs_only:
             return TensorBatches(data, batch_size=batch_size, seed=seed)
         raise InvalidTypeError(
-            f"`{name}` is a single tensor, but targets are needed too. Pass (inputs, targets)."
+            f"`{name}` must contain targets too, got a single tensor. Pass (inputs, targets)."
         )
     if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
-    # Subclasses may change their samples, so only these are known to be their tensors.
+    # Exact types only: a subclass may change its samples.
     if type(data) is TensorDataset:
         return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
     if type(data) is InMemoryDataset:
@@ -80,11 +80,11 @@ def as_batches(  # noqa: PLR0911 - one return a kind of data
 
 
 def _check_iterable(data: Any, name: str) -> None:
-    """Raise when data is neither a dataset nor an iterable of batches, or holds nothing."""
+    """Check that data is a dataset or an iterable of batches, and is not empty."""
     if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
         raise InvalidTypeError(
             f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
-            f"or another iterable of batches, but is {_describe(data)}."
+            f"or another iterable of batches, got {_describe(data)}."
         )
     if isinstance(data, Dataset) and not hasattr(data, "__len__"):
         raise InvalidTypeError(
@@ -99,7 +99,7 @@ def _length(data: Any) -> int | None:
     try:
         return len(data)
     except TypeError:
-        return None  # A DataLoader over a stream has the method, and no length.
+        return None  # A DataLoader of an IterableDataset has `__len__` but no length.
 
 
 def _is_dataset(data: Any) -> bool:

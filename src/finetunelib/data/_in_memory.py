@@ -1,4 +1,4 @@
-"""Datasets read into memory once, so that an epoch costs no per-sample work."""
+"""Datasets that are read into memory once, which avoids work per sample in each epoch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from finetunelib._typing import SizedDataset
 from finetunelib.data._tensors import is_tensor_like
 from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 
-#: How many samples are read twice. A random flip is the hardest to see: it repeats itself half
-#: the time, and hides from all of these once in 65,536 datasets.
+#: The number of samples that are read twice. Each repeated read misses a random flip with
+#: probability 1/2, so 16 of them miss it once in 65,536 datasets.
 _READ_TWICE = 16
 
 
 @public("finetunelib.data")
 class InMemoryDataset(TensorDataset):
-    """A dataset whose samples lie in memory, as `in_memory` returns it.
+    """A dataset in memory, as returned by `in_memory`.
 
     Attributes:
-        tensors: The inputs and targets (or whatever a sample consists of), one row a sample.
-        batch_transform: What the Trainer does with a batch of inputs, or `None`.
+        tensors: The inputs and targets (or other parts of a sample), one row per sample.
+        batch_transform: The function that the Trainer applies to a batch of inputs, or `None`.
 
     Example:
         See `in_memory`.
@@ -41,8 +41,11 @@ class InMemoryDataset(TensorDataset):
         super().__init__(*tensors)
         self.batch_transform: Callable[[Tensor], Tensor] | None = batch_transform
 
+    def __repr__(self) -> str:
+        return f"InMemoryDataset({len(self)} samples of {_describe(self[0])})"
+
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """Return one sample, transformed as in a batch of one."""
+        """Return one sample, transformed as a batch of one."""
         sample = tuple(tensor[index] for tensor in self.tensors)
         if self.batch_transform is None:
             return sample
@@ -56,28 +59,29 @@ def in_memory(
     batch_transform: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
 ) -> InMemoryDataset:
-    """Read a dataset into memory once, as tensors that training cuts batches from.
+    """Read a dataset into memory once, as tensors that training slices into batches.
 
-    A dataset read sample by sample costs more than a small model's training (60% of an epoch of
-    MNIST in a plain loop). This is for datasets whose transforms are deterministic.
+    Reading a dataset sample by sample can take longer than training a small model (60% of an
+    epoch of MNIST in a plain loop). The dataset's transforms must be deterministic.
 
     Args:
-        dataset: A dataset with a length, whose samples are tuples of tensors, arrays, numbers or
-            images, all of one shape and dtype; or such values alone. Images become
+        dataset: A dataset with a length. Its samples are tensors, arrays, numbers or images, or
+            tuples of them, all of the same shape and dtype. Images become
             `(channels, height, width)` tensors of uint8.
-        batch_transform: What to do with a batch of inputs, `(batch, ...)`, when it is used; the
-            place for a conversion that would take memory here, such as
+        batch_transform: A function that is applied to each batch of inputs, `(batch, ...)`, when
+            it is used. Use it for conversions that would take memory, such as
             `lambda images: images.float() / 255`.
-        progress: Whether to show how far the reading is, and how much memory it takes.
+        progress: Whether to show the progress of reading, and the memory that it takes.
 
     Returns:
-        The dataset in memory, in the dtypes of the samples (bytes stay bytes).
+        The dataset in memory, with the dtypes of the samples (bytes stay bytes).
 
     Raises:
-        EmptyDataError: The dataset is empty.
-        DataError: Two readings of a sample differ (a random transform), samples differ in shape,
-            or they would not fit into memory.
-        InvalidTypeError: A sample holds something else than tensors, arrays, numbers or images.
+        EmptyDataError: If the dataset is empty.
+        DataError: If reading a sample twice gives different results (a random transform), the
+            samples differ in shape, or they do not fit into memory.
+        InvalidTypeError: If a sample contains anything other than tensors, arrays, numbers or
+            images.
 
     Example:
         >>> import torch
@@ -94,8 +98,8 @@ def in_memory(
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise InvalidTypeError(
-            "`dataset` must have a length and items, but is of type "
-            f"{type(dataset).__name__}. A stream cannot be read into memory as a whole."
+            f"`dataset` must have a length and items, got {type(dataset).__name__}. An iterable "
+            "dataset cannot be read into memory."
         )
     samples = len(dataset)
     if samples == 0:
@@ -139,7 +143,7 @@ def _read(dataset: SizedDataset[Any], index: int) -> tuple[Tensor, ...]:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    if hasattr(part, "getbands") and hasattr(part, "convert"):  # An image of PIL.
+    if hasattr(part, "getbands") and hasattr(part, "convert"):  # a PIL image
         from torchvision.transforms.functional import pil_to_tensor
 
         image: Tensor = pil_to_tensor(part)
@@ -147,13 +151,13 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     try:
         if is_tensor_like(part) or isinstance(part, int | float):
             return torch.as_tensor(part).detach()
-        if hasattr(part, "__array__"):  # A number of numpy.
+        if hasattr(part, "__array__"):  # a numpy number
             return torch.as_tensor(part.__array__())
-    except TypeError as error:  # torch has no such dtype.
+    except TypeError as error:  # torch has no such dtype
         raise InvalidTypeError(f"Sample {index} cannot become a tensor: {error}") from error
     raise InvalidTypeError(
-        f"Sample {index} holds a {type(part).__name__}; only tensors, arrays, numbers and images "
-        "can lie in memory as tensors. Convert it in the dataset's transform."
+        f"Sample {index} must consist of tensors, arrays, numbers or images, got "
+        f"{type(part).__name__}. Convert it in the dataset's transform."
     )
 
 
@@ -163,8 +167,8 @@ def _check_repeatable(dataset: SizedDataset[Any], samples: int) -> None:
         once, again = _read(dataset, index), _read(dataset, index)
         if not all(_same(a, b) for a, b in zip(once, again, strict=True)):
             raise DataError(
-                f"Two readings of sample {index} differ, so the dataset holds a random transform, "
-                "which would be frozen in memory. Leave it out here, or train from the dataset "
+                f"Reading sample {index} twice gave different results, so the dataset has a random "
+                "transform, which would be applied only once. Remove it, or train on the dataset "
                 "itself."
             )
 
@@ -177,7 +181,7 @@ def _check_alike(sample: tuple[Tensor, ...], first: tuple[Tensor, ...], index: i
     if [(part.shape, part.dtype) for part in sample] != [(p.shape, p.dtype) for p in first]:
         raise DataError(
             f"Sample {index} consists of {_describe(sample)}, but sample 0 of {_describe(first)}. "
-            "Samples in memory need one shape; resize them in the dataset's transform."
+            "All samples must have the same shape; resize them in the dataset's transform."
         )
 
 
@@ -185,11 +189,11 @@ def _check_fits(size: int, samples: int) -> None:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return  # This system does not tell.
+        return  # unknown on this system
     if size > free:
         raise DataError(
             f"{samples:,} samples take {readable_size(size)} in memory, but only "
-            f"{readable_size(free)} are free. Train from the dataset itself, or keep bytes and "
+            f"{readable_size(free)} are free. Train on the dataset itself, or keep bytes and "
             "convert in `batch_transform`."
         )
 

@@ -1,4 +1,4 @@
-"""Batches cut from tensors in memory, without a per-sample step."""
+"""Batches of tensors in memory, sliced without work per sample."""
 
 from __future__ import annotations
 
@@ -10,45 +10,42 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._preserve import derive_seed
 from finetunelib._public import public
 from finetunelib._typing import TensorLike
 from finetunelib.data._batches import SeededBatches
-from finetunelib.errors import (
-    DataError,
-    EmptyDataError,
-    InvalidArgumentError,
-    InvalidTypeError,
-)
+from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 
 
 @public("finetunelib.data")
 class TensorBatches(SeededBatches):
-    """Batches of tensors in memory, shuffled anew each epoch in a reproducible order.
+    """Batches of tensors in memory, reshuffled each epoch in a reproducible order.
 
-    The order of an epoch is a pure function of `seed` and the epoch's number: the permutation
-    that `torch.randperm` draws on the CPU from a generator of its own. No global random state is
-    read or changed. The last batch is kept, also when it is short.
+    The order of an epoch depends only on `seed` and the epoch's number: it is a permutation drawn
+    by `torch.randperm` on the CPU from a separate generator. The global random state is neither
+    read nor changed. The last batch of an epoch may be shorter.
 
     Args:
-        *tensors: Tensors or numpy arrays with one row a sample and equal lengths, on any device;
-            as a rule inputs and targets. Arrays share their memory with the tensors made of them.
-        batch_size: The number of samples in a batch, at least 1.
-        seed: Decides the order together with the epoch's number.
-        batch_transform: What is done with the rows of the first tensor, a batch at a time; for
-            bytes `lambda images: images.float() / 255`.
+        *tensors: Tensors or numpy arrays with one row per sample and equal lengths, on any
+            device; usually inputs and targets. Arrays are not copied.
+        batch_size: The number of samples per batch, at least 1.
+        seed: The seed of the order, together with the epoch's number.
+        batch_transform: A function that is applied to each batch of the first tensor, such as
+            `lambda images: images.float() / 255` for bytes.
 
     Attributes:
         tensors: The tensors.
-        samples: The number of rows of each.
-        batch_size: The number of samples in a batch.
-        seed: What decides the order together with the epoch's number.
+        samples: The number of rows of each tensor.
+        batch_size: The number of samples per batch.
+        seed: The seed of the order, together with the epoch's number.
 
     Raises:
-        EmptyDataError: There is no tensor, or no sample in it.
-        DataError: The lengths differ, or a tensor has no rows.
-        InvalidTypeError: A value is neither a tensor nor a numpy array.
-        InvalidArgumentError: `batch_size` is below 1.
+        EmptyDataError: If there is no tensor, or it has no rows.
+        DataError: If the lengths differ, or a tensor has no dimensions.
+        InvalidTypeError: If a value is neither a tensor nor a numpy array, or `batch_size` or
+            `seed` is not a whole number.
+        InvalidArgumentError: If `batch_size` is below 1.
 
     Example:
         >>> import torch
@@ -67,25 +64,29 @@ class TensorBatches(SeededBatches):
         seed: int = 0,
         batch_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InvalidArgumentError(f"`batch_size` must be at least 1, but is {batch_size}.")
+        check_at_least(1, batch_size=batch_size)
+        check_whole(seed=seed)
         self.tensors: tuple[Tensor, ...] = tuple(as_tensor(tensor) for tensor in tensors)
         self.batch_size = batch_size
         self.seed = seed
         self.samples: int = _common_length(self.tensors)
         self._transform = batch_transform
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)
+        return f"TensorBatches({shapes}, batch_size={self.batch_size}, seed={self.seed})"
+
     @property
     def steps(self) -> int:
-        """The number of batches of an epoch."""
+        """The number of batches in an epoch."""
         return -(-self.samples // self.batch_size)
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches of an epoch in its own shuffled order.
+        """Yield the batches of an epoch in its shuffled order.
 
         Args:
             number: The number of the epoch, from 0.
-            skip: How many batches to leave out at the beginning.
+            skip: The number of batches to skip at the beginning.
 
         Yields:
             One batch: a tuple with the rows of each tensor, `(batch_size, ...)`.
@@ -111,7 +112,7 @@ class TensorBatches(SeededBatches):
         return (self._transform(first), *others)
 
     def all_targets(self) -> Tensor | None:
-        """Return the second tensor, the targets of every sample, or None if there is none."""
+        """Return the second tensor, the targets of all samples, or `None` if there is none."""
         return self.tensors[1] if len(self.tensors) > 1 else None
 
 
@@ -121,48 +122,48 @@ def is_tensor_like(value: object) -> TypeIs[TensorLike]:
 
 
 def as_tensor(value: object) -> Tensor:
-    """Return a tensor as it is and a numpy array as a tensor over the same memory.
+    """Return a tensor detached, or a numpy array as a tensor that shares its memory.
 
     Raises:
-        InvalidTypeError: `value` is neither, or an array of a dtype that torch does not have.
+        InvalidTypeError: If `value` is neither, or an array of a dtype that PyTorch lacks.
     """
     if isinstance(value, Tensor):
         return value.detach()
     if is_tensor_like(value):
         try:
             with warnings.catch_warnings():
-                # A read-only array (a memory map) is only read here.
+                # A read-only array, such as a memory map, is only read.
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 return torch.as_tensor(value)
         except (TypeError, ValueError) as error:
             raise InvalidTypeError(
-                f"This numpy array of dtype {value.dtype} cannot become a tensor: {error} "
-                "Make a plain copy of it first, such as np.ascontiguousarray(array, np.float32)."
+                f"This numpy array of dtype {value.dtype} cannot be converted to a tensor: {error} "
+                "Copy it first, such as with np.ascontiguousarray(array, np.float32)."
             ) from error
     raise InvalidTypeError(
-        f"Expected a tensor or a numpy array, but got {type(value).__name__}. "
+        f"Expected a tensor or a numpy array, got {type(value).__name__}. "
         "Convert it with torch.tensor(...)."
     )
 
 
 def _common_length(tensors: tuple[Tensor, ...]) -> int:
     if not tensors:
-        raise EmptyDataError("TensorBatches needs at least one tensor, but got none.")
+        raise EmptyDataError("TensorBatches needs at least one tensor, got none.")
     for position, tensor in enumerate(tensors):
         if tensor.dim() == 0:
             raise DataError(
                 f"Tensor {position} of the data is a single number. "
-                "Data needs one row a sample: (samples, ...)."
+                "Data needs one row per sample: (samples, ...)."
             )
     lengths = [len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise DataError(
-            f"Inputs and targets must have one row a sample each, but hold {lengths} rows "
+            f"Inputs and targets must have one row per sample each, got {lengths} rows "
             f"(shapes {shapes}). Pass as many targets as inputs."
         )
     if lengths[0] == 0:
         raise EmptyDataError(
-            f"The data holds no sample: the shape of the inputs is {tuple(tensors[0].shape)}."
+            f"The data contains no samples: the shape of the inputs is {tuple(tensors[0].shape)}."
         )
     return lengths[0]

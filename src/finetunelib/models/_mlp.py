@@ -1,9 +1,10 @@
-"""The multilayer perceptron: its class and the function that builds it."""
+"""The multilayer perceptron, and the function that builds it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidT
 
 @public("finetunelib.models")
 class MLP(nn.Module):
-    """A multilayer perceptron: a `backbone` that makes features and a linear `head` on top.
+    """A multilayer perceptron: a `backbone` that computes features, and a linear `head`.
 
-    Made by `finetunelib.build_mlp`, which checks the numbers and counts the features.
+    Build one with `finetunelib.build_mlp`, which checks its arguments.
 
     Args:
         in_features: The number of values in one sample, at least 1.
@@ -47,24 +48,24 @@ class MLP(nn.Module):
         """Compute the outputs of a batch.
 
         Args:
-            inputs: `(batch, in_features)`, or `(batch, ...)` whose remaining sizes multiply to
-                `in_features`; of the parameters' floating-point dtype.
+            inputs: `(batch, in_features)`, or `(batch, ...)` with `in_features` values per
+                sample; of the parameters' floating-point dtype.
 
         Returns:
             The outputs (logits, for a classifier), `(batch, out_features)`.
 
         Raises:
-            InvalidInputError: The samples have another number of values, or whole numbers.
+            InvalidInputError: If the shape is different, or the dtype is not floating point.
         """
         if inputs.dim() < 2 or math.prod(inputs.shape[1:]) != self.in_features:
             raise InvalidInputError(
                 f"`inputs` must be (batch, {self.in_features}), or (batch, ...) with "
-                f"{self.in_features} values a sample, but its shape is {tuple(inputs.shape)}."
+                f"{self.in_features} values per sample, got the shape {tuple(inputs.shape)}."
             )
         if not inputs.is_floating_point():
             raise InvalidInputError(
-                f"`inputs` must be floating point, but its dtype is {inputs.dtype}. "
-                "Convert it, for bytes with `inputs.float() / 255`."
+                f"`inputs` must be floating point, got {inputs.dtype}. Convert it, for bytes with "
+                "`inputs.float() / 255`."
             )
         outputs: Tensor = self.head(self.backbone(inputs))
         return outputs
@@ -83,27 +84,30 @@ def build_mlp(
 ) -> MLP:
     """Build a multilayer perceptron.
 
-    Each hidden layer is linear, normalization, activation, dropout, in this order.
+    Each hidden layer consists of linear, normalization, activation and dropout, in this order.
 
     Args:
         in_features: The number of values in one sample, at least 1. A sample may have any shape
-            of that many values: 784 takes `(batch, 784)` and `(batch, 1, 28, 28)` alike.
+            with this number of values: with 784, `(batch, 784)` or `(batch, 1, 28, 28)`.
         hidden_features: The widths of the hidden layers, each at least 1. An empty sequence
-            makes a linear model.
-        out_features: The number of outputs (of classes, for a classifier), at least 1.
-        activation: A class or function that makes an activation module, called once a layer.
-        dropout: The share of hidden values set to zero in training, in [0, 1).
+            builds a linear model.
+        out_features: The number of outputs (classes, for a classifier), at least 1.
+        activation: A class or function that returns an activation module. It is called once per
+            hidden layer.
+        dropout: The probability that a hidden value is set to zero in training, in [0, 1).
         normalization: A class or function from a width to a module, such as `nn.BatchNorm1d`.
-        seed: Where the initial weights are drawn from. The same seed gives the same weights, and
-            torch's global generator stays as it was. `None` draws from the global generator.
+        seed: The seed of the initial weights. PyTorch's global generator is not changed. `None`
+            draws from the global generator.
 
     Returns:
-        The model, in train mode, with its hidden layers in `.backbone` and its last in `.head`.
+        The model, in train mode, with the hidden layers in `.backbone` and the last one in
+        `.head`.
 
     Raises:
-        InvalidArgumentError: A width is below 1, or `dropout` outside [0, 1).
-        InvalidTypeError: A width is no whole number, `hidden_features` no sequence, or
-            `activation` or `normalization` a module instead of what makes one.
+        InvalidArgumentError: If a width is below 1, or `dropout` is outside [0, 1).
+        InvalidTypeError: If a width is not a whole number, `dropout` is not a number,
+            `hidden_features` is not a sequence, or `activation` or `normalization` is a module
+            instead of a class or function.
 
     Example:
         >>> from torch import nn
@@ -118,22 +122,26 @@ def build_mlp(
     """
     if isinstance(hidden_features, str | bytes) or not isinstance(hidden_features, Sequence):
         raise InvalidTypeError(
-            "`hidden_features` must be a sequence of widths, but is "
-            f"{hidden_features!r}. Write one hidden layer as [500]."
+            f"`hidden_features` must be a sequence of widths, got {hidden_features!r}. Pass a "
+            "list, such as [500] for one hidden layer."
         )
     for name, factory in (("activation", activation), ("normalization", normalization)):
         if isinstance(factory, nn.Module):
             raise InvalidTypeError(
-                f"`{name}` must be a class or function that makes a module for each layer, but is "
+                f"`{name}` must be a class or function that returns a module for each layer, got "
                 f"the module {factory}. Pass nn.{type(factory).__name__}."
             )
     check_at_least(1, in_features=in_features)
     for position, width in enumerate(hidden_features):
         check_at_least(1, **{f"hidden_features[{position}]": width})
     check_at_least(1, out_features=out_features)
+    if not isinstance(dropout, Real):
+        raise InvalidTypeError(
+            f"`dropout` must be a number in [0, 1), got {dropout!r} ({type(dropout).__name__})."
+        )
     if not 0.0 <= dropout < 1.0:
         raise InvalidArgumentError(
-            f"`dropout` must be in [0, 1), but is {dropout}. 0 switches it off."
+            f"`dropout` must be in [0, 1), got {dropout}. Pass 0 for no dropout."
         )
 
     with initialising_with(seed):

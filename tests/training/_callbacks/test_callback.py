@@ -267,6 +267,21 @@ def test_measures_are_the_columns_of_the_rows_to_come(val: Any) -> None:
     assert ("epoch", "step", *measures) == history.names
 
 
+def test_repr_of_a_context_is_one_line() -> None:
+    """It names the model's class and the counters, and no weights."""
+    shown: list[str] = []
+
+    class Show(Callback):
+        def on_epoch_end(self, context: TrainContext) -> None:
+            shown.append(repr(context))
+
+    model = plain_network()
+    quiet_trainer(model, callbacks=[Show()]).fit(points(), epochs=1)
+    (text,) = shown
+    assert text.startswith(f"TrainContext(model={type(model).__name__}, state=TrainState(epoch=1")
+    assert "\n" not in text
+
+
 # Stopping
 
 

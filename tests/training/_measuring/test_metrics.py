@@ -248,6 +248,18 @@ def test_accuracy_of_less_than_one_is_an_error_that_shows_it(k: int) -> None:
         Accuracy(k)
 
 
+@pytest.mark.parametrize("k", [1.5, "2", True], ids=repr)
+def test_accuracy_of_a_number_that_is_not_whole_is_an_error_that_shows_it(k: Any) -> None:
+    """Logits are counted in whole numbers."""
+    with pytest.raises(InvalidTypeError, match=f"`top_k`.*{k!r}"):
+        Accuracy(k)
+
+
+def test_repr_of_accuracy_shows_its_argument() -> None:
+    """It is the call that creates the metric."""
+    assert repr(Accuracy(top_k=3)) == "Accuracy(top_k=3)"
+
+
 def test_accuracy_among_more_classes_than_there_are_is_an_error_that_names_both() -> None:
     """The five largest of three logits are no five, and nothing is trained for it."""
     trainer = quiet_trainer(plain_network(), metrics={"top5": Accuracy(5)})

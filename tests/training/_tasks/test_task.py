@@ -429,6 +429,18 @@ def test_model_of_transformers_trains_like_its_hand_written_loop() -> None:
     assert same_weights(model, expected)
 
 
+# The output of a step
+
+
+def test_repr_of_a_step_output_is_one_line() -> None:
+    """It contains the loss and shapes, and no tensor data."""
+    loss = torch.tensor(0.25, requires_grad=True)
+    output = StepOutput(loss, torch.zeros(100, 3), None, weight=100)
+    assert repr(output) == (
+        "StepOutput(loss=0.25, outputs=a tensor of shape (100, 3), targets=None, weight=100)"
+    )
+
+
 # Batches without tensors
 
 

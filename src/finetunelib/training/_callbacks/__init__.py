@@ -1,1 +1,1 @@
-"""The callback interface, and the context that callbacks receive."""
+"""The callback interface, the context that callbacks receive, and how hooks are called."""

@@ -1,4 +1,4 @@
-"""Callbacks: the base class that users extend, and the calls that the loop makes."""
+"""The base class of callbacks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from finetunelib.training._callbacks.context import TrainContext
 
 @public("finetunelib.training")
 class Callback:
-    """Something that happens beside a training. Extend the hooks that are needed.
+    """Base class of callbacks, which run code at certain points of a training run.
 
-    Hooks are called in the order of the list that the Trainer was given. They see the training
-    through a `TrainContext`. An exception in a hook ends the training, and names the callback.
+    Override the hooks that you need. The Trainer calls its callbacks in the order in which they
+    were passed, and gives each hook a `TrainContext`. An exception in a hook ends the run, as a
+    `CallbackError` that names the callback.
 
     Example:
         >>> import torch
@@ -31,51 +32,51 @@ class Callback:
     """
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Run before the first epoch of a `fit`; the data was checked."""
+        """Run before the first epoch of a `fit`, after the data has been checked."""
 
     def on_epoch_start(self, context: TrainContext) -> None:
-        """Run before the first step of an epoch."""
+        """Run at the start of each epoch, before its first step."""
 
     def on_step_end(self, context: TrainContext) -> None:
         """Run after each update of the weights."""
 
     def on_validation_start(self, context: TrainContext) -> None:
-        """Run before the model is measured on the validation data."""
+        """Run before each validation."""
 
     def on_validation_end(self, context: TrainContext) -> None:
-        """Run after that, also when measuring failed."""
+        """Run after each validation, also if it failed."""
 
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Run when an epoch's row stands in the history."""
+        """Run at the end of each epoch, when its row is in the history."""
 
     def on_fit_end(self, context: TrainContext) -> None:
-        """Run after the last epoch of a `fit`, also when an error ended it."""
+        """Run at the end of a `fit`, also if an error ended it."""
 
     def on_interrupt(self, context: TrainContext) -> None:
-        """Run when Ctrl-C or SIGTERM ends the training, between two steps.
+        """Run when Ctrl-C or SIGTERM ends the run, between two steps.
 
         A checkpoint that is requested here is still written.
         """
 
     def on_checkpoint(self, context: TrainContext) -> None:
-        """Run after a checkpoint was written; `context.last_checkpoint` is its folder."""
+        """Run after a checkpoint has been written to `context.last_checkpoint`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold for this callback to go on as if never stopped.
+        """Return the state that a checkpoint stores, for the callback to resume exactly.
 
-        Numbers, strings, tensors, and lists and dicts of them. A callback that returns nothing
-        has no state.
+        It may consist of numbers, strings, tensors, and lists and dicts of them. An empty dict
+        means that the callback has no state.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned, before `on_fit_start` is called.
+        """Restore what `state_dict` returned. It is called before `on_fit_start`.
 
         Raises:
-            CheckpointError: This callback has no state.
+            CheckpointError: If the state is not empty and this callback has none.
         """
         if state:
             raise CheckpointError(
-                f"The checkpoint holds a state for {type(self).__name__}, which has no "
+                f"The checkpoint contains a state for {type(self).__name__}, which has no "
                 "`load_state_dict`. Resume with the callback that wrote it."
             )

@@ -1,4 +1,4 @@
-"""What a callback sees of a training, and the requests that it can make."""
+"""The state of a training run as callbacks see it, and the requests that they can make."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from finetunelib.errors import CheckpointError
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
 
-#: What happens where a checkpoint cannot be written.
+#: What to do if a checkpoint cannot be written.
 OnError: TypeAlias = Literal["raise", "warn"]
 
 
 @public("finetunelib.training")
 @dataclass(slots=True)
 class TrainContext:
-    """A training as its callbacks see it: to read, with requests that the loop carries out.
+    """The state of a training run, as callbacks receive it.
+
+    Callbacks read its attributes, and ask for a checkpoint or for an early end of the run.
 
     Attributes:
-        model: The user's own model, with the weights of training.
+        model: The user's model.
         optimizer: The optimizer.
-        state: How far the training is.
-        history: The measurements of the epochs so far.
-        measures: The names of what an epoch's row will hold, known from the start.
+        state: The number of epochs and steps so far.
+        history: The rows of the epochs so far.
+        measures: The columns of the history, except `"epoch"` and `"step"`. They are known from
+            the start.
         why_not_resumable: Returns why resuming from a checkpoint would not be exact, or `None` if
             it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
-        requested_checkpoints: The folders that are still to be written, and what is done where
-            that fails.
-        stop_reason: Why a stop was requested, or `None`.
-        resumed: Whether this `fit` goes on from a checkpoint.
+        requested_checkpoints: The checkpoints that are yet to be written, each with what to do
+            if that fails.
+        stop_reason: Why a callback asked to stop, or `None`.
+        resumed: Whether this `fit` resumes from a checkpoint.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
@@ -67,41 +70,47 @@ class TrainContext:
     last_checkpoint: Path | None = field(default=None, init=False)
     requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)
 
+    def __repr__(self) -> str:
+        return (
+            f"TrainContext(model={type(self.model).__name__}, state={self.state}, "
+            f"resumed={self.resumed}, stop_reason={self.stop_reason!r})"
+        )
+
     def request_stop(self, reason: str) -> None:
-        """Ask the loop to end after the step in progress; the epoch's row is still written.
+        """Ask the loop to stop after the current step. The epoch's row is still written.
 
         Args:
-            reason: Why, in a few words; the loop says it.
+            reason: A short reason, shown in the progress output.
         """
         self.stop_reason = self.stop_reason or reason
 
     def request_checkpoint(self, path: StrPath, *, on_error: OnError = "raise") -> None:
-        """Ask the loop to write a checkpoint after the step or epoch in progress.
+        """Ask the loop to write a checkpoint after the current step or epoch.
 
-        It is written when every callback has seen the step, or the epoch, so that it holds
-        their states too; then `on_checkpoint` is called.
+        The loop first calls the remaining callbacks, whose states the checkpoint contains. When
+        it has been written, the loop calls `on_checkpoint`.
 
         Args:
-            path: The folder to write. A former checkpoint there is replaced.
-            on_error: Whether a disk that cannot take it ends the training (`"raise"`) or is told
-                in a warning (`"warn"`). What was written before is intact in both cases.
+            path: The folder to write. An existing checkpoint there is replaced.
+            on_error: What to do if the checkpoint cannot be written: stop training (`"raise"`),
+                or warn and continue (`"warn"`). Existing checkpoints stay intact in both cases.
 
         Raises:
-            PathNotWritableError: Nothing can be written there, and `on_error` is `"raise"`.
+            PathNotWritableError: If `path` is not writable and `on_error` is `"raise"`.
         """
         if on_error == "raise":
             check_folder_writable(path)
         self.requested_checkpoints[Path(path)] = on_error
 
     def check_resumable(self, *, inside_epoch: bool = True) -> None:
-        """Raise when this training could not go on exactly from a checkpoint.
+        """Raise an error if resuming from a checkpoint would not be exact.
 
         Args:
-            inside_epoch: Whether from one in the middle of an epoch, or at its end.
+            inside_epoch: Whether the checkpoint is taken in the middle of an epoch.
 
         Raises:
-            CheckpointError: A metric has no `state_dict`, the data cannot be read again, or a
-                state holds an object that could not be read back safely.
+            CheckpointError: If a metric has no `state_dict`, the data cannot be read again, or a
+                state contains an object that cannot be loaded safely.
         """
         reason = self.why_not_resumable(inside_epoch)
         if reason is not None:

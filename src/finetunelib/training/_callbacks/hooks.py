@@ -10,10 +10,10 @@ from finetunelib.training._callbacks.context import TrainContext
 
 
 class Callbacks:
-    """The callbacks of a training, called in their order.
+    """The callbacks of a training run, with one function per hook that calls them in order.
 
-    What begins is ended: the hooks that end something are called for every callback, also when
-    one of them fails, and the first failure comes out.
+    An exception in a hook keeps later callbacks from being called, except in the hooks that end
+    something: those are called for every callback, and then the first exception is raised.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
@@ -29,7 +29,7 @@ class Callbacks:
 
 
 def by_name(callbacks: Iterable[Callback]) -> dict[str, Callback]:
-    """Return callbacks under the names of their states: their class, numbered from the second."""
+    """Return the callbacks by the name of their state: the class, then the class with `.2`, ..."""
     named: dict[str, Callback] = {}
     for callback in callbacks:
         name = kind = type(callback).__name__
@@ -45,12 +45,11 @@ def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
     """Return the callbacks as a list.
 
     Raises:
-        InvalidTypeError: One is a class instead of an object, or no callback; or there is no
-            list.
+        InvalidTypeError: If `callbacks` is not iterable, or one of them is not a `Callback`.
     """
     if not isinstance(callbacks, Iterable):
         raise InvalidTypeError(
-            f"`callbacks` must be a list of callbacks, but is {callbacks!r}. Pass [callback]."
+            f"`callbacks` must be a list of callbacks, got {callbacks!r}. Pass [callback]."
         )
     checked: list[Callback] = []
     for position, callback in enumerate(callbacks):
@@ -61,8 +60,8 @@ def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
             )
         if not isinstance(callback, Callback):
             raise InvalidTypeError(
-                f"callbacks[{position}] is of type {type(callback).__name__}, which does not "
-                "derive from finetunelib.training.Callback."
+                f"callbacks[{position}] must be a finetunelib.training.Callback, got "
+                f"{type(callback).__name__}. Derive its class from Callback."
             )
         checked.append(callback)
     return checked
@@ -71,8 +70,8 @@ def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
 def _caller(
     callbacks: Sequence[Callback], hook: str, *, ends: bool = False
 ) -> Callable[[TrainContext], None]:
-    """Return a function that calls one hook of those callbacks that extend it."""
-    extended = [
+    """Return a function that calls one hook of the callbacks that override it."""
+    overriding = [
         callback
         for callback in callbacks
         if getattr(type(callback), hook) is not getattr(Callback, hook)
@@ -80,10 +79,10 @@ def _caller(
 
     def call(context: TrainContext) -> None:
         failure: CallbackError | None = None
-        for callback in extended:
+        for callback in overriding:
             try:
                 getattr(callback, hook)(context)
-            # Whatever a user's hook raises is reported with the name of its callback.
+            # A hook is user code and may raise anything.
             except Exception as error:
                 named = CallbackError(
                     f"The callback {type(callback).__name__} failed in `{hook}`: "

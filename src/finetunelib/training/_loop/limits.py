@@ -10,29 +10,30 @@ from finetunelib.errors import InvalidArgumentError
 
 
 def check_limits(epochs: int | None, max_steps: int | None) -> None:
-    """Raise when a fit has no limit, or one below 1.
+    """Check that a `fit` has a limit.
 
     Raises:
-        InvalidArgumentError: Neither limit is given, or one is no whole number of at least 1.
+        InvalidArgumentError: If neither limit is given, or one is not a whole number of at least
+            1.
     """
     if epochs is None and max_steps is None:
         raise InvalidArgumentError("`fit` needs a limit: pass `epochs`, `max_steps` or both.")
     for name, limit in (("epochs", epochs), ("max_steps", max_steps)):
         if limit is not None and not (is_whole(limit) and limit >= 1):
             raise InvalidArgumentError(
-                f"`{name}` must be a whole number of at least 1, but is {limit!r}."
+                f"`{name}` must be a whole number of at least 1, got {limit!r}."
             )
 
 
 def check_replayable(data: Mapping[str, Batches | None], epochs: int | None) -> None:
-    """Raise when data that can be read once only would be read again.
+    """Check that data which can be read only once is not read again.
 
     Raises:
-        InvalidArgumentError: It is an iterator, and `epochs` is not 1.
+        InvalidArgumentError: If it is an iterator and `epochs` is not 1.
     """
     for name, batches in data.items():
         if batches is not None and not batches.replayable and epochs != 1:
             raise InvalidArgumentError(
-                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1 "
-                f"and not {epochs}. Pass a list, a DataLoader or another iterable for more."
+                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1, "
+                f"got {epochs}. Pass a list, a DataLoader or another iterable for more."
             )

@@ -14,7 +14,7 @@ from finetunelib.training._tasks.task import StepOutput
 
 
 class MetricAccumulator:
-    """The loss and metrics over a pass, taken in batch by batch and read at its end."""
+    """Accumulates the loss and metrics over a pass over data."""
 
     def __init__(self, metrics: Mapping[str, Metric], prefix: str = "") -> None:
         self._loss = Mean()
@@ -22,40 +22,40 @@ class MetricAccumulator:
         self._prefix = prefix
 
     def reset(self) -> None:
-        """Forget everything taken in."""
+        """Start a new pass."""
         self._loss = Mean()
         for metric in self._metrics.values():
             metric.reset()
 
     def update(self, output: StepOutput) -> None:
-        """Take in what the task made of one batch."""
+        """Add the output of a task for one batch."""
         self._loss.add(output.loss, output.weight)
         if self._metrics:
             outputs = output.outputs
-            # A metric that keeps what it sees must not keep the graph of every batch alive.
+            # A metric that stores outputs must not keep the graph of every batch alive.
             outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
             for metric in self._metrics.values():
                 metric.update(outputs, output.targets)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what is measured."""
+        """The names of the loss and the metrics, with their prefix."""
         return tuple(f"{self._prefix}{name}" for name in ("loss", *self._metrics))
 
     @property
     def why_not_resumable(self) -> str | None:
-        """Why a pass cannot be gone on with from its middle exactly, where that is so."""
+        """Why a pass cannot be resumed exactly from its middle, or `None` if it can."""
         without = [name for name, m in self._metrics.items() if metric_state(m) is None]
         if not without:
             return None
         return (
-            f"The metric {without[0]!r} has no `state_dict` and `load_state_dict`, so that a "
-            "checkpoint in the middle of an epoch would lose what it has summed. Add them, or "
-            "write checkpoints at the ends of epochs."
+            f"The metric {without[0]!r} has no `state_dict` and `load_state_dict`, so a "
+            "checkpoint in the middle of an epoch would lose its sums. Add them, or write "
+            "checkpoints at the ends of epochs."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was taken in so far."""
+        """Return the sums so far."""
         states = {name: metric_state(metric) for name, metric in self._metrics.items()}
         return {
             "loss": self._loss.state_dict(),
@@ -63,13 +63,13 @@ class MetricAccumulator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the sums that `state_dict` returned."""
         self._loss.load_state_dict(state["loss"])
         for name, values in state["metrics"].items():
             if stateful := metric_state(self._metrics[name]):
                 stateful.load_state_dict(values)
 
     def compute(self) -> dict[str, float]:
-        """Return every value under its name, the loss first."""
+        """Return the loss and the metrics by name, the loss first."""
         values = [self._loss.compute(), *(m.compute() for m in self._metrics.values())]
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from finetunelib._arguments import check_at_least
 from finetunelib._public import public
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._tasks.class_targets import IGNORED, count_targets
@@ -13,15 +14,16 @@ from finetunelib.training._tasks.class_targets import IGNORED, count_targets
 
 @public("finetunelib.training")
 class Accuracy:
-    """The share of samples whose class is among the `top_k` largest logits.
+    """The fraction of samples whose target class is among the `top_k` largest logits.
 
-    Targets of -100, which cross-entropy ignores, are neither hits nor misses.
+    Targets of -100, which cross-entropy ignores, are not counted.
 
     Args:
-        top_k: How many of the largest logits may hold the class, at least 1.
+        top_k: The number of largest logits to search for the target class, at least 1.
 
     Raises:
-        InvalidArgumentError: `top_k` is below 1.
+        InvalidArgumentError: If `top_k` is below 1.
+        InvalidTypeError: If `top_k` is not a whole number.
 
     Example:
         >>> import torch
@@ -33,18 +35,23 @@ class Accuracy:
     """
 
     def __init__(self, top_k: int = 1) -> None:
-        if top_k < 1:
-            raise InvalidArgumentError(f"`top_k` must be at least 1, but is {top_k}.")
+        check_at_least(1, top_k=top_k)
         self.top_k: int = top_k
         self._hits: Tensor | int = 0
         self._samples: Tensor | int = 0
 
+    def __repr__(self) -> str:
+        return f"Accuracy(top_k={self.top_k})"
+
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
             outputs: Logits, `(batch, classes, ...)`.
             targets: Class indices, `(batch, ...)`, integer.
+
+        Raises:
+            InvalidArgumentError: If there are fewer than `top_k` classes.
         """
         if self.top_k == 1:
             hits = outputs.argmax(1) == targets
@@ -55,24 +62,24 @@ class Accuracy:
                 )
             largest = outputs.topk(self.top_k, dim=1).indices
             hits = (largest == targets.unsqueeze(1)).any(1)
-        # The sum stays on the device: reading it here would wait for the device at every step.
+        # The sum stays on the device: reading it here would synchronize at every step.
         self._hits = self._hits + hits.sum()
         self._samples = self._samples + count_targets(targets, IGNORED)
 
     def compute(self) -> float:
-        """Return the share, in [0, 1], or nan when nothing was taken in."""
+        """Return the fraction, in [0, 1], or nan if no sample was counted."""
         samples = int(self._samples)
         return float(self._hits) / samples if samples else float("nan")
 
     def reset(self) -> None:
-        """Forget everything taken in."""
+        """Start over."""
         self._hits = 0
         self._samples = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return what was taken in so far."""
+        """Return the counts so far."""
         return {"hits": int(self._hits), "samples": int(self._samples)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the counts that `state_dict` returned."""
         self._hits, self._samples = state["hits"], state["samples"]

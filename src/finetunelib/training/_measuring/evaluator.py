@@ -20,11 +20,11 @@ from finetunelib.training._tasks.task import Task, validate_output
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """A model and what it takes to apply it; the model is in eval mode meanwhile.
+    """Runs the model over data in eval mode, and restores its modes.
 
     Attributes:
-        model: The user's model, whose modes are set and restored.
-        runner: The form of it that is called: itself, or a compiled one.
+        model: The user's model.
+        runner: The module that is called: the model, or its compiled form.
     """
 
     model: nn.Module
@@ -34,31 +34,36 @@ class Evaluator:
     device: torch.device
 
     def evaluate(
-        self, batches: Iterator[Batch], measurement: MetricAccumulator, name: str
+        self, batches: Iterator[Batch], metrics: MetricAccumulator, name: str
     ) -> dict[str, float]:
         """Return the loss and metrics over batches.
 
+        Args:
+            batches: The batches.
+            metrics: Accumulates the loss and metrics; it is reset first.
+            name: The name of the data, for messages.
+
         Raises:
-            EmptyDataError: There is no batch; the message calls the data by `name`.
+            EmptyDataError: If there is no batch.
         """
-        measurement.reset()
+        metrics.reset()
         first = first_of(batches, name)
         with evaluating(self.model), self.precision.autocast():
             for batch in chain([first], batches):
                 output = self.task.step(self.runner, to_device(batch, self.device))
-                measurement.update(validate_output(output, self.task))
-        return measurement.compute()
+                metrics.update(validate_output(output, self.task))
+        return metrics.compute()
 
     def predict(self, batches: Iterator[Batch], samples: int | None) -> Tensor:
-        """Return the outputs over all batches on the CPU, in the order of the data.
+        """Return the outputs for all batches on the CPU, in the order of the data.
 
         Args:
             batches: The batches.
-            samples: How many samples they hold in all, where that is known; then the result is
-                written in place, and memory holds it once.
+            samples: The number of samples, if known. The outputs are then written into one
+                tensor, which takes half the memory.
 
         Raises:
-            DataError: A batch has more or fewer outputs than samples.
+            DataError: If the number of outputs of a batch differs from its number of samples.
         """
         parts = self._outputs(batches)
         if samples is None:
@@ -74,13 +79,13 @@ class Evaluator:
     def _outputs(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         with evaluating(self.model), self.precision.autocast():
             for batch in batches:
-                # Each leaves the device at once, so that the device holds one batch's outputs.
+                # Move them at once: the device needs memory for the outputs of one batch only.
                 outputs = self.task.predict(self.runner, to_device(batch, self.device)).cpu()
                 rows = outputs.shape[0] if outputs.dim() else 0
                 if rows != length_of(batch):
                     raise DataError(
                         f"The model returned {rows} rows for {length_of(batch)} samples. `predict` "
-                        "needs one row a sample; apply the model yourself, or pass a `task` whose "
-                        "`predict` makes it so."
+                        "needs one row per sample. Call the model yourself, or pass a `task` whose "
+                        "`predict` returns one row per sample."
                     )
                 yield outputs

@@ -18,37 +18,37 @@ class MeanOf:
         self._samples = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in one batch; the function sees it as it is."""
+        """Add one batch."""
         self._sum = self._sum + self._function(outputs, targets) * len(targets)
         self._samples += len(targets)
 
     def compute(self) -> float:
-        """Return the mean, or nan when nothing was taken in."""
+        """Return the mean, or nan if there is no value."""
         return float(self._sum) / self._samples if self._samples else float("nan")
 
     def reset(self) -> None:
-        """Forget everything taken in."""
+        """Start over."""
         self._sum = 0.0
         self._samples = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was taken in so far."""
-        # The sum keeps its dtype, so that going on rounds as it would have.
+        """Return the sum so far."""
+        # The sum keeps its dtype: a resumed sum must round in the same way.
         return {"sum": self._sum, "samples": self._samples}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the sum that `state_dict` returned."""
         self._sum, self._samples = state["sum"], state["samples"]
 
 
 class Mean:
     """A weighted mean of scalar tensors, in double precision.
 
-    A value on the CPU is added at once. One on an accelerator stays there until the mean is
-    read, since to look at it is to wait for the device.
+    A value on the CPU is added at once. A value on an accelerator stays there until the mean is
+    read, because reading it synchronizes with the device.
     """
 
-    #: How many values are kept before they are summed, so that memory is bounded.
+    #: The number of values that are kept before they are summed, which bounds the memory.
     _CHUNK = 1024
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Mean:
         self._weights: list[Tensor | float] = []
 
     def add(self, value: Tensor, weight: Tensor | float) -> None:
-        """Take in one value."""
+        """Add one value."""
         if value.is_cpu:
             self._add(value.item(), float(weight))
             return
@@ -68,27 +68,27 @@ class Mean:
             self._fold()
 
     def compute(self) -> float:
-        """Return the mean, or nan when nothing was taken in."""
+        """Return the mean, or nan if there is no value."""
         self._fold()
         return self._sum / self._weight if self._weight else float("nan")
 
     def state_dict(self) -> dict[str, float]:
-        """Return what was taken in so far."""
+        """Return the sum so far."""
         self._fold()
         return {"sum": self._sum, "weight": self._weight}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the sum that `state_dict` returned."""
         self._sum, self._weight = state["sum"], state["weight"]
 
     def _add(self, value: float, weight: float) -> None:
-        # A batch without weight has no mean: its nan is no part of the whole.
+        # The mean of a batch without weight is nan, which must not be added.
         if weight:
             self._sum += value * weight
             self._weight += weight
 
     def _fold(self) -> None:
-        """Fetch the values that were kept, in one transfer."""
+        """Add the values that were kept, in one transfer from the device."""
         if not self._values:
             return
         values = torch.stack(self._values).tolist()

@@ -1,4 +1,4 @@
-"""Measures of quality, summed on the device over batches and read once an epoch."""
+"""The metric interface, and the check of the `metrics` argument."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from finetunelib.training._measuring.means import MeanOf
 
 @runtime_checkable
 class Metric(Protocol):
-    """What a metric object needs; those of torchmetrics have it."""
+    """A metric that accumulates over batches, such as one of torchmetrics."""
 
     def update(self, outputs: Tensor, targets: Tensor, /) -> object:
-        """Take in one batch."""
+        """Add one batch."""
 
     def compute(self) -> Tensor | float:
-        """Return the value over everything taken in since the last reset."""
+        """Return the value over all batches since the last reset."""
         ...
 
     def reset(self) -> object:
-        """Forget everything taken in."""
+        """Start over."""
 
 
 #: A metric is an object, or a function of (outputs, targets) that is averaged over samples.
@@ -31,23 +31,23 @@ MetricLike: TypeAlias = Metric | Callable[[Tensor, Tensor], Tensor | float]
 
 
 def as_metrics(metrics: Mapping[str, MetricLike]) -> dict[str, Metric]:
-    """Return every metric as an object, functions wrapped into means.
+    """Return the metrics as objects. A function becomes its mean over samples.
 
     Raises:
-        InvalidTypeError: One is a class instead of an object, or neither function nor metric; or
-            they have no names.
-        InvalidArgumentError: One has the loss's name.
+        InvalidTypeError: If `metrics` is not a mapping, or one of them is a class, or neither a
+            function nor a metric.
+        InvalidArgumentError: If one of them is named `"loss"`.
     """
     if not isinstance(metrics, Mapping):
         raise InvalidTypeError(
-            f"`metrics` must be a mapping from names to metrics, but is {metrics!r}. "
+            f"`metrics` must be a mapping from names to metrics, got {metrics!r}. "
             'Give it a name: {"name": metric}.'
         )
     if "loss" in metrics:
         raise InvalidArgumentError(
-            "A metric cannot be called 'loss', which names the loss itself. Give it another name."
+            "A metric cannot be named 'loss', the name of the loss itself. Use another name."
         )
-    checked: dict[str, Metric] = {}
+    wrapped: dict[str, Metric] = {}
     for name, metric in metrics.items():
         if isinstance(metric, type):
             raise InvalidTypeError(
@@ -55,24 +55,24 @@ def as_metrics(metrics: Mapping[str, MetricLike]) -> dict[str, Metric]:
                 f"{metric.__name__}()."
             )
         if isinstance(metric, Metric):
-            checked[name] = metric
-        elif missing := _half_a_metric(metric):
+            wrapped[name] = metric
+        elif missing := _missing_method(metric):
             raise InvalidTypeError(
                 f"The metric {name!r} ({type(metric).__name__}) has no `{missing}`. A metric "
                 "object needs `update(outputs, targets)`, `compute()` and `reset()`."
             )
         elif callable(metric):
-            checked[name] = MeanOf(metric)
+            wrapped[name] = MeanOf(metric)
         else:
             raise InvalidTypeError(
                 f"The metric {name!r} ({type(metric).__name__}) must be a function of (outputs, "
                 "targets), or an object with `update(outputs, targets)`, `compute()` and `reset()`."
             )
-    return checked
+    return wrapped
 
 
-def _half_a_metric(metric: object) -> str | None:
-    """Return what an object that has some methods of a metric lacks, or None for a function."""
+def _missing_method(metric: object) -> str | None:
+    """Return a method that a metric object lacks, or `None` if it has none of a metric's."""
     methods = ("update", "compute", "reset")
     missing = [name for name in methods if not callable(getattr(metric, name, None))]
     return missing[0] if 0 < len(missing) < len(methods) else None

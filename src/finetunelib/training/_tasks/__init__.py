@@ -1,1 +1,1 @@
-"""What is done with a batch, and the checks of the first one."""
+"""Tasks: how the loss of a batch is computed, and the checks of the first batch."""

@@ -1,4 +1,4 @@
-"""What is checked at the door of a training, while nothing has been changed."""
+"""Checks of the first batch, before anything is changed."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from finetunelib.training._tasks.task import Task
 def check_batch(
     model: nn.Module, task: Task, batch: Batch, all_targets: Tensor | None, name: str
 ) -> None:
-    """Raise when the model or the loss cannot take a batch, after a dry run that leaves no trace.
+    """Check that the model and the loss accept a batch, by a dry run without side effects.
 
-    A task of the user's own is not run for a check: what else it does, nobody here knows.
+    A custom task is not checked, because its `step` may have side effects.
 
     Args:
         model: The model, on the batch's device.
-        task: What will be done with the batch.
+        task: The task that will process the batch.
         batch: The first batch of the data.
-        all_targets: The targets of the whole data where they are at hand.
-        name: What the data is called, for messages.
+        all_targets: The targets of all samples, if they are in memory.
+        name: The name of the data, for messages.
 
     Raises:
-        InvalidInputError: The model cannot take the inputs.
-        InvalidTargetError: The loss cannot take the targets.
-        InvalidTypeError: The batch holds no targets.
+        InvalidInputError: If the model does not accept the inputs.
+        InvalidTargetError: If the loss does not accept the targets.
+        InvalidTypeError: If the batch has no targets.
     """
     if not isinstance(task, SupervisedTask):
         return
     _, targets = split(batch)
     if not isinstance(targets, Tensor):
         raise InvalidTypeError(
-            f"The targets of `{name}` must be a tensor, but are {describe(targets)}."
+            f"The targets of `{name}` must be a tensor, got {describe(targets)}."
         )
     outputs = dry_run(model, batch, name)
     if task.default_loss:
@@ -57,8 +57,8 @@ def check_batch(
     if isinstance(task.loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
         raise InvalidTargetError(
             f"The targets of `{name}` have the shape {tuple(targets.shape)} and the model's "
-            f"outputs {tuple(outputs.shape)}; {type(task.loss_fn).__name__} would silently compare "
-            "every one with every other. Give both one shape, such as with `targets.unsqueeze(1)`."
+            f"outputs {tuple(outputs.shape)}; {type(task.loss_fn).__name__} would broadcast them. "
+            "Give both the same shape, such as with `targets.unsqueeze(1)`."
         )
     _check_loss_runs(task, outputs, targets, name)
 

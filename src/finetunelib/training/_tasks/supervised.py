@@ -1,4 +1,4 @@
-"""The default task: outputs from inputs, and a loss that compares them with targets."""
+"""The default task: a loss that compares the model's outputs with targets."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from finetunelib.errors import InvalidArgumentError, InvalidTargetError, Invalid
 from finetunelib.training._tasks.class_targets import count_targets
 from finetunelib.training._tasks.task import StepOutput, Task
 
-#: Losses that compare outputs and targets value by value.
+#: Losses that compare outputs and targets element by element.
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss)
 
 
 class SupervisedTask(Task):
-    """Takes pairs (inputs, targets), and mappings as the models of transformers take them.
+    """Compares outputs with targets, for batches that are pairs (inputs, targets) or mappings.
 
-    A mapping's `labels` are the targets; the rest is passed to the model by name. The outputs
-    are the model's own, or its `.logits`.
+    In a mapping, `labels` are the targets, and the rest is passed to the model by name. The
+    model returns a tensor, or an object with `.logits` as the models of transformers do.
     """
 
     def __init__(self, loss_fn: LossFunction | None) -> None:
@@ -30,7 +30,7 @@ class SupervisedTask(Task):
         reduction = getattr(self.loss_fn, "reduction", "mean")
         if reduction != "mean":
             raise InvalidArgumentError(
-                f"`loss_fn` must average over the batch, but its reduction is {reduction!r}. "
+                f"`loss_fn` must average over the batch, got the reduction {reduction!r}. "
                 f'Use {type(self.loss_fn).__name__}(reduction="mean").'
             )
 
@@ -38,8 +38,8 @@ class SupervisedTask(Task):
         """Run the model on a batch and compare its outputs with the targets.
 
         Raises:
-            InvalidTypeError: The batch holds no targets, or the output is no tensor.
-            InvalidTargetError: A class index is outside the classes.
+            InvalidTypeError: If the batch has no targets, or the output is not a tensor.
+            InvalidTargetError: If a target is not the index of a class.
         """
         inputs, targets = split(batch)
         outputs = call(model, inputs)
@@ -55,13 +55,13 @@ class SupervisedTask(Task):
             return self.loss_fn(outputs, targets)
         except IndexError as error:
             raise InvalidTargetError(
-                f"A target lies outside the model's {outputs.shape[1]} classes: {error} "
-                f"Targets must be in 0 to {outputs.shape[1] - 1}."
+                f"Targets must be in 0 to {outputs.shape[1] - 1}, because the model has "
+                f"{outputs.shape[1]} classes: {error}"
             ) from error
 
 
 def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
-    """Return a function from targets to what the mean of a loss divides by."""
+    """Return a function that computes, from targets, what the loss is a mean over."""
     if isinstance(loss_fn, ELEMENTWISE):
         return Tensor.numel
     if not isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
@@ -70,7 +70,7 @@ def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
 
     def class_weight(targets: Tensor) -> Tensor | float:
         if targets.is_floating_point():
-            return len(targets)  # Class probabilities ignore nothing.
+            return len(targets)  # class probabilities: none is ignored
         if loss_fn.weight is not None:
             return loss_fn.weight[targets[targets != ignored]].sum()
         return count_targets(targets, ignored)
@@ -82,12 +82,12 @@ def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
     """Return the user's task, or the default one with the user's loss.
 
     Raises:
-        InvalidTypeError: `task` is no Task, or `loss_fn` no function.
-        InvalidArgumentError: Both are given, or the loss does not average.
+        InvalidTypeError: If `task` is not a `Task`, or `loss_fn` is not callable or a class.
+        InvalidArgumentError: If both are given, or the loss does not average over the batch.
     """
     if loss_fn is not None and not callable(loss_fn):
         raise InvalidTypeError(
-            "`loss_fn` must be a function (outputs, targets) -> loss, but is "
+            "`loss_fn` must be a function (outputs, targets) -> loss, got "
             f"{loss_fn!r} ({type(loss_fn).__name__})."
         )
     if isinstance(loss_fn, type):
@@ -97,18 +97,16 @@ def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
     if task is None:
         return SupervisedTask(loss_fn)
     if not isinstance(task, Task):
-        raise InvalidTypeError(
-            f"`task` must derive from finetunelib.training.Task, but is {task!r}."
-        )
+        raise InvalidTypeError(f"`task` must be a finetunelib.training.Task, got {task!r}.")
     if loss_fn is not None:
         raise InvalidArgumentError(
-            f"`loss_fn` is given beside the task {type(task).__name__}, which computes the loss "
-            "itself. Pass one of the two."
+            f"`loss_fn` cannot be combined with the task {type(task).__name__}, which computes "
+            "its own loss. Pass one of the two."
         )
     return task
 
 
 def module_of_loss(task: Task) -> nn.Module | None:
-    """Return the loss of the default task, where it is a module and may hold class weights."""
+    """Return the default task's loss if it is a module, which may have class weights."""
     loss = task.loss_fn if isinstance(task, SupervisedTask) else None
     return loss if isinstance(loss, nn.Module) else None

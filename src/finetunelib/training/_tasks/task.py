@@ -1,4 +1,4 @@
-"""What a training does with one batch: the base class that users extend."""
+"""The base class of tasks, and the output of a step."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetunelib._forward.batch import describe
 from finetunelib._public import public
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidTypeError
 
 
-# Not frozen, since that makes its construction, once a micro-batch, four times as dear.
+# Not frozen: that would make its construction, once per micro-batch, four times slower.
 @public("finetunelib.training")
 @dataclass(slots=True, eq=False)
 class StepOutput:
-    """What a task made of one batch.
+    """The result of `Task.step` for one batch.
 
     Attributes:
-        loss: The mean loss of the batch: a scalar with a gradient.
-        outputs: What the metrics get as outputs, a tensor of them detached; as a rule
-            `(batch, ...)`.
-        targets: What the metrics get as targets.
+        loss: The mean loss of the batch, a scalar tensor with a gradient.
+        outputs: The outputs that metrics receive, usually a tensor `(batch, ...)`. A tensor is
+            detached first.
+        targets: The targets that metrics receive.
         weight: What `loss` is a mean over: the number of samples or tokens, or the sum of the
-            class weights. Losses and gradients of several batches are averaged by it.
+            class weights. It weights the batch in means of losses and gradients.
 
     Example:
         >>> import torch
@@ -36,20 +37,25 @@ class StepOutput:
     """
 
     loss: Tensor
-    outputs: Any  # Any: a task and its metrics agree on the structure between themselves.
+    outputs: Any  # Any: the structure is up to the task and its metrics.
     targets: Any
     weight: Tensor | float
+
+    def __repr__(self) -> str:
+        parts = (f"{name}={_short(getattr(self, name))}" for name in self.__slots__)
+        return f"StepOutput({', '.join(parts)})"
 
 
 @public("finetunelib.training")
 class Task(ABC):
-    """What is done with one batch: extend it where inputs and targets are not a plain pair.
+    """Base class of tasks, which compute the loss of a batch.
 
-    The model is passed in by the Trainer (it may be a compiled or wrapped form of the user's
-    own), already in the right mode, and the batch is on its device.
+    Write one if batches are not pairs (inputs, targets), or if the loss needs more than outputs
+    and targets. The Trainer passes the model, which may be a compiled or wrapped form of yours,
+    in the right mode, and the batch on the model's device.
 
     Example:
-        A model of two inputs, compared with targets by the distance of its outputs:
+        A model with two inputs:
 
         >>> import torch
         >>> from torch import nn
@@ -76,15 +82,15 @@ class Task(ABC):
             batch: A batch of the data, on the model's device.
 
         Returns:
-            The loss, and what metrics need.
+            The loss and its weight, and the outputs and targets for the metrics.
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Compute the outputs of a batch; those of `step`, where this is not extended.
+        """Compute the outputs of a batch. By default these are the outputs of `step`.
 
         Args:
             model: The model to call.
-            batch: A batch of the data, on the model's device; it may lack targets.
+            batch: A batch of the data, on the model's device. It may lack targets.
 
         Returns:
             The outputs, `(batch, ...)`.
@@ -93,11 +99,17 @@ class Task(ABC):
         return outputs
 
 
+def _short(value: object) -> str:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return f"{value.item():.4g}"
+    return repr(value) if value is None or isinstance(value, int | float) else describe(value)
+
+
 def validate_output(output: object, task: Task) -> StepOutput:
-    """Return what a task returned, which must be a `StepOutput` with a scalar loss.
+    """Return the output of a task's `step` if it is a `StepOutput` with a scalar loss.
 
     Raises:
-        InvalidTypeError: It is something else.
+        InvalidTypeError: If it is not.
     """
     if not isinstance(output, StepOutput):
         found = type(output).__name__
@@ -108,6 +120,5 @@ def validate_output(output: object, task: Task) -> StepOutput:
     else:
         found = f"a loss of shape {tuple(output.loss.shape)}; reduce it to its mean"
     raise InvalidTypeError(
-        f"`{type(task).__name__}.step` must return a StepOutput with a scalar loss, but returned "
-        f"{found}."
+        f"`{type(task).__name__}.step` must return a StepOutput with a scalar loss, got {found}."
     )
