@@ -64,10 +64,11 @@ def check_batch(
 
 
 def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
-    """Return the model's outputs for a batch in eval mode, or explain why there are none.
+    """Return the model's outputs for a batch in eval mode.
 
     Raises:
-        InvalidInputError: The model cannot take the inputs.
+        InvalidInputError: If the model does not accept the inputs.
+        InvalidTypeError: If the model does not return a tensor.
     """
     inputs = inputs_of(batch)
     output = run_once(
@@ -79,9 +80,9 @@ def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
 
 
 def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
-    """Return what is wrong with inputs on which a model failed."""
+    """Return the message about inputs that a model does not accept."""
     reason = first_line(error).rstrip(".")
-    text = f"The model cannot take the inputs of `{name}`, {_shapes(inputs)}: {reason}."
+    text = f"The model does not accept the inputs of `{name}`, {_shapes(inputs)}: {reason}."
     found = first_layer(model)
     if found is None or not isinstance(inputs, Tensor):
         return text
@@ -92,7 +93,7 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     )
     if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
         return (
-            f"The inputs of `{name}` must be floating point, but their dtype is {inputs.dtype}. "
+            f"The inputs of `{name}` must be floating point, got {inputs.dtype}. "
             f"{hint} Convert them, for bytes with `inputs.float() / 255`."
         )
     return f"{text} {hint}"
@@ -106,13 +107,13 @@ def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, nam
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidTargetError(
-            f"`loss_fn(outputs, targets)` fails on outputs {_shapes(outputs)} and the targets of "
-            f"`{name}` {_shapes(targets)}: {first_line(error)}. The outputs come first."
+            f"`loss_fn(outputs, targets)` failed on outputs {_shapes(outputs)} and the targets of "
+            f"`{name}` {_shapes(targets)}: {first_line(error)}. It receives the outputs first."
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         raise InvalidArgumentError(
-            f"`loss_fn` must return a scalar, the mean over the batch, but returned "
-            f"{describe(loss)}."
+            f"`loss_fn` must return a scalar, the mean over the batch, got {describe(loss)}. "
+            "Reduce it, such as with `.mean()`."
         )
 
 
