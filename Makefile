@@ -1,49 +1,66 @@
-# Every target makes the environment that it needs; `make help` lists them.
+# Every target creates the environment that it needs. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The tests of test-all, as an expression of pytest markers.
+MARKERS ?= not large
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types layers doctest docs wheel-test benchmark \
-  conformance clean
 
-help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+##@ Try it
 
-demo: $(VENV)/.demo ## Run the MNIST example from end to end
+.PHONY: demo
+demo: $(VENV)/.demo ## Run the MNIST example from start to end
 	$(BIN)/python examples/mnist.py
 
-test: $(VENV)/.dev ## Run the tests, but for the slow ones (under five minutes)
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+##@ Test
+
+.PHONY: test
+test: $(VENV)/.dev ## Run the fast tests (under five minutes)
 	$(BIN)/python -m pytest -q -m "not slow and not large"
 
-test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure their coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not large" --cov --cov-report=
-
-check: lint types layers coverage doctest docs ## Run every gate but the tests
-
-lint: $(VENV)/.dev ## Check the style
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-types: $(VENV)/.dev ## Check the types
-	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes finetunelib --ignoreexternal
-
-layers: $(VENV)/.dev ## Check that imports run one way
-	$(BIN)/lint-imports --no-logo
+.PHONY: test-all
+test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "$(MARKERS)" --cov --cov-report=
 
 .PHONY: coverage
 coverage: .coverage ## Print the coverage of the last test-all
 	$(BIN)/coverage report
 
-.coverage:
-	$(MAKE) test-all
-
+.PHONY: doctest
 doctest: $(VENV)/.dev ## Run the examples in the docstrings
 	$(BIN)/python -m pytest -q -p no:randomly --doctest-modules src
 
+##@ Check
+
+.PHONY: check
+check: lint types layers coverage doctest docs ## Run all checks except the tests
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.dev ## Check the types
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes finetunelib --ignoreexternal
+
+.PHONY: layers
+layers: $(VENV)/.dev ## Check the import contracts
+	$(BIN)/lint-imports --no-logo
+
+##@ Document
+
+.PHONY: docs
 docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -n -T -W --keep-going -q docs docs/_build/html
 	@echo "Built docs/_build/html/index.html"
@@ -52,6 +69,9 @@ docs: $(VENV)/.dev ## Build the documentation into docs/_build/html
 start-test: ## Follow the Start pages literally, in a clean environment
 	$(PYTHON) tests/docs/follow_start.py docs/start/quickstart.md
 
+##@ Release
+
+.PHONY: wheel-test
 wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --wheel --outdir dist
@@ -61,23 +81,35 @@ wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	sh tests/packaging/run_public_tests.sh .venv-wheel/bin/python
 
 .PHONY: release-check
-release-check: $(VENV)/.dev ## Build a release and try it on every Python here (half an hour)
+release-check: $(VENV)/.dev ## Build a release and test it on every Python here (half an hour)
 	$(BIN)/python tests/packaging/release_check.py
 
-benchmark: $(VENV)/.dev ## Measure what the documentation claims
+##@ Measure
+
+.PHONY: benchmark
+benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/export.py
 
-conformance: $(VENV)/.dev ## Sweep all models of torchvision, timm and transformers (two hours)
+.PHONY: conformance
+conformance: $(VENV)/.dev ## Run all models of torchvision, timm and transformers (two hours)
 	$(BIN)/python tests/conformance/heads.py
 	$(BIN)/python tests/conformance/freezing.py
 	$(BIN)/python tests/conformance/export.py
 
-clean: ## Remove environments and everything that was built
+##@ Tidy up
+
+.PHONY: clean
+clean: ## Remove the environments and everything that was built
 	rm -rf $(VENV) .venv-wheel dist build docs/_build docs/tutorials runs .coverage .mypy_cache .ruff_cache .pytest_cache
+
+# Not listed: files and targets that the ones above need.
+
+.coverage:
+	$(MAKE) test-all
 
 $(VENV)/.demo: pyproject.toml
 	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples

@@ -1,4 +1,4 @@
-"""What users import: the names, where they live, and what importing costs."""
+"""The public names, their import paths, and the time that importing takes."""
 
 from __future__ import annotations
 
@@ -10,68 +10,87 @@ import types
 
 import pytest
 
-NAMES = {
-    "finetunelib": [
-        "Trainer",
-        "__version__",
-        "build_mlp",
-        "export_onnx",
-        "freeze_and_replace_head",
-        "visualize",
-    ],
-    "finetunelib.models": ["MLP"],
-    "finetunelib.callbacks": [
-        "CSVLogger",
-        "EMA",
-        "EarlyStopping",
-        "ModelCheckpoint",
-        "TensorBoardLogger",
-    ],
-    "finetunelib.data": ["InMemoryDataset", "TensorBatches", "in_memory"],
-    "finetunelib.finetuning": [
-        "Certificate",
-        "Head",
-        "LoadReport",
-        "find_head",
-        "fingerprint",
-        "freeze",
-        "is_frozen",
-        "load_weights",
-        "replace_head",
-        "save_weights",
-        "unfreeze",
-    ],
-    "finetunelib.training": [
-        "Accuracy",
-        "Callback",
-        "History",
-        "StepOutput",
-        "Task",
-        "TrainContext",
-        "TrainState",
-    ],
-    "finetunelib.export": [
-        "Comparison",
-        "ExportReport",
-        "OnnxMetadata",
-        "SelfTest",
-        "TensorInfo",
-        "Verification",
-        "load_onnx_metadata",
-        "verify_onnx",
-    ],
-    "finetunelib.visualization": [
-        "NetronServer",
-        "Summary",
-        "SummaryRow",
-        "plot_confusion",
-        "plot_history",
-        "plot_predictions",
-        "summary",
-    ],
+import finetunelib
+
+#: Every public name and the package that users import it from, which is its `__module__` too.
+PATHS = {
+    "Trainer": "finetunelib",
+    "__version__": "finetunelib",
+    "build_mlp": "finetunelib",
+    "export_onnx": "finetunelib",
+    "freeze_and_replace_head": "finetunelib",
+    "visualize": "finetunelib",
+    "MLP": "finetunelib.models",
+    "CSVLogger": "finetunelib.callbacks",
+    "EMA": "finetunelib.callbacks",
+    "EarlyStopping": "finetunelib.callbacks",
+    "ModelCheckpoint": "finetunelib.callbacks",
+    "TensorBoardLogger": "finetunelib.callbacks",
+    "InMemoryDataset": "finetunelib.data",
+    "TensorBatches": "finetunelib.data",
+    "in_memory": "finetunelib.data",
+    "Certificate": "finetunelib.finetuning",
+    "Head": "finetunelib.finetuning",
+    "LoadReport": "finetunelib.finetuning",
+    "find_head": "finetunelib.finetuning",
+    "fingerprint": "finetunelib.finetuning",
+    "freeze": "finetunelib.finetuning",
+    "is_frozen": "finetunelib.finetuning",
+    "load_weights": "finetunelib.finetuning",
+    "replace_head": "finetunelib.finetuning",
+    "save_weights": "finetunelib.finetuning",
+    "unfreeze": "finetunelib.finetuning",
+    "Accuracy": "finetunelib.training",
+    "Callback": "finetunelib.training",
+    "History": "finetunelib.training",
+    "StepOutput": "finetunelib.training",
+    "Task": "finetunelib.training",
+    "TrainContext": "finetunelib.training",
+    "TrainState": "finetunelib.training",
+    "Comparison": "finetunelib.export",
+    "ExportReport": "finetunelib.export",
+    "OnnxMetadata": "finetunelib.export",
+    "SelfTest": "finetunelib.export",
+    "TensorInfo": "finetunelib.export",
+    "Verification": "finetunelib.export",
+    "load_onnx_metadata": "finetunelib.export",
+    "verify_onnx": "finetunelib.export",
+    "NetronServer": "finetunelib.visualization",
+    "Summary": "finetunelib.visualization",
+    "SummaryRow": "finetunelib.visualization",
+    "plot_confusion": "finetunelib.visualization",
+    "plot_history": "finetunelib.visualization",
+    "plot_predictions": "finetunelib.visualization",
+    "summary": "finetunelib.visualization",
+    "AmbiguousHeadError": "finetunelib.errors",
+    "CallbackError": "finetunelib.errors",
+    "CheckpointError": "finetunelib.errors",
+    "CorruptFileError": "finetunelib.errors",
+    "DataError": "finetunelib.errors",
+    "EmptyDataError": "finetunelib.errors",
+    "ExportError": "finetunelib.errors",
+    "ExportMismatchError": "finetunelib.errors",
+    "FileMissingError": "finetunelib.errors",
+    "FinetuneLibError": "finetunelib.errors",
+    "FreezeError": "finetunelib.errors",
+    "HeadError": "finetunelib.errors",
+    "HeadNotFoundError": "finetunelib.errors",
+    "InvalidArgumentError": "finetunelib.errors",
+    "InvalidInputError": "finetunelib.errors",
+    "InvalidTargetError": "finetunelib.errors",
+    "InvalidTypeError": "finetunelib.errors",
+    "MissingDependencyError": "finetunelib.errors",
+    "PathNotWritableError": "finetunelib.errors",
+    "ServerError": "finetunelib.errors",
+    "TrainingInterrupted": "finetunelib.errors",
+    "UnsupportedFileError": "finetunelib.errors",
+    "WeightsError": "finetunelib.errors",
+    "WeightsMismatchError": "finetunelib.errors",
 }
 
-#: All five names: each is imported when it is first asked for.
+SUB_PACKAGES = sorted({path for path in PATHS.values() if path != "finetunelib"})
+
+#: The entry points, each of which is imported when it is first used.
 IMPORT = (
     "from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize"
 )
@@ -93,30 +112,39 @@ LATE = (
 )
 
 
-@pytest.mark.parametrize("package", NAMES)
+def names_of(package: str) -> list[str]:
+    """Return the public names of a package."""
+    return sorted(name for name, path in PATHS.items() if path == package)
+
+
+@pytest.mark.parametrize("package", ["finetunelib", *SUB_PACKAGES])
 def test_exported_names_are_the_documented_ones(package: str) -> None:
-    """A name enters or leaves the public API only on purpose."""
-    assert sorted(importlib.import_module(package).__all__) == NAMES[package]
+    """A name enters or leaves the public API only on purpose, and has one import path."""
+    assert sorted(importlib.import_module(package).__all__) == names_of(package)
 
 
-@pytest.mark.parametrize("package", NAMES)
-def test_every_name_says_its_public_path(package: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PATHS if name != "__version__"])
+def test_every_name_says_its_public_path(name: str) -> None:
     """Tracebacks, pickles and docs show the path that users import from."""
-    module = importlib.import_module(package)
-    for name in NAMES[package]:
-        value = getattr(module, name)
-        if isinstance(value, type | types.FunctionType):
-            assert (value.__module__, value.__qualname__) == (package, name)
+    value = getattr(importlib.import_module(PATHS[name]), name)
+    assert isinstance(value, type | types.FunctionType)
+    assert (value.__module__, value.__qualname__) == (PATHS[name], name)
 
 
-def test_each_name_has_one_import_path() -> None:
-    """No public name stands in two packages."""
-    names = [name for names in NAMES.values() for name in names]
-    assert len(names) == len(set(names))
+@pytest.mark.parametrize("package", SUB_PACKAGES)
+def test_dir_of_a_sub_package_shows_its_public_names(package: str) -> None:
+    """Private modules and imported names would hide them in an editor's completion."""
+    assert dir(importlib.import_module(package)) == names_of(package)
+
+
+def test_dir_of_the_library_shows_its_public_names() -> None:
+    """The five functions, the version and the sub-packages."""
+    packages = [package.removeprefix("finetunelib.") for package in SUB_PACKAGES]
+    assert dir(finetunelib) == sorted([*names_of("finetunelib"), *packages])
 
 
 def test_import_loads_no_late_package() -> None:
-    """Importing the five functions imports neither optional packages nor slow ones."""
+    """Importing the entry points imports neither optional packages nor slow ones."""
     code = f"import json, sys; {IMPORT}; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -126,17 +154,17 @@ def test_import_loads_no_late_package() -> None:
 
 @pytest.mark.slow
 def test_import_costs_at_most_a_tenth_more_than_torch() -> None:
-    """The library's own share of its import is small beside torch's, in one process."""
+    """Importing the library after torch takes a small fraction of torch's own time."""
     code = (
         "import time; a = time.perf_counter(); import torch; b = time.perf_counter();"
         f"{IMPORT}; c = time.perf_counter(); print((c - b) / (b - a))"
     )
-    shares = [
+    fractions = [
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
         for _ in range(3)
     ]
-    # The smallest of three: a busy machine only ever adds.
-    assert min(shares) <= 0.1
+    # The smallest of three: a busy machine only adds time.
+    assert min(fractions) <= 0.1
 
 
 def test_a_sub_package_is_an_attribute_after_import() -> None:
@@ -153,6 +181,6 @@ def test_a_sub_package_is_an_attribute_after_import() -> None:
 
 @pytest.mark.parametrize("package", ["finetunelib", "finetunelib.export"])
 def test_a_name_that_does_not_exist_is_an_attribute_error(package: str) -> None:
-    """As of any module, with the name in it."""
+    """The name is in the message, as for any module."""
     with pytest.raises(AttributeError, match="'nothing'"):
         _ = importlib.import_module(package).nothing

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, since imports cost time."""
+"""Importing the public names of a package when they are first used, because imports take time."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 
 def lazily(
-    package: str, names: dict[str, Any], homes: Mapping[str, str]
+    package: str, namespace: dict[str, Any], modules: Mapping[str, str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__`.
+    """Return the `__getattr__` and `__dir__` of a package.
 
     Args:
-        package: The package's name.
-        names: Its `globals()`, where a name stays once it was imported.
-        homes: The module of each name, relative to the package; of a sub-package, its own name.
+        package: The name of the package.
+        namespace: Its `globals()`. A name is stored there once it was imported.
+        modules: For each name, its module relative to the package; for a sub-package, itself.
     """
 
     def get(name: str) -> object:
-        if name not in homes:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{homes[name]}")
-        names[name] = module if homes[name] == name else getattr(module, name)
-        return names[name]
+        module = importlib.import_module(f"{package}.{modules[name]}")
+        namespace[name] = module if modules[name] == name else getattr(module, name)
+        return namespace[name]
 
-    def listed() -> list[str]:
-        return sorted({*names, *homes})
+    def public_names() -> list[str]:
+        return sorted({*namespace["__all__"], *modules})
 
-    return get, listed
+    return get, public_names

@@ -6,3 +6,7 @@ from finetunelib.callbacks._loggers import CSVLogger, TensorBoardLogger
 from finetunelib.callbacks._model_checkpoint import ModelCheckpoint
 
 __all__ = ["EMA", "CSVLogger", "EarlyStopping", "ModelCheckpoint", "TensorBoardLogger"]
+
+
+def __dir__() -> list[str]:
+    return __all__

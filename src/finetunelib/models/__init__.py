@@ -3,3 +3,7 @@
 from finetunelib.models._mlp import MLP
 
 __all__ = ["MLP"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,3 +8,7 @@ from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task
 
 __all__ = ["Accuracy", "Callback", "History", "StepOutput", "Task", "TrainContext", "TrainState"]
+
+
+def __dir__() -> list[str]:
+    return __all__
