@@ -160,7 +160,7 @@ FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
     "the exporter raises SystemExit": ("torch.onnx.export", raising(SystemExit(3)), SystemExit),
     "the exporter returns nothing": ("torch.onnx.export", lambda *_, **__: None, ExportError),
     "the annotations fail": (
-        "finetunelib.export._export.annotate",
+        "finetunelib.export._write.annotate",
         raising(AttributeError("metadata_props")),
         AttributeError,
     ),
@@ -185,7 +185,7 @@ FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
         MemoryError,
     ),
     "the file cannot be read again": (
-        "finetunelib.export._export._read",
+        "finetunelib.export._export.check_graph",
         raising(OSError(errno.EIO, "Input/output error")),
         OSError,
     ),

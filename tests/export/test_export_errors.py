@@ -217,7 +217,7 @@ def test_a_wrong_number_of_input_names_is_an_error(tmp_path: Path, names: list[s
     """The argument, its length and the right one are named."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), input_names=names)
-    assert f"`input_names` holds {len(names)}" in str(caught.value)
+    assert f"`input_names` has {len(names)}" in str(caught.value)
     assert "has 1 inputs" in str(caught.value)
 
 
@@ -226,7 +226,7 @@ def test_a_wrong_number_of_output_names_is_an_error(tmp_path: Path, names: list[
     """The argument, its length and the right one are named."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), output_names=names)
-    assert f"`output_names` holds {len(names)}" in str(caught.value)
+    assert f"`output_names` has {len(names)}" in str(caught.value)
     assert "has 1" in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from finetunelib.errors import (
     InvalidInputError,
     InvalidTypeError,
 )
-from finetunelib.export import _export
+from finetunelib.export import _export, _write
 from finetunelib.export._tracing import exporter
 from finetunelib.finetuning import Certificate
 from support_failures import FAILURES, Model, Watch, content, full, raising, recorded_model, running
@@ -50,8 +50,8 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
             programs.append(exporter.trace(*args, **options))
         return programs[0]
 
-    monkeypatch.setattr(_export, "trace", trace)
-    monkeypatch.setattr(_export, "annotate", lambda *_: None)  # Its marks are in the program.
+    monkeypatch.setattr(_write, "trace", trace)
+    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # Its marks are in the program.
 
 
 def _on_call(number: int, act: Callable[[], object]) -> Callable[[Model], None]:
@@ -120,7 +120,7 @@ def test_a_failure_leaves_everything_as_it_was(
         }[place]
     watch = Watch(model, path.parent, temporary)
     if place == "torch.onnx.export":
-        monkeypatch.setattr(_export, "trace", exporter.trace)
+        monkeypatch.setattr(_write, "trace", exporter.trace)
     monkeypatch.setattr(place, fault)
     with pytest.raises(raised):
         export_onnx(model, path, samples(3, 4), self_test=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from finetunelib import export_onnx
 from finetunelib.export import ExportReport, load_onnx_metadata
-from finetunelib.export._model_file import whole_model
+from finetunelib.export._model_file import atomic_model
 from support_models import samples, seeded
 from support_onnx import run
 
@@ -28,7 +28,7 @@ def export(path: Path) -> ExportReport:
 
 def write_pair(path: Path, text: bytes) -> None:
     """Write a graph and its weights through the library."""
-    with whole_model(path, two_files=True) as temporary:
+    with atomic_model(path, two_files=True) as temporary:
         temporary.write_bytes(text)
         temporary.with_name(f"{temporary.name}.data").write_bytes(text)
 

@@ -40,7 +40,7 @@ def test_the_first_command_runs_the_file(tmp_path: Path) -> None:
     inputs = (samples(2, 4), samples(2, 4).double().float())
     report = export_onnx(Difference(), path, inputs)
     done = subprocess.run(
-        command(report, "Run it:"),
+        command(report, "Run:"),
         shell=True,
         env=environment(tmp_path / "bin"),
         capture_output=True,
@@ -57,7 +57,7 @@ def test_the_second_command_shows_the_file(tmp_path: Path) -> None:
     """It prints the viewer's address, serves until Ctrl-C, and ends well."""
     report = export_onnx(linear(), tmp_path / "m.onnx", torch.ones(2, 4), verify=False)
     process = subprocess.Popen(
-        shlex.split(command(report, "Look at it:")),
+        shlex.split(command(report, "View:")),
         env=environment(tmp_path / "bin"),
         stdout=subprocess.PIPE,
         text=True,

@@ -121,9 +121,9 @@ def test_a_rename_that_works_no_more_loses_no_former_file(
     with pytest.raises(PathNotWritableError) as caught:
         export_onnx(model, path, samples(3, 4))
     left = {e.name: e for e in folder.rglob("*") if e.is_file() and e.name.startswith("former")}
-    assert left["former.onnx"].read_bytes() == b"former graph"
-    assert str(left["former.onnx"].parent) in str(caught.value)
-    weights = left.get("former.data", folder / "model.onnx.data")
+    assert left["previous.onnx"].read_bytes() == b"former graph"
+    assert str(left["previous.onnx"].parent) in str(caught.value)
+    weights = left.get("previous.data", folder / "model.onnx.data")
     assert weights.read_bytes() == b"former weights"
 
 

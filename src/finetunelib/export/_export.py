@@ -4,54 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from finetunelib._arguments import check_model
-from finetunelib._files import not_written, whole_folder
 from finetunelib._forward.inputs import Inputs, ModelInputs
 from finetunelib._forward.outputs import flat_outputs, named_outputs
 from finetunelib._forward.run import run_model
-from finetunelib._messages import first_line
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
-from finetunelib.errors import (
-    CorruptFileError,
-    ExportError,
-    ExportMismatchError,
-    PathNotWritableError,
+from finetunelib.export._metadata.describe import (
+    Description,
+    check_certificate,
+    self_test_of,
+    weights_sha256,
 )
-from finetunelib.export._metadata.describe import Description, self_test_of, weights_sha256
-from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, append_metadata, encode
-from finetunelib.export._model_file import LARGEST_FILE, data_file, read_onnx, whole_model
-from finetunelib.export._report import ExportReport, tensor_infos
+from finetunelib.export._metadata.format import SelfTest, append_metadata, encode
+from finetunelib.export._model_file import LARGEST_FILE, atomic_model, file_bytes
+from finetunelib.export._report import ExportReport
 from finetunelib.export._request.checks import check_path, check_tolerance, check_values
-from finetunelib.export._request.dynamic_axes import AxisName, DynamicShapes, dynamic_axes
+from finetunelib.export._request.dynamic_axes import DynamicShapes, dynamic_axes
 from finetunelib.export._request.names import check_classes, input_names_of, output_names_of
-from finetunelib.export._request.pipeline import Pipeline, Preprocessing, inner_name, pipelines
-from finetunelib.export._tracing.annotations import annotate
-from finetunelib.export._tracing.exporter import fixed_batch, trace
-from finetunelib.export._verification.runtime import open_session
-from finetunelib.export._verification.samples import batches, checked_samples
-from finetunelib.export._verification.verify import Verification, compare
+from finetunelib.export._request.pipeline import Pipeline, Preprocessing, pipelines
+from finetunelib.export._verification.samples import checked_samples
+from finetunelib.export._write import (
+    Interface,
+    Plan,
+    Subject,
+    check_graph,
+    keeping_mismatch,
+    naming,
+    save,
+    trace_model,
+    verify_file,
+)
 from finetunelib.finetuning._freezing.certificate import Certificate
 
-#: From this size on an export takes long enough to say how far it is.
+#: Models of at least this many bytes take long enough to export to show progress.
 _LARGE = 200_000_000
 
 
 @public("finetunelib")
-def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
+def export_onnx(  # noqa: PLR0913 - the options of an export
     model: nn.Module,
     path: StrPath,
     example_input: ModelInputs,
@@ -74,65 +75,66 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
 ) -> ExportReport:
     """Export a model to one ONNX file, and compare the file with the model before keeping it.
 
-    The file is exported in eval mode by `torch.onnx.export`, freed of paths and source lines of
-    this machine, checked by ONNX, and run by ONNX Runtime beside the model at batch sizes 1, 2
-    and 7. It appears under its name only when all of this went well; a former file stays as it
-    was otherwise. The model is left as it was: modes, buffers, hooks and random states.
+    The model is exported in eval mode by `torch.onnx.export`. Paths and source lines of this
+    machine are removed, ONNX checks the file, and ONNX Runtime runs it on the same batches as the
+    model, of 1, 2 and 7 samples. The file appears at `path` only if all of this succeeds; otherwise
+    an existing file is unchanged. Modes, buffers, hooks and random states are restored.
 
-    The file tells what it is (see `finetunelib.export.load_onnx_metadata`), and each node of its
-    graph says which module it comes from and whether that module's parameters are frozen. A model
-    above 2 GB becomes two files, `model.onnx` and `model.onnx.data`.
+    The file contains metadata (see `finetunelib.export.load_onnx_metadata`), and each node of its
+    graph names the module that it comes from and whether its parameters are frozen. A model above
+    2 GB becomes two files, `model.onnx` and `model.onnx.data`.
 
     Args:
-        model: The model, whose output is a tensor or a structure of tensors.
-        path: The file to write, ending in `.onnx`. Missing folders are made.
-        example_input: What the model takes, on any device: a tensor `(batch, ...)`, several in a
-            tuple, or a dict by argument name. With `preprocessing`, what that takes.
-        dynamic_batch: Whether the file takes any batch size. `False` fixes the example's.
-        dynamic_shapes: Further dynamic axes: their names by number, in a dict by the input's
-            name or in a list in the inputs' order. `{"tokens": {1: "length"}}` leaves the length
-            of a text open. A `torch.export.Dim` in place of a name has bounds.
-        input_names: Names of the graph's inputs. `None` takes those of `forward`'s arguments.
-        output_names: Names of the graph's outputs. `None` takes those that the model's output
-            has (of a dict or named tuple), else `output`, or `output_0`, `output_1` and so on;
-            `probabilities` with `softmax`.
+        model: The model. Its output is a tensor or a structure of tensors.
+        path: The file to write, ending in `.onnx`. Missing folders are created.
+        example_input: Inputs of the model, on any device: a tensor `(batch, ...)`, several in a
+            tuple, or a dict by argument name. With `preprocessing`, the inputs of that.
+        dynamic_batch: Whether the exported model accepts any batch size. If `False`, it is fixed
+            to that of `example_input`.
+        dynamic_shapes: Further dynamic axes: for each input, a dict from axis number to name, in a
+            dict by input name or in a list in the order of the inputs. `{"tokens": {1: "length"}}`
+            makes the length of texts dynamic. A `torch.export.Dim` in place of a name sets bounds.
+        input_names: Names of the graph's inputs. `None` uses those of `forward`'s arguments.
+        output_names: Names of the graph's outputs. `None` uses those in the model's output (a dict
+            or named tuple), else `output`, or `output_0`, `output_1` and so on; `probabilities`
+            with `softmax`.
         verify: Whether to compare the file with the model.
         sample_inputs: Real samples to compare on, in the form of `example_input`. `None` varies
             the example.
-        tolerance: The largest error allowed, as a share of the outputs' spread over the samples.
-        labels: The names of the classes, in the order of the output; kept in the file.
-        preprocessing: What the graph does before the model: a module, a preset of torchvision
-            (`weights.transforms()`), or `(mean, std)` for raw images `(batch, channels, height,
-            width)`, uint8 from 0 to 255. The file then takes what this takes.
+        tolerance: The largest error allowed, as a fraction of the outputs' spread over the samples.
+        labels: The names of the classes, in the order of the output; stored in the file.
+        preprocessing: Preprocessing to include in the graph: a module, a torchvision preset
+            (`weights.transforms()`), or `(mean, std)` for raw uint8 images from 0 to 255 of shape
+            `(batch, channels, height, width)`. The file then takes its inputs.
         softmax: Whether the graph ends with a softmax over the classes.
-        metadata: Texts to keep in the file, such as `{"description": ..., "author": ...}`.
-        certificate: `History.certificate` of the training: its tensors are hashed again, and the
-            file says which ones were frozen throughout.
-        self_test: Whether the file carries two samples and what the model makes of them, so that
-            whoever runs it can check the installation.
-        opset_version: The version of ONNX's operators. `None` is the exporter's default.
-        keep_mismatch: Whether a file that differs from the model is kept beside the path for a
-            look, in a folder `model.mismatch`.
+        metadata: Texts to store in the file, such as `{"description": ..., "author": ...}`.
+        certificate: `History.certificate` of a training run. Its tensors are hashed again, and the
+            file records which ones were frozen.
+        self_test: Whether to store two samples and the model's outputs for them in the file.
+            Anyone who runs it can use them to check the installation.
+        opset_version: The version of the ONNX operators. `None` is the exporter's default.
+        keep_mismatch: Whether to keep a file that differs from the model, in a folder
+            `model.mismatch` next to `path`.
 
     Returns:
-        What was written and what was proven; print it.
+        A report of what was written and verified. Print it for a summary.
 
     Raises:
-        PathNotWritableError: Nothing can be written at `path`.
-        InvalidArgumentError: `path` does not end in `.onnx`, the numbers of names, labels and
-            tensors do not fit, `dynamic_shapes` names what there is not, or `tolerance` is not
-            a finite number above 0.
-        InvalidTypeError: An argument is of a kind that cannot be used, or the model's output holds
-            something else than tensors.
-        InvalidInputError: The model cannot take `example_input` or `sample_inputs`.
-        FreezeError: A tensor of `certificate` has changed since the training.
-        ExportError: The exporter cannot export the model, fixed its batch size, cannot write
-            `opset_version`, or wrote what ONNX or ONNX Runtime cannot read.
-        ExportMismatchError: The file computes something else than the model. No file is kept.
+        PathNotWritableError: If the file cannot be written.
+        InvalidArgumentError: If `path` does not end in `.onnx`, `dynamic_shapes` names an input or
+            axis that does not exist, `tolerance` is not a finite number above 0, or the number of
+            names, labels or tensors is wrong.
+        InvalidTypeError: If an argument is of an unsupported type, or the model's output contains
+            anything other than tensors.
+        InvalidInputError: If the model cannot take `example_input` or `sample_inputs`.
+        FreezeError: If a tensor of `certificate` has changed since the training run.
+        ExportError: If the exporter cannot export the model, fixed its batch size or cannot write
+            `opset_version`, or if ONNX or ONNX Runtime cannot read the file.
+        ExportMismatchError: If the file and the model compute different outputs. No file is kept.
 
     Warns:
-        UserWarning: The comparison was inconclusive, because the outputs do not vary from sample
-            to sample. The file is kept.
+        UserWarning: If the comparison was inconclusive, because the outputs do not vary over the
+            samples. The file is kept.
 
     Example:
         >>> import os, tempfile, torch
@@ -145,235 +147,109 @@ def export_onnx(  # noqa: PLR0913 - the design's list of what an export is asked
     """
     file = check_path(path)
     check_tolerance(tolerance)
-    own = unwrapped(check_model(model))
-    check_values(own)
-    size = _size(own)
-    description = Description.of(labels, metadata, certificate, own)
-    given = Inputs.of(example_input, "example_input").beside(own)
-    exported, reference, inputs = pipelines(own, given, preprocessing, softmax=softmax)
-    with contextlib.ExitStack() as as_it_was:
-        for module in (exported, reference):
-            as_it_was.enter_context(attributes_preserved(module))
-            as_it_was.enter_context(buffers_preserved(module))
-        # Dry runs, so that bad inputs fail here and readably.
+    user_model = unwrapped(check_model(model))
+    check_values(user_model)
+    description = Description.of(labels, metadata, certificate)
+    if certificate is not None:
+        check_certificate(certificate, user_model)
+    example = Inputs.of(example_input, "example_input").beside(user_model)
+    exported, reference, inputs = pipelines(user_model, example, preprocessing, softmax=softmax)
+    size = _model_bytes(user_model)
+    with _restored(exported, reference):
+        # Run the model once first: wrong inputs should fail early, with a readable message.
         outputs = named_outputs(run_model(reference, inputs, "example_input"))
         check_classes(outputs, labels, softmax=softmax)
         samples = None
         if sample_inputs is not None:
             samples = checked_samples(reference, sample_inputs, inputs)
-        names = input_names_of(own, given, input_names)
-        axes = dynamic_axes(names, inputs.tensors, dynamic_shapes, dynamic_batch=dynamic_batch)
-        plan = _Plan(
+        names = input_names_of(user_model, example, input_names)
+        plan = Plan(
             file=file,
-            exported=exported,
-            reference=reference,
-            inputs=inputs,
-            samples=samples,
-            input_names=names,
-            output_names=output_names_of(outputs, output_names, softmax=softmax),
-            axes=axes,
-            dynamic_batch=dynamic_batch,
-            opset_version=opset_version,
+            subject=Subject(exported, reference, inputs, samples),
+            interface=Interface(
+                input_names=names,
+                output_names=output_names_of(outputs, output_names, softmax=softmax),
+                axes=dynamic_axes(
+                    names, inputs.tensors, dynamic_shapes, dynamic_batch=dynamic_batch
+                ),
+                dynamic_batch=dynamic_batch,
+                opset_version=opset_version,
+            ),
             tolerance=tolerance if verify else None,
             two_files=size > LARGEST_FILE,
             keep_mismatch=keep_mismatch,
         )
-        carried = _self_test(plan, tolerance) if self_test else None
-
-        def texts(verification: Verification | None) -> OnnxMetadata:
-            return description.complete(
+        test = _self_test(plan, tolerance) if self_test else None
+        with _showing(plan, size) as progress, atomic_model(file, two_files=plan.two_files) as new:
+            report = _write_verified(plan, new, progress)
+            found = description.complete(
                 pipeline=exported.preprocessing if isinstance(exported, Pipeline) else None,
                 softmax=softmax,
-                weights=weights_sha256(own),
-                verification=verification,
-                self_test=carried,
+                weights=weights_sha256(user_model),
+                verification=report.verification,
+                self_test=test,
             )
-
-        report = _export(plan, texts, choose_progress(size > _LARGE))
+            with naming(file):
+                append_metadata(new, encode(found), found["description"])
+    report = dataclasses.replace(report, size=file_bytes(file))
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """An export of which all arguments were checked."""
-
-    file: Path
-    exported: nn.Module
-    reference: nn.Module
-    inputs: Inputs
-    samples: Inputs | None
-    input_names: list[str]
-    output_names: list[str]
-    axes: list[dict[int, AxisName]]
-    dynamic_batch: bool
-    opset_version: int | None
-    tolerance: float | None
-    two_files: bool
-    keep_mismatch: bool
+def _write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
+    """Trace the model, write it to the path `new`, check the graph, and compare it."""
+    program = trace_model(plan)
+    progress.advance()
+    save(program, new, plan)
+    report = check_graph(new, plan)
+    progress.advance()
+    if plan.tolerance is None:
+        return report
+    with keeping_mismatch(new, plan):
+        verification = verify_file(new, program, plan, plan.tolerance)
+    return dataclasses.replace(report, verification=verification)
 
 
-def _export(
-    plan: _Plan, texts: Callable[[Verification | None], OnnxMetadata], progress: Progress
-) -> ExportReport:
-    """Trace, write, check, compare and describe; the file has its name when all went well."""
+@contextlib.contextmanager
+def _showing(plan: Plan, size: int) -> Iterator[Progress]:
+    """Show the progress of exporting a model of so many bytes, if it is large."""
     started = time.monotonic()
-    progress.start(f"Exporting {plan.file.name}", 3)
+    progress = choose_progress(size > _LARGE)
+    progress.start(f"Exporting {plan.file.name}", 2)
     try:
-        program = _traced(plan)
-        progress.advance()
-        with whole_model(plan.file, two_files=plan.two_files) as temporary:
-            _save(program, temporary, plan)
-            report = _read(temporary, plan)
-            progress.advance()
-            if plan.tolerance is not None:
-                with _kept_for_a_look(temporary, plan):
-                    verification = _verify(temporary, program, plan, plan.tolerance)
-                report = dataclasses.replace(report, verification=verification)
-            metadata = texts(report.verification)
-            with _writing(plan.file):
-                append_metadata(temporary, encode(metadata), metadata["description"])
-            report = dataclasses.replace(report, size=_bytes(temporary))
-            progress.advance()
+        yield progress
     except BaseException:
         progress.abort()
         raise
     progress.finish(f"Exported {plan.file} in {time.monotonic() - started:.0f} s.")
-    return report
-
-
-def _traced(plan: _Plan) -> Any:
-    # The example's own size where it stays fixed; a batch of one would be taken for a constant.
-    inputs = plan.inputs.at_least_two_rows() if plan.dynamic_batch else plan.inputs
-    program = trace(
-        plan.exported,
-        inputs,
-        axes=plan.axes,
-        input_names=plan.input_names,
-        output_names=plan.output_names,
-        opset_version=plan.opset_version,
-    )
-    annotate(program, plan.exported, inner_name(plan.exported))
-    return program
-
-
-def _save(program: Any, temporary: Path, plan: _Plan) -> None:
-    with _writing(plan.file):
-        program.save(temporary, external_data=plan.two_files)
 
 
 @contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    """Name the file that a user asked for in what the system says of a temporary one."""
-    try:
+def _restored(*models: nn.Module) -> Iterator[None]:
+    """Restore the attributes and buffers of models after the block."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(attributes_preserved(model))
+            stack.enter_context(buffers_preserved(model))
         yield
-    except OSError as error:
-        raise not_written(file, error) from error
 
 
-def _read(path: Path, plan: _Plan) -> ExportReport:
-    """Check the graph that was written, and return what it is."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"The exported graph is invalid: {first_line(error)}") from error
-    model = read_onnx(path)
-    written = model.opset_import[0].version
-    if plan.opset_version not in (None, written):
-        raise ExportError(
-            f"`opset_version` is {plan.opset_version}, but the exporter could only write "
-            f"{written}. The installed onnx knows versions up to {onnx.defs.onnx_opset_version()}."
-        )
-    report = ExportReport(
-        path=plan.file,
-        size=_bytes(path),
-        opset_version=written,
-        inputs=tensor_infos(model.graph.input),
-        outputs=tensor_infos(model.graph.output),
-        verification=None,
-        data_path=data_file(plan.file) if plan.two_files else None,
-        example_shapes=tuple(tuple(tensor.shape) for tensor in plan.inputs.tensors),
-    )
-    _check_dynamic(report, plan)
-    return report
-
-
-def _check_dynamic(report: ExportReport, plan: _Plan) -> None:
-    """Check in the saved graph itself that what is to be dynamic is."""
-    must = [(i, axis) for i, axes in zip(report.inputs, plan.axes, strict=True) for axis in axes]
-    if plan.dynamic_batch:
-        must += [(info, 0) for info in report.outputs if info.shape]
-    for info, axis in must:
-        if isinstance(info.shape[axis], int):
-            shown = f" to {info.shape[axis]} in the exported graph (axis {axis} of `{info}`)"
-            raise fixed_batch(plan.exported, plan.inputs, shown)
-
-
-def _verify(path: Path, program: Any, plan: _Plan, tolerance: float) -> Verification:
-    try:
-        session = open_session(path, checked=True)
-    except CorruptFileError as error:
-        raise ExportError(
-            "ONNX Runtime cannot load the exported graph: "
-            f"{first_line(error.__cause__ or error)}. `verify=False` keeps the file for another "
-            "engine."
-        ) from error
-    return compare(
-        session,
-        path,
-        plan.reference,
-        batches(
-            plan.reference, plan.inputs, plan.samples, plan.axes, dynamic_batch=plan.dynamic_batch
-        ),
-        tolerance,
-        program=lambda: program.exported_program,
-    )
-
-
-@contextlib.contextmanager
-def _kept_for_a_look(temporary: Path, plan: _Plan) -> Iterator[None]:
-    """Keep a file that differs from the model in a folder beside it, where that was asked for."""
-    try:
-        yield
-    except ExportMismatchError as error:
-        if not plan.keep_mismatch:
-            raise
-        folder = plan.file.with_name(f"{plan.file.stem}.mismatch")
-        names = [plan.file.name, *([data_file(plan.file).name] if plan.two_files else [])]
-        try:
-            with whole_folder(folder, names=names) as kept:
-                shutil.copyfile(temporary, kept / plan.file.name)
-                if plan.two_files:
-                    shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)
-            where = f"The file is in `{folder}`."
-        except PathNotWritableError as refused:  # Which must not hide what is wrong with the file.
-            where = f"The file could not be kept: {refused}"
-        raise ExportMismatchError(
-            f"{error} {where}", node=error.node, module=error.module
-        ) from error
-
-
-def _self_test(plan: _Plan, tolerance: float) -> SelfTest:
-    """Return two samples (all of a fixed batch) and what the model makes of them."""
-    source = plan.samples or plan.inputs
-    rows = [2 if plan.dynamic_batch else len(tensor) for tensor in plan.inputs.tensors]
+def _self_test(plan: Plan, tolerance: float) -> SelfTest:
+    """Return two samples (all samples of a fixed batch) and the model's outputs for them."""
+    subject, interface = plan.subject, plan.interface
+    source = subject.samples or subject.inputs
+    rows = [2 if interface.dynamic_batch else len(tensor) for tensor in subject.inputs.tensors]
     batch = source.first_rows(rows)
-    outputs = flat_outputs(run_model(plan.reference, batch, "example_input"))
+    outputs = flat_outputs(run_model(subject.reference, batch, "example_input"))
     return self_test_of(
-        plan.input_names,
+        interface.input_names,
         batch.tensors,
-        dict(zip(plan.output_names, outputs, strict=True)),
+        dict(zip(interface.output_names, outputs, strict=True)),
         tolerance,
     )
 
 
-def _size(model: nn.Module) -> int:
+def _model_bytes(model: nn.Module) -> int:
     tensors = (*model.parameters(), *model.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, data_file(path)) if file.is_file())

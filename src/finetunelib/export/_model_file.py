@@ -1,4 +1,4 @@
-"""An ONNX model that appears under its name whole or not at all, also where it is two files."""
+"""Writes an ONNX model of one or two files atomically."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from finetunelib.errors import CorruptFileError, PathNotWritableError
 if TYPE_CHECKING:  # Reading a file's metadata must not need PyTorch.
     import onnx
 
-#: Protocol Buffers end at 2 GB; the rest is for the graph itself.
+#: A Protocol Buffers message is at most 2 GB; the difference leaves space for the graph.
 LARGEST_FILE = 1_900_000_000
 
-#: What the files of a former pair are called while a new one takes their place.
-_FORMER_GRAPH, _FORMER_DATA = "former.onnx", "former.data"
+#: The names of the previous graph and weights while a new pair replaces them.
+_PREVIOUS_GRAPH, _PREVIOUS_DATA = "previous.onnx", "previous.data"
 
 
 def data_file(file: Path) -> Path:
-    """Return where the weights of a large model lie, beside its graph."""
+    """Return the file of a large model's weights, next to its graph."""
     return file.with_name(f"{file.name}.data")
 
 
@@ -51,25 +51,30 @@ def read_onnx(file: Path) -> onnx.ModelProto:
         ) from error
 
 
-@contextlib.contextmanager
-def whole_model(file: Path, *, two_files: bool) -> Iterator[Path]:
-    """Yield a temporary path for a model, and rename it into place when the block succeeds.
+def file_bytes(file: Path) -> int:
+    """Return the size of a model in bytes, including the file of its weights."""
+    return sum(part.stat().st_size for part in (file, data_file(file)) if part.is_file())
 
-    Where the weights lie in a file of their own, the block writes that one beside the temporary
-    path. When the block raises, nothing temporary stays, and what was there before is unchanged.
+
+@contextlib.contextmanager
+def atomic_model(file: Path, *, two_files: bool) -> Iterator[Path]:
+    """Yield a temporary path for a model, and rename it to `file` if the block succeeds.
+
+    If the weights are in a file of their own, the block writes it next to the temporary path. If
+    the block raises, the temporary files are deleted and existing files are unchanged.
 
     Raises:
-        PathNotWritableError: The files cannot be written or renamed (disk full, permissions).
+        PathNotWritableError: If the files cannot be written or renamed (disk full, permissions).
     """
     if two_files:
         with _pair(file) as temporary:
             yield temporary
         return
-    former = _refers_to_data(file)
+    had_data = _refers_to_data(file)
     with whole_file(file) as temporary:
         yield temporary
-    if former:
-        # Only now: until the rename, the former graph needed it. What stays is a file too many.
+    if had_data:
+        # After the rename, because the previous graph needed it.
         with contextlib.suppress(OSError):
             data_file(file).unlink()
 
@@ -83,7 +88,7 @@ def _pair(file: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", suffix=".tmp", dir=file.parent))
     except OSError as error:
         raise not_written(file, error) from error
-    former = [folder / _FORMER_GRAPH, folder / _FORMER_DATA]
+    previous = [folder / _PREVIOUS_GRAPH, folder / _PREVIOUS_DATA]
     try:
         yield folder / file.name
         try:
@@ -93,28 +98,28 @@ def _pair(file: Path) -> Iterator[Path]:
             _swap(folder, file)
             flush_folder(file.parent)
         except OSError as error:
-            if any(entry.exists() for entry in former):
+            if any(entry.exists() for entry in previous):
                 raise PathNotWritableError(
-                    f"`{file}` could not be written: {error.strerror or error}. The former files "
-                    f"could not be put back and are in `{folder}`; move them by hand."
+                    f"`{file}` could not be written: {error.strerror or error}. The previous files "
+                    f"could not be restored and are in `{folder}`; move them by hand."
                 ) from error
             raise not_written(file, error) from error
     finally:
-        # What could not be put back is the only copy that there is.
-        if not any(entry.exists() for entry in former):
+        # Files that could not be restored are the only copy.
+        if not any(entry.exists() for entry in previous):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap(folder: Path, file: Path) -> None:
-    """Put a new pair in the place of a former one, and delete that.
+    """Replace the previous pair with the new one, and delete the previous one.
 
-    The former graph leaves first and the new one comes last, so that at no moment a graph stands
-    beside the weights of another. A crash in between leaves no graph under the name, and the
-    former pair in the hidden folder.
+    The previous graph is moved first and the new one last, so a graph is never next to the weights
+    of another. A crash in between leaves no graph at `file`, and the previous pair in the hidden
+    folder.
     """
     moves = [
-        (file, folder / _FORMER_GRAPH),
-        (data_file(file), folder / _FORMER_DATA),
+        (file, folder / _PREVIOUS_GRAPH),
+        (data_file(file), folder / _PREVIOUS_DATA),
         (folder / data_file(file).name, data_file(file)),
         (folder / file.name, file),
     ]
@@ -123,22 +128,22 @@ def _swap(folder: Path, file: Path) -> None:
             if source.exists():
                 source.rename(target)
     except BaseException:
-        # The files tell what was moved: an interrupt may come between a rename and any note of it.
+        # Check the files themselves: an interrupt can come right after a rename.
         for source, target in reversed(moves):
             if target.exists() and not source.exists():
                 target.rename(source)
         raise
-    for entry in (folder / _FORMER_GRAPH, folder / _FORMER_DATA):
+    for entry in (folder / _PREVIOUS_GRAPH, folder / _PREVIOUS_DATA):
         entry.unlink(missing_ok=True)
 
 
 def _refers_to_data(file: Path) -> bool:
-    """Return whether a file is the graph of a pair, so that its weights go with it."""
+    """Return whether a file is a graph whose weights are in a second file."""
     if not file.is_file() or not data_file(file).is_file():
         return False
     try:
         model = read_onnx(file)
-    # What is there may be anything, and is about to be replaced.
+    # The file may be anything, and is about to be replaced.
     except Exception:  # noqa: BLE001
         return False
     locations = {

@@ -1,4 +1,4 @@
-"""What an export made, for people and for programs."""
+"""The report of an export."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TensorInfo:
     """An input or output of an ONNX file.
 
     Attributes:
-        name: Its name in the graph.
-        dtype: Its element type, such as `"float32"`.
-        shape: Its sizes; a dynamic one is a name, such as `"batch"`.
+        name: The name in the graph.
+        dtype: The element type, such as `"float32"`.
+        shape: The sizes; a dynamic one is a name, such as `"batch"`.
     """
 
     name: str
@@ -34,22 +34,22 @@ class TensorInfo:
 
 
 @public("finetunelib.export")
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExportReport:
-    """What `export_onnx` wrote and what was proven about it.
+    """The file that `export_onnx` wrote, and the result of its comparison with the model.
 
-    Printed, it ends with two commands to paste: one that runs the file with ONNX Runtime, and one
-    that shows it in Netron.
+    If you print it, it ends with two commands: one runs the file with ONNX Runtime, the other
+    opens it in Netron.
 
     Attributes:
         path: The file.
-        size: Its size in bytes, that of `data_path` included.
-        opset_version: The version of ONNX's operators that it uses.
+        size: The size in bytes, including `data_path`.
+        opset_version: The version of the ONNX operators.
         inputs: The inputs of the graph.
         outputs: The outputs of the graph.
         verification: The comparison with the model, or `None` with `verify=False`.
-        data_path: The file beside it that holds the weights of a model above 2 GB, else `None`.
-        example_shapes: A shape that each input takes, in the inputs' order.
+        data_path: The file with the weights of a model above 2 GB, or `None`.
+        example_shapes: A valid shape for each input.
     """
 
     path: Path
@@ -61,22 +61,26 @@ class ExportReport:
     data_path: Path | None = None
     example_shapes: tuple[tuple[int, ...], ...] = ()
 
+    def __repr__(self) -> str:
+        status = self.verification.status if self.verification else "not verified"
+        return f"ExportReport({str(self.path)!r}, {readable_size(self.size)}, {status})"
+
     def __str__(self) -> str:
-        beside = f", its weights in {self.data_path.name} beside it" if self.data_path else ""
+        weights = f", weights in {self.data_path.name}" if self.data_path else ""
         return "\n".join(
             [
-                f"{self.path} ({readable_size(self.size)}, opset {self.opset_version}{beside})",
+                f"{self.path} ({readable_size(self.size)}, opset {self.opset_version}{weights})",
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
-                str(self.verification or "Not verified, as asked."),
-                f"Run it:      {self.run_command}",
-                f"Look at it:  {self.view_command}",
+                str(self.verification or "Not verified (`verify=False`)."),
+                f"Run:   {self.run_command}",
+                f"View:  {self.view_command}",
             ]
         )
 
     @property
     def run_command(self) -> str:
-        """A line for a shell that runs the file on zeros with ONNX Runtime and numpy alone."""
+        """A shell command that runs the file on zeros, with only ONNX Runtime and numpy."""
         shapes: Sequence[Sequence[int | str]] = self.example_shapes or [
             info.shape for info in self.inputs
         ]
@@ -91,7 +95,7 @@ class ExportReport:
 
     @property
     def view_command(self) -> str:
-        """A line for a shell that shows the file in Netron until Ctrl-C."""
+        """A shell command that shows the file in Netron until Ctrl-C."""
         return _python(
             "from finetunelib import visualize; "
             f"v = visualize({_text(str(self.path))}, block=False); "
@@ -120,7 +124,7 @@ def _python(code: str) -> str:
 
 
 def _text(text: str) -> str:
-    # Double quotes, since a shell's are single.
+    # Double quotes, because the shell command is in single quotes.
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -176,7 +176,7 @@ def test_a_history_is_no_certificate(tmp_path: Path, fine_tuned: tuple[nn.Module
     ("labels", "error", "named"),
     [
         (["a", "b"], InvalidArgumentError, "2 names"),
-        (["a", "b", 3], InvalidTypeError, r"labels\[2\] is 3"),
+        (["a", "b", 3], InvalidTypeError, r"3 at labels\[2\]"),
         ("abc", InvalidTypeError, "str"),
         ({"a": 1}, InvalidTypeError, "dict"),
     ],

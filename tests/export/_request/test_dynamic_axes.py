@@ -118,7 +118,7 @@ def test_an_axis_that_the_model_fixes_is_an_error(tmp_path: Path) -> None:
         ([{1: 6}], InvalidTypeError, "6"),
         ([{1: "a length"}], InvalidArgumentError, "'a length'"),
         ([["length"]], InvalidTypeError, r"\['length'\]"),
-        ([{2: "one"}], InvalidArgumentError, "single element"),
+        ([{2: "one"}], InvalidArgumentError, "one element"),
     ],
 )
 def test_other_dynamic_shapes_are_refused(

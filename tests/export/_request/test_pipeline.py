@@ -194,7 +194,7 @@ def test_other_preprocessing_is_refused(
 def test_preprocessing_of_several_inputs_is_refused(tmp_path: Path) -> None:
     """How many there are is named."""
     both = (images(2, 3, 8, 8), images(2, 3, 8, 8))
-    with pytest.raises(InvalidArgumentError, match="takes 2"):
+    with pytest.raises(InvalidArgumentError, match="got 2"):
         export_onnx(Difference(), tmp_path / "m.onnx", both, preprocessing=(0.5, 0.5))
 
 

@@ -378,7 +378,7 @@ def test_another_number_of_inputs_is_found(file: Path, inputs: Tensor) -> None:
     with pytest.raises(ExportMismatchError) as caught:
         verify_onnx(file, Difference(), [(inputs, inputs)])
     assert "1 inputs (inputs)" in str(caught.value)
-    assert "holds 2" in str(caught.value)
+    assert "takes 2" in str(caught.value)
 
 
 def test_a_batch_that_the_file_cannot_take_is_found(

@@ -1,1 +1,1 @@
-"""What an ONNX file says about itself."""
+"""The metadata of an ONNX file."""

@@ -1,4 +1,4 @@
-"""The texts that an exported file carries: checked before the export, and put together after it."""
+"""Collects the metadata of an exported file, and checks what the user adds to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finetunelib.export._verification.verify import Verification
 from finetunelib.finetuning._digests import digest
 from finetunelib.finetuning._freezing.certificate import Certificate
 
-#: The packages whose versions decide what is in a file.
+#: The packages whose versions determine the content of a file.
 _PACKAGES = ("finetunelib", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
 
 _BEFORE = "In the graph, which takes raw inputs: "
@@ -28,12 +28,12 @@ _BEFORE = "In the graph, which takes raw inputs: "
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the user wants a file to tell, checked.
+    """Metadata that the user passed, checked.
 
     Attributes:
         labels: The names of the classes.
-        metadata: The user's own texts.
-        certificate: What a training proved of the frozen tensors.
+        metadata: Custom texts.
+        certificate: The tensors that were frozen in a training run.
     """
 
     labels: tuple[str, ...] | None
@@ -41,16 +41,13 @@ class Description:
     certificate: Certificate | None
 
     @classmethod
-    def of(
-        cls, labels: object, metadata: object, certificate: object, model: nn.Module
-    ) -> Description:
-        """Check what a user passed.
+    def of(cls, labels: object, metadata: object, certificate: object) -> Description:
+        """Check the arguments of an export.
 
         Raises:
-            InvalidTypeError: Labels or metadata are no texts, or the certificate is none.
-            InvalidArgumentError: A key of the metadata is the library's own, or a text holds a path
+            InvalidTypeError: If labels or metadata are not text, or `certificate` is not one.
+            InvalidArgumentError: If a key of the metadata is reserved, or a text contains a path
                 of this machine.
-            FreezeError: A tensor of the model is not what the certificate says.
         """
         checked = cls(_labels(labels), _texts(metadata), _certificate(certificate))
         for where, text in (
@@ -58,8 +55,6 @@ class Description:
             *((f"labels[{i}]", text) for i, text in enumerate(checked.labels or ())),
         ):
             _check_private(where, text)
-        if checked.certificate is not None:
-            check_certificate(checked.certificate, model)
         return checked
 
     def complete(
@@ -71,14 +66,14 @@ class Description:
         verification: Verification | None,
         self_test: SelfTest | None,
     ) -> OnnxMetadata:
-        """Return all that the file is to tell.
+        """Return the complete metadata of a file.
 
         Args:
-            pipeline: What the graph does before the model.
-            softmax: Whether it ends with a softmax.
+            pipeline: The preprocessing in the graph.
+            softmax: Whether the graph ends with a softmax.
             weights: The sha256 of the weights.
-            verification: What was proven.
-            self_test: Samples, and what the model makes of them.
+            verification: The result of the comparison with the model.
+            self_test: Samples and the model's outputs for them.
         """
         extra = dict(self.metadata)
         return OnnxMetadata(
@@ -98,27 +93,27 @@ class Description:
 
 
 def check_certificate(certificate: Certificate, model: nn.Module) -> None:
-    """Hash the tensors of a certificate again.
+    """Check that the tensors of a certificate have not changed, by hashing them again.
 
     Raises:
-        FreezeError: A tensor is missing, or has other bits than the certificate says.
+        FreezeError: If a tensor is missing or has changed.
     """
     tensors = _tensors(model)
     for name, seen in certificate.digests.items():
         if name not in tensors:
             raise FreezeError(
-                f"`certificate` vouches for the tensor `{name}`, which the model does not have. "
-                "Pass the certificate of this model's own training."
+                f"`certificate` lists the tensor `{name}`, which the model does not have. "
+                "Pass the certificate of this model's training run."
             )
         if digest(tensors[name]) != seen:
             raise FreezeError(
-                f"`certificate` vouches for the tensor `{name}`, but its bits are no longer those. "
-                "Something wrote to it after the training; export the model as it was trained."
+                f"`certificate` lists the tensor `{name}` as frozen, but it has changed since the "
+                "training run. Export the model as it was trained."
             )
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return one sha256 of all tensors in a model's state, in the order of their names."""
+    """Return one sha256 of all tensors in a model's state, ordered by name."""
     state = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
@@ -127,20 +122,20 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a file comes from."""
+    """Return the versions of Python and of the packages that write a file."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # A source tree on the path has no metadata.
+            continue  # A package imported from a source tree has no metadata.
     return found
 
 
 def self_test_of(
     names: Sequence[str], inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], tolerance: float
 ) -> SelfTest:
-    """Return samples and what the model makes of them, as arrays."""
+    """Return samples and the model's outputs for them, as arrays."""
     results = {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
     largest = max(float(np.abs(array).max(initial=0.0)) for array in results.values())
     return SelfTest(
@@ -157,13 +152,12 @@ def _labels(labels: object) -> tuple[str, ...] | None:
         return None
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise InvalidTypeError(
-            "`labels` must be a list of the classes' names, but is of type "
-            f"{type(labels).__name__}."
+            f"`labels` must be a list of class names, got {type(labels).__name__}."
         )
     for number, label in enumerate(labels):
         if not isinstance(label, str):
             raise InvalidTypeError(
-                f"`labels` must hold text, but labels[{number}] is {label!r}. Use str()."
+                f"`labels` must contain strings, got {label!r} at labels[{number}]. Use str()."
             )
     return tuple(labels)
 
@@ -173,16 +167,16 @@ def _texts(metadata: object) -> dict[str, str]:
         return {}
     if not isinstance(metadata, Mapping):
         raise InvalidTypeError(
-            f"`metadata` must be a dict of texts, but is of type {type(metadata).__name__}."
+            f"`metadata` must be a dict of strings, got {type(metadata).__name__}."
         )
     for key, text in metadata.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise InvalidTypeError(
-                f"`metadata` must hold text under text, but holds {key!r}: {text!r}. Use str()."
+                f"`metadata` must map strings to strings, got {key!r}: {text!r}. Use str()."
             )
         if key in RESERVED:
             raise InvalidArgumentError(
-                f"The key {key!r} of `metadata` is written by the export itself. Take another."
+                f"The key {key!r} of `metadata` is reserved. Use another key."
             )
     return dict(metadata)
 
@@ -192,18 +186,18 @@ def _certificate(certificate: object) -> Certificate | None:
         return certificate
     hint = " Pass its `.certificate`." if hasattr(certificate, "certificate") else ""
     raise InvalidTypeError(
-        "`certificate` must be the `certificate` of a History, but is of type "
-        f"{type(certificate).__name__}.{hint}"
+        f"`certificate` must be the `certificate` of a History, got {type(certificate).__name__}."
+        f"{hint}"
     )
 
 
 def _check_private(where: str, text: str) -> None:
     for what, folder in (("home", Path.home()), ("working", Path.cwd())):
-        # The root folder is in every text with a slash, and tells nothing.
+        # The root folder is in every text with a slash.
         if len(folder.parts) > 1 and str(folder) in text:
             raise InvalidArgumentError(
-                f"`{where}` holds the path of your {what} folder ({folder}), which everybody who "
-                "gets the file would read. Leave it out."
+                f"`{where}` contains the path of your {what} folder ({folder}), which anyone with "
+                "the file could read. Remove it."
             )
 
 

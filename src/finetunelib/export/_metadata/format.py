@@ -1,6 +1,6 @@
-"""What an exported file tells about itself: read and written without PyTorch.
+"""Reads and writes the metadata of a file, without PyTorch.
 
-The texts are ONNX's own model metadata, so that ONNX Runtime and Netron show them too.
+It is stored as ONNX model metadata, which ONNX Runtime and Netron show too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from finetunelib._typing import StrPath
 
-#: Texts that are kept as they are, and values that are kept as JSON.
+#: Values stored as text, and values stored as JSON.
 _TEXTS = ("description", "preprocessing", "postprocessing", "weights_sha256")
 _JSON: dict[str, type] = {
     "labels": list,
@@ -34,18 +34,18 @@ _JSON: dict[str, type] = {
 }
 _SELF_TEST = "self_test"
 
-#: The keys that mean something to the library; a user's own are any others.
+#: The keys of the library. Any other key is free for the user.
 RESERVED = frozenset({*_TEXTS, *_JSON, _SELF_TEST}) - {"description"}
 
 
 @public("finetunelib.export")
 class SelfTest(TypedDict):
-    """Samples that a file carries, and what the model makes of them.
+    """Samples stored in a file, and the model's outputs for them.
 
     Attributes:
-        inputs: The arrays that go in, by the names of the graph's inputs.
-        outputs: The arrays that come out, by the names of the graph's outputs.
-        tolerance: The largest absolute difference that is still right.
+        inputs: The input arrays, by the names of the graph's inputs.
+        outputs: The expected output arrays, by the names of the graph's outputs.
+        tolerance: The largest absolute difference allowed.
 
     Example:
         See `load_onnx_metadata`, and `examples/serve_onnx.py`.
@@ -58,19 +58,20 @@ class SelfTest(TypedDict):
 
 @public("finetunelib.export")
 class OnnxMetadata(TypedDict):
-    """What a file tells about itself; a value is `None` where the file says nothing.
+    """The metadata of an ONNX file. A value is `None` if the file does not contain it.
 
     Attributes:
-        description: What the model is for.
+        description: The purpose of the model.
         labels: The names of the classes, in the order of the output.
-        preprocessing: What the graph does to its input before the model.
-        postprocessing: What the graph does to the model's output: `"softmax"`.
-        versions: The versions of the libraries that wrote the file.
-        verification: What `export_onnx` proved: status, tolerance, batch sizes, comparisons.
-        certificate: The tensors that a training left frozen, each with its sha256.
-        weights_sha256: The sha256 of the model's tensors, in the order of their names.
-        self_test: Samples, and what the model makes of them.
-        extra: All other texts, the user's own among them.
+        preprocessing: The preprocessing in the graph.
+        postprocessing: `"softmax"` if the graph ends with one.
+        versions: The versions of the packages that wrote the file.
+        verification: The result of the comparison with the model: status, tolerance, batch sizes,
+            and numbers for each output.
+        certificate: The tensors that were frozen in a training run, each with its sha256.
+        weights_sha256: The sha256 of the model's tensors, ordered by name.
+        self_test: Samples and the model's outputs for them.
+        extra: All other texts, custom metadata included.
 
     Example:
         See `load_onnx_metadata`.
@@ -90,9 +91,9 @@ class OnnxMetadata(TypedDict):
 
 @public("finetunelib.export")
 def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
-    """Read what an ONNX file tells about itself, without PyTorch and without the weights.
+    """Read the metadata of an ONNX file, without PyTorch and without loading the weights.
 
-    Files of other programs can be read too: what the library does not know is in `extra`.
+    Files of other programs can be read too: keys that the library does not know are in `extra`.
 
     Args:
         path: The file.
@@ -101,8 +102,8 @@ def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
         The metadata, as a dict.
 
     Raises:
-        FileMissingError: There is no such file.
-        CorruptFileError: The file is no ONNX model.
+        FileMissingError: If the file does not exist.
+        CorruptFileError: If the file is not an ONNX model.
 
     Example:
         >>> import os, tempfile, torch
@@ -122,10 +123,9 @@ def load_onnx_metadata(path: StrPath) -> OnnxMetadata:
 
 
 def append_metadata(path: Path, texts: Mapping[str, str], description: str | None = None) -> None:
-    """Add texts to a file that was written, without reading or changing what is in it.
+    """Append metadata to a file without reading or rewriting it.
 
-    A message of Protocol Buffers that is followed by another one of its kind reads as the two
-    merged, so that a file of gigabytes is not rewritten for a few lines.
+    Protocol Buffers merges two messages of the same type that follow one another.
     """
     import onnx
 
@@ -139,7 +139,7 @@ def append_metadata(path: Path, texts: Mapping[str, str], description: str | Non
 
 
 def encode(metadata: OnnxMetadata) -> dict[str, str]:
-    """Return metadata as texts."""
+    """Return metadata as strings."""
     texts: dict[str, str] = {}
     for key, value in metadata.items():
         if key in (*_TEXTS, *_JSON) and value is not None:
@@ -150,7 +150,7 @@ def encode(metadata: OnnxMetadata) -> dict[str, str]:
 
 
 def decode(texts: Mapping[str, str]) -> OnnxMetadata:
-    """Return texts as metadata; what is not as the library writes it is in `extra`."""
+    """Return the metadata in strings. Any value of an unexpected form is in `extra`."""
     known: dict[str, Any] = dict.fromkeys((*_TEXTS, *_JSON, _SELF_TEST))
     extra: dict[str, str] = {}
     for key, text in texts.items():
@@ -193,7 +193,7 @@ def _decode_self_test(value: Any) -> SelfTest:
 
 
 def _to_text(array: npt.NDArray[Any]) -> str:
-    """Return an array as the base64 of a `.npy` file, which numpy alone reads."""
+    """Return an array as the base64 of a `.npy` file, which needs only numpy to read."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return base64.b64encode(stream.getvalue()).decode("ascii")

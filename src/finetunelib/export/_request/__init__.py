@@ -1,1 +1,1 @@
-"""What the user asked for: names, dynamic axes, preprocessing, and their checks."""
+"""The arguments of an export: names, dynamic axes, preprocessing, and their checks."""

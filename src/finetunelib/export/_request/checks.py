@@ -1,4 +1,4 @@
-"""What is checked of a user's arguments before an export or a comparison begins."""
+"""Argument checks of `export_onnx` and `verify_onnx`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def check_path(path: StrPath) -> Path:
     """Return the path of a file to export to.
 
     Raises:
-        PathNotWritableError: Nothing can be written there.
-        InvalidArgumentError: It does not end in `.onnx`.
+        PathNotWritableError: If the file cannot be written.
+        InvalidArgumentError: If the path does not end in `.onnx`.
     """
     file = check_writable(path)
     if file.suffix != ".onnx":
-        raise InvalidArgumentError(f"`path` must end in .onnx, but is `{file}`.")
+        raise InvalidArgumentError(f"`path` must end in .onnx, got `{file}`.")
     return file
 
 
@@ -29,25 +29,23 @@ def check_values(model: nn.Module) -> None:
     """Check that all tensors of a model have values.
 
     Raises:
-        ExportError: Some are lazy, or on the meta device.
+        ExportError: If some are lazy or on the meta device.
     """
-    # Before anything else: a call would give a lazy layer its weights, and change the model.
+    # First of all: calling the model would initialize lazy layers, and so change it.
     lazy = uninitialized(model)
     if lazy is not None:
         raise ExportError(lazy)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ExportError(
-            "The model holds tensors on the meta device, which have no values. Load its weights."
+            "The model has tensors on the meta device, which have no values. Load its weights."
         )
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Check a tolerance that a user passed.
+    """Check the tolerance of a comparison.
 
     Raises:
-        InvalidArgumentError: No error would be below it, or every one.
+        InvalidArgumentError: If it is not a finite number above 0.
     """
     if not 0.0 < tolerance < float("inf"):
-        raise InvalidArgumentError(
-            f"`tolerance` must be a finite number above 0, but is {tolerance}."
-        )
+        raise InvalidArgumentError(f"`tolerance` must be a finite number above 0, got {tolerance}.")

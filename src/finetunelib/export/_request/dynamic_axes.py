@@ -11,13 +11,13 @@ from torch.export import Dim
 from finetunelib._arguments import is_whole
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
-#: What names a dynamic axis: a name, or a `torch.export.Dim` with bounds.
+#: The name of a dynamic axis, or a `torch.export.Dim` with bounds.
 AxisName: TypeAlias = str | Dim
 
-#: The dynamic axes of an input, by their number.
+#: The dynamic axes of one input, by axis number.
 Axes: TypeAlias = Mapping[int, AxisName]
 
-#: The dynamic axes of the inputs: by an input's name, or in the inputs' order.
+#: The dynamic axes of all inputs, by input name or in the order of the inputs.
 DynamicShapes: TypeAlias = Mapping[str, Axes] | Sequence[Axes | None]
 
 #: The name of the batch axis in the exported graph.
@@ -36,13 +36,13 @@ def dynamic_axes(
     Args:
         names: The names of the inputs in the graph.
         tensors: The example's tensors, in the same order.
-        dynamic_shapes: What the user passed.
+        dynamic_shapes: The argument of `export_onnx`.
         dynamic_batch: Whether the first axis of every input is the batch.
 
     Raises:
-        InvalidArgumentError: `dynamic_shapes` names an input or axis that there is not, or an axis
-            that has a single element in the example, which the exporter would take for a constant.
-        InvalidTypeError: It is not made of names and numbers.
+        InvalidArgumentError: If `dynamic_shapes` names an input or axis that does not exist, or an
+            axis that has one element in the example, which the exporter would treat as a constant.
+        InvalidTypeError: If `dynamic_shapes` is not made of names and axis numbers.
     """
     given = _by_position(names, dynamic_shapes)
     found: list[dict[int, AxisName]] = []
@@ -63,7 +63,7 @@ def _by_position(
         unknown = [name for name in dynamic_shapes if name not in names]
         if unknown:
             raise InvalidArgumentError(
-                f"`dynamic_shapes` names the input `{unknown[0]}`, but the inputs are "
+                f"`dynamic_shapes` names an unknown input `{unknown[0]}`. The inputs are "
                 f"{', '.join(f'`{name}`' for name in names)}."
             )
         parts: list[Any] = [dynamic_shapes.get(name) for name in names]
@@ -71,14 +71,14 @@ def _by_position(
         parts = list(dynamic_shapes)
         if len(parts) != len(names):
             raise InvalidArgumentError(
-                f"`dynamic_shapes` holds {len(parts)} entries, but the model takes {len(names)} "
-                "inputs. Pass one an input (None: nothing further), or a dict by name."
+                f"`dynamic_shapes` has {len(parts)} entries, but the model takes {len(names)} "
+                "inputs. Pass one entry per input (`None` for no dynamic axes), or a dict by name."
             )
     for part in parts:
         if part is not None and not isinstance(part, Mapping):
             raise InvalidTypeError(
                 "Each entry of `dynamic_shapes` must be a dict from an axis to its name, such as "
-                f"{{1: 'length'}}, but is {part!r}."
+                f"{{1: 'length'}}, got {part!r}."
             )
     return [part or {} for part in parts]
 
@@ -86,17 +86,17 @@ def _by_position(
 def _checked_axis(name: str, tensor: Tensor, axis: object, size_name: object) -> int:
     if not is_whole(axis):
         raise InvalidTypeError(
-            f"An axis in `dynamic_shapes` must be a whole number, but is {axis!r} (of `{name}`)."
+            f"An axis in `dynamic_shapes` must be a whole number, got {axis!r} (for `{name}`)."
         )
     if not isinstance(size_name, str | Dim):
         raise InvalidTypeError(
             f"The name of axis {axis} of `{name}` in `dynamic_shapes` must be text or a "
-            f"torch.export.Dim, but is {size_name!r}."
+            f"torch.export.Dim, got {size_name!r}."
         )
     if isinstance(size_name, str) and not size_name.isidentifier():
         raise InvalidArgumentError(
             f"The name of axis {axis} of `{name}` in `dynamic_shapes` must be an identifier, such "
-            f"as 'length', but is {size_name!r}."
+            f"as 'length', got {size_name!r}."
         )
     if not -tensor.dim() <= axis < tensor.dim():
         raise InvalidArgumentError(
@@ -106,7 +106,7 @@ def _checked_axis(name: str, tensor: Tensor, axis: object, size_name: object) ->
     axis %= tensor.dim()
     if axis and tensor.shape[axis] == 1:
         raise InvalidArgumentError(
-            f"Axis {axis} of `{name}` is to be dynamic, but has a single element in the example, "
-            "which the exporter takes for a constant. Pass an example with two or more there."
+            f"The dynamic axis {axis} of `{name}` has one element in the example, and the exporter "
+            "would treat it as a constant. Pass an example with at least two elements."
         )
     return axis

@@ -1,4 +1,4 @@
-"""The names of a graph's inputs and outputs, and whether its classes are as many as the labels."""
+"""The names of a graph's inputs and outputs, and the check of its labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 
 def input_names_of(model: nn.Module, inputs: Inputs, names: Sequence[str] | None) -> list[str]:
-    """Return the user's names, or those of `forward`'s arguments.
+    """Return the names that the user passed, or those of `forward`'s arguments.
 
     Raises:
-        InvalidArgumentError: There are not as many as inputs, or one twice.
-        InvalidTypeError: They are no list of texts.
+        InvalidArgumentError: If the number of names is not that of the inputs, or a name repeats.
+        InvalidTypeError: If `names` is not a list of strings.
     """
     count = len(inputs.tensors)
     if names is not None:
@@ -31,11 +31,11 @@ def input_names_of(model: nn.Module, inputs: Inputs, names: Sequence[str] | None
 def output_names_of(
     outputs: Sequence[tuple[str, Tensor]], names: Sequence[str] | None, *, softmax: bool
 ) -> list[str]:
-    """Return the user's names, or those that the model's output has, or numbers.
+    """Return the names that the user passed, or those in the model's output, or numbered ones.
 
     Raises:
-        InvalidArgumentError: There are not as many as outputs, or one twice.
-        InvalidTypeError: They are no list of texts.
+        InvalidArgumentError: If the number of names is not that of the outputs, or a name repeats.
+        InvalidTypeError: If `names` is not a list of strings.
     """
     if names is not None:
         return _checked(names, len(outputs), "output_names", "outputs")
@@ -50,32 +50,32 @@ def output_names_of(
 def check_classes(
     outputs: Sequence[tuple[str, Tensor]], labels: Sequence[str] | None, *, softmax: bool
 ) -> None:
-    """Check that an output of classes is there for labels or a softmax.
+    """Check that labels and a softmax have an output of classes to apply to.
 
     Raises:
-        InvalidArgumentError: There is none, or it has another number of classes than labels.
+        InvalidArgumentError: If there is no such output, or it has a different number of classes.
     """
     for asked, what in ((labels is not None, "labels"), (softmax, "softmax")):
         shapes = [tuple(tensor.shape) for _, tensor in outputs]
         if asked and not (len(shapes) == 1 and len(shapes[0]) == 2):
             raise InvalidArgumentError(
-                f"`{what}` takes a model with one output `(batch, classes)`, but the outputs have "
-                f"the shapes {', '.join(map(str, shapes))}."
+                f"`{what}` needs a model with one output of shape (batch, classes), got outputs of "
+                f"shape {', '.join(map(str, shapes))}."
             )
     if labels is not None and len(labels) != outputs[0][1].shape[1]:
         raise InvalidArgumentError(
-            f"`labels` holds {len(labels)} names, but the model has {outputs[0][1].shape[1]} "
-            "classes. Pass one name a class, in the order of the output."
+            f"`labels` has {len(labels)} names, but the model has {outputs[0][1].shape[1]} "
+            "classes. Pass one name for each class, in the order of the output."
         )
 
 
 def _checked(names: Sequence[str], count: int, argument: str, what: str) -> list[str]:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise InvalidTypeError(f"`{argument}` must be a list of texts, but is {names!r}.")
+        raise InvalidTypeError(f"`{argument}` must be a list of strings, got {names!r}.")
     if len(names) != count:
         raise InvalidArgumentError(
-            f"`{argument}` holds {len(names)} names, but the model has {count} {what}."
+            f"`{argument}` has {len(names)} names, but the model has {count} {what}."
         )
     if len(set(names)) != count:
-        raise InvalidArgumentError(f"`{argument}` must hold each name once, but is {list(names)}.")
+        raise InvalidArgumentError(f"`{argument}` must contain each name once, got {list(names)}.")
     return list(names)

@@ -1,6 +1,6 @@
-"""What comes before and after the model in the graph: from raw images to probabilities.
+"""The model together with its preprocessing and softmax, exported as one module.
 
-A module has two names then: one in the pipeline, and the user's own.
+Inside a pipeline, the names of the model's modules begin with `model.`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import logits_of
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
 
-#: One number for all channels, or one a channel.
+#: One number for all channels, or one per channel.
 Statistics: TypeAlias = float | Sequence[float]
 
-#: A module, such as a preset of torchvision's weights, or mean and standard deviation.
+#: A module, such as a torchvision preset, or mean and standard deviation.
 Preprocessing: TypeAlias = nn.Module | tuple[Statistics, Statistics]
 
-#: What the user's model is called in a pipeline; its own names begin after it.
+#: The name of the user's model in a pipeline.
 MODEL = "model"
 
 
 class Pipeline(nn.Module):
-    """A model with what comes before it and after it, called with tensors in their order."""
+    """A model with preprocessing and a softmax, called with its tensors by position."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Pipeline(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Turn images of whole numbers from 0 to 255 into normalised floats."""
+    """Converts uint8 images from 0 to 255 to normalized float32 images."""
 
     mean: Tensor
     std: Tensor
@@ -68,27 +68,27 @@ class Normalize(nn.Module):
         self.register_buffer("std", _channels(std, "std"))
         if not bool((self.std > 0).all()):
             raise InvalidArgumentError(
-                f"The standard deviations in `preprocessing` must be above 0, but are {std}."
+                f"The standard deviations in `preprocessing` must be above 0, got {std}."
             )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `(images / 255 - mean) / std`, float32."""
         if images.dtype != torch.uint8:
             raise InvalidInputError(
-                "`preprocessing` takes raw images of dtype uint8 from 0 to 255, but these are "
-                f"{images.dtype}. Pass them as they are in the file, not yet scaled."
+                "`preprocessing` takes raw images of dtype uint8 from 0 to 255, got "
+                f"{images.dtype}. Pass the images unscaled."
             )
         return (images.to(torch.float32) / 255 - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """Name the numbers."""
+        """Show the statistics."""
         return f"mean={_numbers(self.mean)}, std={_numbers(self.std)}"
 
 
 class ResizeCropNormalize(nn.Module):
-    """Do what a classification preset of torchvision does, in operations that export.
+    """Does what a torchvision classification preset does, in operations that can be exported.
 
-    The preset itself looks at values on the way (`(std == 0).any()`), which no exporter takes.
+    The preset itself branches on values (`(std == 0).any()`), which cannot be exported.
     """
 
     def __init__(self, preset: Any) -> None:
@@ -100,13 +100,13 @@ class ResizeCropNormalize(nn.Module):
         self.normalize = Normalize(preset.mean, preset.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the images resized, cropped, scaled and normalised."""
+        """Return the images resized, cropped, scaled and normalized."""
         from torchvision.transforms import functional
 
         height, width = images.shape[-2:]
         size = self.resize_size
         if len(size) == 1:
-            # torchvision asks which side is the shorter one, and a graph would keep the answer.
+            # torchvision branches on which side is shorter, and a graph would keep one branch.
             shorter: Any = torch.sym_min(height, width)
             size = [size[0] * height // shorter, size[0] * width // shorter]
         images = functional.resize(
@@ -123,7 +123,7 @@ class ResizeCropNormalize(nn.Module):
         return self.crop_size[0], self.crop_size[-1]
 
     def extra_repr(self) -> str:
-        """Name the sizes."""
+        """Show the sizes."""
         return (
             f"resize={self.resize_size}, crop={self.crop_size}, "
             f"interpolation={self.interpolation.value}"
@@ -133,13 +133,13 @@ class ResizeCropNormalize(nn.Module):
 def preprocessing_module(
     preprocessing: object, device: torch.device
 ) -> tuple[nn.Module, nn.Module]:
-    """Return the module that is exported, and the user's own that it is compared with.
+    """Return the module that is exported, and the one that it is compared with.
 
-    They are the same but for a preset of torchvision, which does not export as it is.
+    They differ only for a torchvision preset, which cannot be exported itself.
 
     Raises:
-        InvalidTypeError: It is neither a module nor mean and standard deviation.
-        InvalidArgumentError: A standard deviation is not above 0.
+        InvalidTypeError: If `preprocessing` is neither a module nor mean and standard deviation.
+        InvalidArgumentError: If a standard deviation is not above 0.
     """
     if isinstance(preprocessing, nn.Module):
         return (
@@ -152,7 +152,7 @@ def preprocessing_module(
         return normalize, normalize
     raise InvalidTypeError(
         "`preprocessing` must be a torch.nn.Module (such as `weights.transforms()` or a Compose of "
-        "torchvision.transforms.v2) or a pair (mean, std), but is of type "
+        "torchvision.transforms.v2) or a pair (mean, std), got "
         f"{type(preprocessing).__name__}."
     )
 
@@ -160,10 +160,10 @@ def preprocessing_module(
 def pipelines(
     model: nn.Module, inputs: Inputs, preprocessing: Preprocessing | None, *, softmax: bool
 ) -> tuple[nn.Module, nn.Module, Inputs]:
-    """Return what is exported, what it is compared with, and how both are called.
+    """Return the module to export, the module to compare it with, and the inputs of both.
 
     Raises:
-        InvalidArgumentError: There are several inputs to preprocess.
+        InvalidArgumentError: If the model takes several inputs and there is preprocessing.
     """
     if preprocessing is None and not softmax:
         return model, model, inputs
@@ -172,8 +172,8 @@ def pipelines(
         exported, reference = preprocessing_module(preprocessing, inputs.tensors[0].device)
         if len(inputs.tensors) != 1:
             raise InvalidArgumentError(
-                f"`preprocessing` takes one input, but the model takes {len(inputs.tensors)}. "
-                "Export a module that prepares them itself."
+                f"`preprocessing` needs a model with one input, got {len(inputs.tensors)} inputs. "
+                "Export a module that contains the preprocessing."
             )
     keywords = tuple(inputs.kwargs)
     return (
@@ -184,23 +184,23 @@ def pipelines(
 
 
 def inner_name(model: nn.Module) -> str:
-    """Return what the user's model is called in what is exported, `""` where it is that itself."""
+    """Return the name of the user's model in the exported module, `""` if they are the same."""
     return MODEL if isinstance(model, Pipeline) else ""
 
 
 def user_name(name: str, inner_name: str) -> str:
-    """Return a module's name in the user's model, of which a pipeline may be made."""
+    """Return a module's name in the user's model, given its name in the exported module."""
     return "" if name == inner_name else name.removeprefix(f"{inner_name}.") if inner_name else name
 
 
 def _half(size: int) -> int:
-    """Return half of a size, as torchvision rounds it: to the even one of two neighbours."""
+    """Return half of a size, rounded half to even as torchvision does."""
     half = size // 2
     return half + (size % 2) * (half % 2)
 
 
 def _is_preset(module: nn.Module) -> bool:
-    # The class is private to torchvision; what it is made of is documented with each weights.
+    # The class is private to torchvision, but its attributes are documented with all weights.
     return type(module).__name__ == "ImageClassification" and all(
         hasattr(module, name)
         for name in ("resize_size", "crop_size", "mean", "std", "interpolation", "antialias")
@@ -212,11 +212,11 @@ def _channels(numbers: object, what: str) -> Tensor:
         tensor = torch.tensor(numbers, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(
-            f"The {what} in `preprocessing` must be a number or one a channel, but is {numbers!r}."
+            f"The {what} in `preprocessing` must be a number, or one per channel, got {numbers!r}."
         ) from error
     if tensor.dim() > 1 or not tensor.numel():
         raise InvalidArgumentError(
-            f"The {what} in `preprocessing` must be a number or one a channel, but is {numbers!r}."
+            f"The {what} in `preprocessing` must be a number, or one per channel, got {numbers!r}."
         )
     return tensor.reshape(-1, 1, 1)
 
@@ -229,7 +229,7 @@ def _one_tensor(output: object) -> Tensor:
     logits = logits_of(output)
     if logits is None:
         raise InvalidArgumentError(
-            "`softmax=True` takes a model whose output is one tensor or has `.logits`, got "
+            "`softmax=True` needs a model whose output is one tensor or has `.logits`, got "
             f"{type(output).__name__}."
         )
     return logits

@@ -1,4 +1,4 @@
-"""What each node of the graph says about where it comes from in the user's model."""
+"""Annotations on the nodes of a graph: module, class, parameters, state and output shape."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from finetunelib.export._request.pipeline import Pipeline, user_name
 #: The keys of the annotations, as viewers show them.
 MODULE, CLASS, PARAMETERS, STATE, OUTPUT = "module", "class", "parameters", "state", "output"
 
-#: What the model as a whole is called, whose own name is empty.
+#: The annotation for the model itself, whose name is empty.
 ROOT = "(the model)"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 
-#: What the exporter notes of its own work, which the annotations say more plainly.
+#: Metadata of the exporter that the annotations replace.
 _NOISE = (_SCOPES, _CLASSES, "pkg.onnxscript.rewriter.rule_name")
 
 
 def annotate(program: Any, model: nn.Module, inner_name: str) -> None:
-    """Note on every node its module, that module's class, its parameters, state and output shape.
+    """Annotate each node with its module, class, parameters, their state, and output shape.
 
-    The parameters are those that went into the node, whatever the exporter folded: a Conv that
-    has taken up a BatchNorm names those of both.
+    The parameters are all that contribute to the node: a Conv into which the exporter folded a
+    BatchNorm names those of both.
 
     Args:
         program: A program of torch's exporter; changed in place.
-        model: What was exported.
-        inner_name: What the user's model is called in `model`; `""` where it is `model` itself.
+        model: The module that was exported.
+        inner_name: The name of the user's model in `model`, `""` if they are the same.
     """
     graph = program.model.graph
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -67,21 +67,21 @@ def _modules_of(parameters: Iterable[str], model: nn.Module) -> dict[str, str]:
 def _module_of(metadata: Any, model: nn.Module) -> dict[str, str]:
     """Return the module that a node without parameters comes from, with its class."""
     scopes, classes = (_names(metadata.get(key)) for key in (_SCOPES, _CLASSES))
-    # The last of both is the operation itself.
+    # The last entry of both is the operation itself.
     if len(scopes) < 2 or len(classes) < 2 or (not scopes[-2] and isinstance(model, Pipeline)):
-        return {}  # A pipeline's own softmax belongs to no module of the user's.
+        return {}  # The softmax of a pipeline is not part of the user's model.
     return {scopes[-2]: classes[-2].rpartition(".")[2]}
 
 
 class _Origins:
-    """Which parameters went into a value of the graph since the values before it."""
+    """Finds the parameters that contribute to a value of the graph."""
 
     def __init__(self, program: Any) -> None:
         exported = program.exported_program
         signature = exported.graph_signature
         self._parameters = dict(signature.inputs_to_parameters)
         self._nodes = {node.name: node for node in exported.graph.nodes}
-        # The outputs were given other names; the operations behind them have their own.
+        # The graph's outputs were renamed; the operations that compute them were not.
         for value, own in zip(program.model.graph.outputs, signature.user_outputs, strict=True):
             self._nodes[value.name] = self._nodes[own]
         self._kept = {
@@ -89,7 +89,7 @@ class _Origins:
         }
 
     def of(self, values: Iterable[str]) -> set[str]:
-        """Return the names of the parameters."""
+        """Return the names of the parameters between these values and those before them."""
         waiting = [self._nodes[name] for name in values if name in self._nodes]
         seen = set(waiting)
         found = set()
@@ -110,7 +110,7 @@ def _state(trainable: dict[str, bool]) -> str:
 
 
 def _rename_weights(graph: Any, inner_name: str) -> None:
-    """Give the weights the names that they have in the user's model."""
+    """Rename the weights to their names in the user's model."""
     if not inner_name:
         return
     taken = {value.name for node in graph.all_nodes() for value in node.outputs}

@@ -1,4 +1,4 @@
-"""What torch's exporter raises, in three lines: where in the model, why, and the way around."""
+"""Errors of PyTorch's exporter in three lines: where in the model, the cause, a workaround."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from torch import nn
 
 from finetunelib.export._request.pipeline import user_name
 
-#: What is known to help, by what the innermost error's type or message holds.
+#: Known workarounds, by text in the type or message of an error.
 _WORKAROUNDS = {
     "GuardOnDataDependent": (
         "the path through forward depends on values: compute both and choose with torch.where, or "
-        "use torch.cond; `int(...)` and `.item()` of a tensor fix a value that must stay open."
+        "use torch.cond; `int(...)` and `.item()` turn a tensor into a constant."
     ),
     "No ONNX function found": (
-        "this operator has no translation to ONNX: express it by others, or try another "
+        "this operator cannot be converted to ONNX: use other operators, or try another "
         "`opset_version=`."
     ),
     "No module named": "the exporter needs this package: `pip install onnxscript onnx`.",
 }
 
-_ATTENTION = (
-    'this attention does not trace: `model.set_attn_implementation("eager")` before the export.'
-)
+_ATTENTION = 'this attention cannot be traced: call `model.set_attn_implementation("eager")` first.'
 
 _TORCH = Path(torch.__file__).parent
 
@@ -37,21 +35,21 @@ def explain(error: BaseException, model: nn.Module, inner_name: str) -> str:
     """Return at most three lines about a failed export.
 
     Args:
-        error: What the exporter raised.
-        model: What was exported.
-        inner_name: What the user's model is called in `model`; `""` where it is `model` itself.
+        error: The exception of the exporter.
+        model: The module that was exported.
+        inner_name: The name of the user's model in `model`, `""` if they are the same.
     """
     causes = list(_chain(error))
     place = _place(causes, model, inner_name)
     lines = [f"torch.onnx.export cannot export this model{place}.", f"Cause: {_cause(causes)}"]
     workaround = _workaround(causes, model)
     if workaround:
-        lines.append(f"Way around: {workaround}")
+        lines.append(f"Workaround: {workaround}")
     return "\n".join(lines)
 
 
 def says_static(error: BaseException) -> bool:
-    """Return whether the exporter refused because the model fixes an axis that must be dynamic."""
+    """Return whether the exporter failed because the model fixes an axis that must be dynamic."""
     texts = [str(cause) for cause in _chain(error)]
     return any("static shape" in text or "Constraints violated" in text for text in texts)
 
@@ -92,12 +90,12 @@ def _first_argument(frame: FrameType) -> object:
 
 
 def _cause(causes: list[BaseException]) -> str:
-    """Return the first statement of what lies at the bottom of the exporter's chain of errors."""
+    """Return the first statement of the innermost error."""
     error = causes[0]
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A line that ends in a colon only announces the reason.
+    # A line that ends in a colon introduces the reason.
     reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {reason or 'no reason given'}"
 

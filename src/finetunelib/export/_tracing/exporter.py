@@ -1,4 +1,4 @@
-"""The call of torch's exporter: quiet, on a model in eval mode, with its errors made readable."""
+"""The call of PyTorch's exporter: in eval mode, without its output, with readable errors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from finetunelib.export._tracing.fixed_batch import module_that_fixes_the_batch
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
-#: What the exporter stores about the exporting machine: paths, and lines of the user's source.
+#: Metadata of the exporter that contains paths and source lines of this machine.
 _LEAKS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
-#: What it stores about its own insides, a page of text a graph.
+#: Metadata of the exporter about its internals, a page of text per graph.
 _INSIDES = "pkg.torch.export."
 
 
@@ -39,18 +39,18 @@ def trace(
     output_names: Sequence[str] | None,
     opset_version: int | None,
 ) -> Any:
-    """Return the model as an ONNX program of torch's exporter, without traces of this machine.
+    """Return the ONNX program of a model, without paths and source lines of this machine.
 
     Args:
-        model: The model, or a pipeline with it.
-        inputs: What it is called with.
+        model: The model, or a pipeline that contains it.
+        inputs: The inputs to trace it with.
         axes: The dynamic axes of each input.
         input_names: The names of the inputs in the graph.
         output_names: The names of the outputs in the graph.
-        opset_version: The version of the operators, `None` for the exporter's own choice.
+        opset_version: The version of the operators. `None` is the exporter's default.
 
     Raises:
-        ExportError: The exporter cannot export the model, or the model fixes its batch size.
+        ExportError: If the exporter cannot export the model, or the model fixes its batch size.
     """
     with evaluating(model), random_state_preserved(), _quiet():
         try:
@@ -65,7 +65,7 @@ def trace(
                 dynamo=True,
                 verbose=False,
             )
-        # The exporter lets through whatever tracing a user's forward can raise.
+        # Tracing a forward can raise anything.
         except Exception as error:
             if says_static(error):
                 raise fixed_batch(model, inputs, _fixed_size(error)) from error
@@ -78,7 +78,7 @@ def trace(
 
 
 def fixed_batch(model: nn.Module, inputs: Inputs, shown: str) -> ExportError:
-    """Return the error about an axis that the model's forward fixes, with the module's name."""
+    """Return the error for an axis that the forward of a module turns into a constant."""
     module = module_that_fixes_the_batch(model, inputs)
     where = (module or "the model").replace(f"`{inner_name(model)}.", "`")
     return ExportError(
@@ -102,7 +102,7 @@ def _dynamic_shapes(
         return None
     per_input = [dict(own) for own in axes]
     if isinstance(model, Pipeline):
-        return (tuple(per_input),)  # Its forward takes `*inputs`: one argument that is a tuple.
+        return (tuple(per_input),)  # Its forward takes `*inputs`, one argument that is a tuple.
     if not inputs.kwargs:
         return tuple(per_input)
     return dict(zip(inputs.kwargs, per_input, strict=True))
@@ -110,10 +110,10 @@ def _dynamic_shapes(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose warnings are about its own insides.
+    """Silence the exporter, whose warnings are about its internals.
 
-    What it has to say about a failure is in the error that it raises; the graphs that it prints
-    beside it, by `print` and by handlers that write to `sys.stderr`, are not for the user.
+    The error that it raises has all that matters to the user; the graphs that it also writes to
+    `sys.stderr` do not.
     """
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
     try:

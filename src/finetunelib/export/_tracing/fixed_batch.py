@@ -1,4 +1,4 @@
-"""Which module of a model turns the batch size into a constant."""
+"""Finds the module that turns the batch size into a constant."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import tensors_in
 from finetunelib._preserve import attributes_preserved, evaluating, random_state_preserved
 
-#: Two sizes of which neither is a multiple of the other.
+#: Two sizes, neither of which is a multiple of the other.
 _SIZES = (2, 3)
 
 
 def module_that_fixes_the_batch(model: nn.Module, inputs: Inputs) -> str | None:
-    """Return the name and class of the module in whose forward the batch is no longer followed.
+    """Return the name and class of the module whose forward hard-codes the batch size.
 
-    The model runs on two batch sizes. What a module returns is its own work, and what it is given
-    is the work of the module around it. The first that changes with the batch but not along an
-    axis of it is sought; else the innermost module that raised; else the first work whose first
-    axis stayed. `None` where all follow.
+    The model runs on two batch sizes. A tensor that a module returns is attributed to that module,
+    and a tensor that it is passed to the module around it. The result is the module of the first
+    tensor that changes with the batch, but not along an axis of that size; else the innermost
+    module that raised; else the module of the first tensor whose first axis does not change. It
+    is `None` if all tensors follow the batch.
     """
     generator = torch.Generator().manual_seed(0)
     small, large = (
         _run(model, inputs.resized([size] * len(inputs.tensors), generator)) for size in _SIZES
     )
-    works = list(zip(small.works, large.works, strict=False))
-    for before, after in works:
-        if any(map(_departs, before.shapes, after.shapes)):
+    pairs = list(zip(small.results, large.results, strict=False))
+    for before, after in pairs:
+        if any(map(_loses_the_batch, before.shapes, after.shapes)):
             return before.module
     raised = small.raised or large.raised
     if raised:
         return raised
-    for before, after in works:
+    for before, after in pairs:
         if not all(map(_first_axis_follows, before.shapes, after.shapes)):
             return before.module
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """The shapes of tensors that were made in the forward of a module."""
+class _Result:
+    """The shapes of tensors that were computed in the forward of a module."""
 
     module: str
     shapes: list[torch.Size]
@@ -53,24 +54,24 @@ class _Work:
 
 @dataclass(slots=True)
 class _Run:
-    """What modules made, in order, and which of them run at the moment or raised."""
+    """The results of modules in order, the modules that are running, and the one that raised."""
 
-    works: list[_Work] = field(default_factory=list)
+    results: list[_Result] = field(default_factory=list)
     entered: list[str] = field(default_factory=list)
     raised: str | None = None
 
     def enter(
         self, name: str, _module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> None:
-        """Note what a module is given by the one around it."""
+        """Record the inputs of a module as results of the module around it."""
         if self.entered:
-            self.works.append(_Work(self.entered[-1], _shapes([*args, *kwargs.values()])))
+            self.results.append(_Result(self.entered[-1], _shapes([*args, *kwargs.values()])))
         self.entered.append(name)
 
     def leave(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
-        """Note what a module returns."""
+        """Record the outputs of a module."""
         self.entered.pop()
-        self.works.append(_Work(name, _shapes(output)))
+        self.results.append(_Result(name, _shapes(output)))
 
 
 def _run(model: nn.Module, batch: Inputs) -> _Run:
@@ -78,7 +79,7 @@ def _run(model: nn.Module, batch: Inputs) -> _Run:
     with _recording(model, run):
         try:
             batch.call(model)
-        except Exception:  # noqa: BLE001 - whatever a forward raises is what is looked for
+        except Exception:  # noqa: BLE001 - a forward can raise anything
             run.raised = run.entered[-1] if run.entered else None
     return run
 
@@ -94,11 +95,11 @@ def _recording(model: nn.Module, run: _Run) -> Iterator[None]:
         yield
 
 
-def _departs(before: torch.Size, after: torch.Size) -> bool:
-    """Return whether a tensor holds the batch, but not along an axis of its size."""
+def _loses_the_batch(before: torch.Size, after: torch.Size) -> bool:
+    """Return whether a tensor depends on the batch size, but has no axis of that size."""
     if before == after or _first_axis_follows(before, after):
         return False
-    # Recurrent layers and attention may have the batch as another axis than the first.
+    # In recurrent layers and attention the batch may be another axis than the first.
     return _SIZES not in zip(before, after, strict=False)
 
 

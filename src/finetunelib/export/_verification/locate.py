@@ -1,7 +1,7 @@
-"""Where a file departs from the model that it came from: the first node, and its module.
+"""Locates the first graph node whose output differs from the model's, and its module.
 
-Every node is run on the model's own values of what it takes. So an error does not wander through
-the graph, and what cannot be run does not hide what comes before it.
+Each node runs on the model's own values of its inputs. An error therefore does not propagate
+through the graph, and a node that cannot run does not hide earlier ones.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from finetunelib.export._model_file import read_onnx
 from finetunelib.export._verification.model_values import ModelTrace
 from finetunelib.export._verification.runtime import Array, graph_inputs
 
-#: A node departs when it adds a tenth of the error that is allowed of the outputs.
+#: A node differs if its error is at least a tenth of the error allowed for the outputs.
 _SHARE = 0.1
 
-#: Rounding alone makes a node's output differ by less than this share of its range.
+#: Rounding alone changes a node's output by less than this fraction of its range.
 _ROUNDING = 2e-5
 
-#: A range counts as no less than this share of the values' size: float32 rounds at the seventh
-#: digit, which would be all that there is of values that hardly vary.
+#: The range of values counts as at least this fraction of their magnitude. Values that hardly vary
+#: differ in nothing but the seventh digit, at which float32 rounds.
 _FLOOR = 0.01
 
-#: What nodes are called while they are looked at, so that every one has a name to be found by.
+#: Temporary names of the nodes. ONNX Runtime's errors name the node that failed.
 _NUMBERED = "finetunelib_node_{}_"
 _NUMBER = re.compile(_NUMBERED.format(r"(\d+)"))
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
-    """A place in a file that does not compute what the model does there.
+class MismatchLocation:
+    """A node or input of a file that differs from the model.
 
     Attributes:
-        node: The name of the node in the file; `None` where it is an input.
-        place: The place, in words.
-        modules: The dotted names of the modules whose work it does, the first one first, each with
-            its class.
+        node: The name of the node in the file, or `None` for an input.
+        place: A description of the node or input.
+        modules: The dotted names of the modules that it computes, in order, each with its class.
     """
 
     node: str | None
@@ -51,29 +50,29 @@ class Departure:
 
     @property
     def module(self) -> str | None:
-        """The dotted names, as the annotations in a file have them."""
+        """The dotted names, as in the annotations of a file."""
         return ", ".join(self.modules) or None
 
     def __str__(self) -> str:
         names = ", ".join(f"`{name}` ({kind})" for name, kind in self.modules.items())
-        return f"It departs first at {self.place}: {names or 'of no module known'}."
+        return f"The first difference is at {self.place}: {names or 'module unknown'}."
 
 
 def locate(
     path: Path, exported: Any, batch: Inputs, inner_name: str, tolerance: float
-) -> Departure | None:
-    """Return the first place of a file that departs from the model.
+) -> MismatchLocation | None:
+    """Return the first node or input of a file that differs from the model.
 
     Args:
-        path: The file, which may be one that ONNX Runtime does not load or run.
-        exported: The `torch.export.ExportedProgram` that files of this model are made from. Its
-            values have the names of the file's.
+        path: The file. ONNX Runtime may be unable to load or run it.
+        exported: The `torch.export.ExportedProgram` of the model. Its values have the same names as
+            those of the file.
         batch: A batch on which the file and the model differ.
-        inner_name: What the user's model is called in what was exported.
-        tolerance: The largest error allowed of an output.
+        inner_name: The name of the user's model in the exported module.
+        tolerance: The largest error allowed for an output.
 
     Returns:
-        The place, or `None` where no node with a name in common departs.
+        The location, or `None` if no value with a common name differs.
     """
     model = read_onnx(path)
     kept = {name for node in model.graph.node for name in node.output}
@@ -86,27 +85,27 @@ def locate(
     stopped = None
     while True:
         try:
-            values = _own_values(model, path.parent, batch, known, count)
+            values = _values_of_nodes(model, path.parent, batch, known, count)
             break
         except _StoppedError as error:
             count = error.number
-            stopped = _at(model.graph.node[count], ", which cannot be run", trace, kept)
-    found = _first_departure(model.graph.node[:count], known, values, tolerance)
-    return stopped if found is None else _at(*found, trace, kept)
+            stopped = _location_at(model.graph.node[count], ", which cannot be run", trace, kept)
+    found = _first_difference(model.graph.node[:count], known, values, tolerance)
+    return stopped if found is None else _location_at(*found, trace, kept)
 
 
 class _StoppedError(Exception):
-    """ONNX Runtime does not load or run a node."""
+    """ONNX Runtime cannot load or run a node."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-def _first_departure(
+def _first_difference(
     nodes: Any, known: dict[str, Array], values: dict[str, Array], tolerance: float
 ) -> tuple[Any, str] | None:
-    """Return the first node that departs, and how far."""
+    """Return the first node that differs, and by how much."""
     errors = [
         (_error(known[name], values[name]), node)
         for node in nodes
@@ -116,24 +115,24 @@ def _first_departure(
     largest = max((error for error, _ in errors), default=0.0)
     if largest <= min(_ROUNDING, tolerance):
         return None
-    # Where the outputs vary by a small part of their size, so is every error a small part.
+    # If the outputs vary little, all errors are small.
     limit = min(_SHARE * tolerance, largest)
     error, node = next(found for found in errors if found[0] >= limit)
     if np.isinf(error):
-        return node, ", whose output has another shape or is not finite"
+        return node, ", whose output has a different shape or is not finite"
     return node, f", by {error:.2g} of its range"
 
 
-def _at(node: Any, how: str, trace: ModelTrace, kept: Collection[str]) -> Departure:
+def _location_at(node: Any, how: str, trace: ModelTrace, kept: Collection[str]) -> MismatchLocation:
     name = node.name or node.output[0]
     modules: dict[str, str] = {}
     for value in node.output:
         modules |= trace.modules_of(value, kept)
-    return Departure(name, f"the node `{name}` ({node.op_type}){how}", modules)
+    return MismatchLocation(name, f"the node `{name}` ({node.op_type}){how}", modules)
 
 
-def _fixed_input(graph: Any, batch: Inputs, trace: ModelTrace) -> Departure | None:
-    """Return the first input that the file fixes to other sizes than the batch has."""
+def _fixed_input(graph: Any, batch: Inputs, trace: ModelTrace) -> MismatchLocation | None:
+    """Return the first input that the file fixes to a size different from the batch's."""
     pairs = zip(graph_inputs(graph), batch.tensors, strict=False)
     for position, (value, tensor) in enumerate(pairs):
         for axis, (size, given) in enumerate(
@@ -141,17 +140,17 @@ def _fixed_input(graph: Any, batch: Inputs, trace: ModelTrace) -> Departure | No
         ):
             if size.HasField("dim_value") and size.dim_value != given:
                 place = f"the input `{value.name}`, whose axis {axis} is fixed to {size.dim_value}"
-                return Departure(None, place, trace.modules_that_take(position))
+                return MismatchLocation(None, place, trace.modules_that_take(position))
     return None
 
 
-def _own_values(
+def _values_of_nodes(
     model: Any, folder: Path, batch: Inputs, known: dict[str, Array], count: int
 ) -> dict[str, Array]:
-    """Return what the first nodes of a file make of the model's own values.
+    """Return the outputs of the first `count` nodes of a file for the model's values.
 
     Raises:
-        _StoppedError: ONNX Runtime does not load or run one of them.
+        _StoppedError: If ONNX Runtime cannot load or run one of them.
     """
     import onnx
     import onnxruntime
@@ -162,7 +161,7 @@ def _own_values(
     names = [name for node in graph.node for name in node.output if name in known]
     if not names:
         return {}
-    # A value's own name belongs to what the file makes of it.
+    # The name of a value refers to the file's value, so the model's gets another name.
     own = {name: f"finetunelib_model_{name}" for name in names}
     given = {own[name]: known[name] for name in names}
     for number, node in enumerate(graph.node):
@@ -174,7 +173,7 @@ def _own_values(
         graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     feed = {**_by_name(graph, batch), **given}
-    whole = onnx.ModelProto(
+    part = onnx.ModelProto(
         ir_version=model.ir_version,
         opset_import=model.opset_import,
         functions=model.functions,
@@ -182,17 +181,17 @@ def _own_values(
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # The names of nodes go with what the runtime fuses.
+    # Nodes that the runtime fuses lose their names.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.absolute())
     )
     try:
         session = onnxruntime.InferenceSession(
-            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            part.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         return dict(zip(names, map(np.asarray, session.run(None, feed)), strict=True))
-    # ONNX Runtime's own exceptions share no base class but Exception.
+    # The exceptions of ONNX Runtime have no common base class but Exception.
     except Exception as error:
         found = _NUMBER.search(str(error))
         if found is None:
@@ -207,13 +206,13 @@ def _by_name(graph: Any, batch: Inputs) -> dict[str, Array]:
 
 
 def _error(ours: Array, theirs: Array) -> float:
-    """Return how far a value is off, as a share of its range; infinity for another shape."""
+    """Return the error of a value as a fraction of its range; infinity if the shapes differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not ours.size:
         return 0.0
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # The infinities of a mask are equal, and have no distance.
+    with np.errstate(invalid="ignore"):  # Equal infinities, as in a mask, have no distance.
         distances = np.abs(ours - theirs)
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     largest = float(np.where(same, 0.0, distances).max())

@@ -1,7 +1,4 @@
-"""What a model computes on its way: the values of its operations, and the modules they belong to.
-
-The names are those that torch's exporter gives to the values of a file.
-"""
+"""The intermediate values of a model, under their names in the file, and their modules."""
 
 from __future__ import annotations
 
@@ -16,19 +13,19 @@ from finetunelib.export._request.pipeline import user_name
 from finetunelib.export._tracing.annotations import ROOT
 from finetunelib.export._verification.runtime import Array
 
-#: Whose work the softmax is that a pipeline ends with.
+#: The module name shown for the softmax of a pipeline.
 _AFTER = "postprocessing"
 
 
 class ModelTrace:
-    """The operations of a model, under the names that their values have in its file."""
+    """The operations of a model, by the names of their values in the file."""
 
     def __init__(self, exported: Any, inner_name: str, graph: Any) -> None:
-        """Take the names.
+        """Index the operations.
 
         Args:
-            exported: The `torch.export.ExportedProgram` that files of this model are made from.
-            inner_name: What the user's model is called in what was exported.
+            exported: The `torch.export.ExportedProgram` of the model.
+            inner_name: The name of the user's model in the exported module.
             graph: The graph of the file.
         """
         signature = exported.graph_signature
@@ -38,25 +35,25 @@ class ModelTrace:
         self._order = {node: number for number, node in enumerate(nodes)}
         self._inner_name = inner_name
         self._inputs = signature.user_inputs
-        # The file's outputs have names of their own.
+        # The outputs were renamed in the file.
         for value, own in zip(graph.output, signature.user_outputs, strict=False):
             if own in self._nodes:
                 self._nodes[value.name] = self._nodes[own]
 
     def values_on(self, batch: Inputs, wanted: Iterable[str]) -> dict[str, Array]:
-        """Return the values of these names on a batch, as far as there are such."""
+        """Return the values with these names for a batch, omitting unknown names."""
         nodes = {name: self._nodes[name] for name in wanted if name in self._nodes}
         values = _values_of(self._exported, batch, set(nodes.values()))
         return {name: values[node] for name, node in nodes.items() if node in values}
 
     def modules_of(self, value: str, kept: Collection[str]) -> dict[str, str]:
-        """Return the modules that compute a value from those that the file keeps, with classes.
+        """Return the modules that compute a value from values in the file, each with its class.
 
-        The first in the order of the work comes first.
+        They are in the order of execution.
         """
         found = [self._nodes[value]] if value in self._nodes else []
         seen = set(found)
-        for node in found:  # It grows on the way.
+        for node in found:  # `found` grows during the loop.
             for before in node.all_input_nodes:
                 if before.op == "call_function" and before not in seen and before.name not in kept:
                     seen.add(before)
@@ -64,7 +61,7 @@ class ModelTrace:
         return self._modules(found)
 
     def modules_that_take(self, position: int) -> dict[str, str]:
-        """Return the modules that an input of the file goes to, with their classes."""
+        """Return the modules that use an input of the file, each with its class."""
         return self._modules(self._nodes[self._inputs[position]].users)
 
     def _modules(self, nodes: Iterable[Any]) -> dict[str, str]:
@@ -74,17 +71,17 @@ class ModelTrace:
 
     def _shown(self, name: str) -> str:
         if self._inner_name and not name:
-            return _AFTER  # A pipeline does nothing else itself.
+            return _AFTER  # The softmax is the only operation of a pipeline itself.
         return user_name(name, self._inner_name) or ROOT
 
 
 def _is_tensor(node: Any) -> bool:
-    # What computes sizes belongs to no module.
+    # Operations on sizes belong to no module.
     return isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
 def _module(node: Any) -> tuple[str, str] | None:
-    """Return the innermost module that an operation was recorded in, with its class."""
+    """Return the innermost module of an operation, with its class."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
         return None
@@ -97,7 +94,7 @@ def _values_of(exported: Any, batch: Inputs, wanted: Collection[Any]) -> dict[An
     values: dict[Any, Array] = {}
 
     class Recorder(torch.fx.Interpreter):
-        """Keeps what these operations return."""
+        """Stores the results of some operations."""
 
         def run_node(self, n: Any) -> Any:
             value = super().run_node(n)
@@ -111,8 +108,8 @@ def _values_of(exported: Any, batch: Inputs, wanted: Collection[Any]) -> dict[An
 
 
 def _arguments(exported: Any, batch: Inputs) -> Iterator[Any]:
-    """Yield what the exported graph takes: parameters, buffers and constants, then the inputs."""
+    """Yield the arguments of the exported graph: parameters, buffers, constants and inputs."""
     tensors = iter(batch.tensors)
-    held: Mapping[str, Any] = {**exported.constants, **exported.state_dict}
+    stored: Mapping[str, Any] = {**exported.constants, **exported.state_dict}
     for spec in exported.graph_signature.input_specs:
-        yield next(tensors) if spec.kind.name == "USER_INPUT" else held[spec.target]
+        yield next(tensors) if spec.kind.name == "USER_INPUT" else stored[spec.target]

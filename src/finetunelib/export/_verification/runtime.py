@@ -1,4 +1,4 @@
-"""ONNX Runtime on a file: opened, and run on a model's inputs; what a file takes."""
+"""Opens and runs a file with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Array = npt.NDArray[Any]
 
 
 class RunError(ExportMismatchError):
-    """ONNX Runtime cannot run the file on a batch that the model takes."""
+    """ONNX Runtime cannot run the file on a batch that the model accepts."""
 
 
 class RefusedError(CorruptFileError):
-    """ONNX Runtime does not load a file that ONNX's checker accepts."""
+    """ONNX Runtime cannot load a file that the ONNX checker accepts."""
 
 
 def open_session(path: Path, *, checked: bool = False) -> Any:
-    """Return a session of ONNX Runtime on the CPU, after a check of the file.
+    """Check a file with ONNX, and return an ONNX Runtime session on the CPU.
 
     Args:
         path: The file.
-        checked: Whether the file was checked by ONNX already.
+        checked: Whether ONNX has checked the file already.
 
     Raises:
-        CorruptFileError: The file is no valid ONNX model.
-        RefusedError: It is one, but ONNX Runtime does not load it.
+        CorruptFileError: If the file is not a valid ONNX model.
+        RefusedError: If it is valid, but ONNX Runtime cannot load it.
     """
     import onnx
     import onnxruntime
 
-    # Neither library names its exceptions; whatever they raise here is about the file.
+    # Neither library documents its exceptions. All of them are about the file here.
     if not checked:
         try:
             onnx.checker.check_model(str(path))
         except Exception as error:
-            message = f"`{path}` is no valid ONNX model: {_reason(error)}"
+            message = f"`{path}` is not a valid ONNX model: {_reason(error)}"
             raise CorruptFileError(message) from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # Its errors are raised as well.
+    options.log_severity_level = 4  # Errors are raised too.
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -52,38 +52,38 @@ def open_session(path: Path, *, checked: bool = False) -> Any:
 
 
 def run_session(session: Any, batch: Inputs) -> list[Array]:
-    """Return the file's outputs on a batch.
+    """Return the outputs of a file for a batch.
 
     Raises:
-        ExportMismatchError: The file takes other inputs than the model.
-        RunError: The run fails.
+        ExportMismatchError: If the file and the model take different numbers of inputs.
+        RunError: If the run fails.
     """
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(batch.tensors):
         raise ExportMismatchError(
-            f"The file takes {len(names)} inputs ({', '.join(names)}), but the batch that the "
-            f"model takes holds {len(batch.tensors)}."
+            f"The file takes {len(names)} inputs ({', '.join(names)}), but the model takes "
+            f"{len(batch.tensors)}."
         )
     by_name = batch.kwargs.keys() == set(names)
     tensors = batch.kwargs if by_name else dict(zip(names, batch.tensors, strict=True))
     try:
         feed = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         return [np.asarray(output) for output in session.run(None, feed)]
-    # ONNX Runtime's own exceptions share no base class but Exception.
+    # The exceptions of ONNX Runtime have no common base class but Exception.
     except Exception as error:
         raise RunError(
             f"ONNX Runtime cannot run the file on a batch of {len(batch.tensors[0])}, which the "
-            f"model takes: {_reason(error)}"
+            f"model accepts: {_reason(error)}"
         ) from error
 
 
 def graph_inputs(graph: Any) -> list[Any]:
-    """Return what a graph takes, without the weights that some files list among its inputs."""
+    """Return the inputs of a graph, without weights, which some files list as inputs."""
     weights = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first two lines, of which the first may only announce the second."""
+    """Return the first two lines. The first one may only introduce the second."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]).rstrip(".") + "."
