@@ -1,8 +1,9 @@
-"""What happens to gradients between the backward pass and the update."""
+"""Accumulation and clipping of gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +12,44 @@ from finetunelib._typing import Batch
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 
-class NoMean:
-    """Leaves the gradients of a window of one micro-batch as they are."""
+class GradientMean(Protocol):
+    """How the gradients of a window's micro-batches become those of one large batch."""
 
-    def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:  # noqa: ARG002 - WindowMean's form
-        """Return the loss."""
+    def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:
+        """Return the loss of a micro-batch times its weight, relative to the first one's."""
+        ...
+
+    def normalize(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the summed gradients by the total weight."""
+        ...
+
+
+class SingleBatch:
+    """Leaves the gradients unchanged, for a window of one micro-batch."""
+
+    def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:  # noqa: ARG002 - the protocol's form
+        """Return the loss unchanged."""
         return loss
 
-    def finish(self, parameters: Iterable[nn.Parameter]) -> None: ...
+    def normalize(self, parameters: Iterable[nn.Parameter]) -> None: ...
 
 
-class WindowMean(NoMean):
-    """Makes the gradients of several micro-batches those of one large batch.
+class WindowMean:
+    """Makes the gradients of several micro-batches equal to those of one large batch.
 
-    Each loss is a mean over its own weight (samples, tokens, class weights), so that gradients
-    are summed times weight and divided once. Weights are taken relative to the first one's.
+    Each loss is a mean over its own weight (samples, tokens, class weights). Gradients are summed
+    times weight and divided once. Weights are relative to the weight of the first micro-batch.
     """
 
     def __init__(self) -> None:
         self._unit: Tensor | float | None = None
         self._total: Tensor | float = 0.0
 
-    def share(self, loss: Tensor, weight: Tensor | float) -> Tensor:
-        """Return a micro-batch's part of the window's loss, not yet divided."""
+    def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:
+        """Return the loss of a micro-batch times its relative weight."""
         if self._unit is None:
-            # The first micro-batch's loss goes in as it is, so that its weight is the unit; where
-            # it weighs nothing (all its targets are ignored), its gradients are zeros.
+            # The first loss is not scaled: its weight is the unit. If its weight is 0 (all targets
+            # are ignored), its gradients are zeros.
             self._unit = _or_one(weight)
             self._total = weight / self._unit
             return loss
@@ -44,20 +57,20 @@ class WindowMean(NoMean):
         self._total = self._total + relative
         return loss * relative
 
-    def finish(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Divide the summed gradients by the summed weight."""
+    def normalize(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the summed gradients by the total weight."""
         total = _or_one(self._total)
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(total)
 
 
-_NO_MEAN = NoMean()
+_SINGLE_BATCH = SingleBatch()
 
 
-def mean_over(window: Sequence[Batch]) -> NoMean:
-    """Return what averages over a window; one of one micro-batch stays the plain loop's bits."""
-    return _NO_MEAN if len(window) == 1 else WindowMean()
+def mean_over(window: Sequence[Batch]) -> GradientMean:
+    """Return the mean for a window. One micro-batch gives the bits of the plain loop."""
+    return _SINGLE_BATCH if len(window) == 1 else WindowMean()
 
 
 def _or_one(weight: Tensor | float) -> Tensor | float:
@@ -66,14 +79,21 @@ def _or_one(weight: Tensor | float) -> Tensor | float:
     return weight or 1.0
 
 
+class Clipping(Protocol):
+    """Limits the gradients of an update."""
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients in place."""
+
+
 class NoClipping:
-    """Leaves gradients as they are."""
+    """Leaves the gradients unchanged."""
 
     def __call__(self, parameters: list[nn.Parameter]) -> None: ...
 
 
-class NormClipping(NoClipping):
-    """Scales all gradients down together where their norm is too large.
+class NormClipping:
+    """Scales all gradients by one factor if their common norm is too large.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
     networks", 2013, by `torch.nn.utils.clip_grad_norm_`.
@@ -87,19 +107,19 @@ class NormClipping(NoClipping):
         torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
 
 
-def choose_clipping(max_norm: float | None) -> NoClipping:
-    """Return what clips gradients to a norm; `None` clips nothing.
+def choose_clipping(max_norm: float | None) -> Clipping:
+    """Return the clipping to a norm; `None` does not clip.
 
     Raises:
-        InvalidArgumentError: The norm is not above 0.
-        InvalidTypeError: It is no number.
+        InvalidArgumentError: If the norm is not above 0.
+        InvalidTypeError: If the norm is not a number.
     """
     if max_norm is None:
         return NoClipping()
     if not isinstance(max_norm, int | float):
         raise InvalidTypeError(
-            f"`max_grad_norm` must be a number, but is {max_norm!r} ({type(max_norm).__name__})."
+            f"`max_grad_norm` must be a number, got {max_norm!r} ({type(max_norm).__name__})."
         )
     if not max_norm > 0.0:
-        raise InvalidArgumentError(f"`max_grad_norm` must be above 0, but is {max_norm}.")
+        raise InvalidArgumentError(f"`max_grad_norm` must be above 0, got {max_norm}.")
     return NormClipping(max_norm)

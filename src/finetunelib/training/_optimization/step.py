@@ -1,4 +1,4 @@
-"""One step of training: from the micro-batches of a window to one update of the weights."""
+"""One step: an update of the weights from the micro-batches of a window."""
 
 from __future__ import annotations
 
@@ -9,42 +9,53 @@ import torch
 from torch import nn
 
 from finetunelib._typing import Batch
-from finetunelib.training._optimization.gradients import NoClipping, mean_over
+from finetunelib.training._optimization.gradients import Clipping, mean_over
 from finetunelib.training._optimization.precision import Precision
-from finetunelib.training._optimization.schedule import NoSchedule
+from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The update of a model's weights."""
+    """Updates the weights of a model.
+
+    Attributes:
+        model: The model to call; it may be a compiled form of the user's model.
+        task: Computes the loss of a micro-batch.
+        optimizer: The optimizer.
+        precision: The number format of the forward pass, and the scale of the loss.
+        clip: Clips the gradients.
+        schedule: The learning-rate schedule.
+        state: The counters; each call adds one to `step`.
+        parameters: The parameters of the optimizer.
+    """
 
     model: nn.Module
     task: Task
     optimizer: torch.optim.Optimizer
     precision: Precision
-    clip: NoClipping
-    schedule: NoSchedule
+    clip: Clipping
+    schedule: Schedule
     state: TrainState
     parameters: list[nn.Parameter]
 
     def __call__(self, window: Sequence[Batch], measure: Callable[[StepOutput], None]) -> None:
-        """Do one update.
+        """Update the weights once.
 
         Args:
             window: The micro-batches of the update, on the device.
-            measure: Takes in what the task made of each.
+            measure: Called with the output of the task for each micro-batch.
         """
         self.optimizer.zero_grad()
         mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
                 output = validate_output(self.task.step(self.model, micro_batch), self.task)
-            self.precision.backward(mean.share(output.loss, output.weight))
+            self.precision.backward(mean.scale_loss(output.loss, output.weight))
             measure(output)
         self.precision.unscale(self.optimizer)
-        mean.finish(self.parameters)
+        mean.normalize(self.parameters)
         self.clip(self.parameters)
         self.precision.step(self.optimizer)
         self.schedule.after_step()
