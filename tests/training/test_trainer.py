@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from finetunelib import Trainer, freeze_and_replace_head
 from finetunelib.data import TensorBatches, in_memory
+from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 from training.tiny import (
     BATCH,
@@ -655,6 +656,41 @@ def test_new_trainer_has_counted_nothing() -> None:
     assert trainer.optimizer is None
     assert len(trainer.history) == 0
     assert (trainer.state.epoch, trainer.state.step) == (0, 0)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end"])
+def test_fit_inside_a_running_fit_is_refused_and_the_first_one_goes_on(hook: str) -> None:
+    """The counters, the rows and the weights are those of a run without the attempt."""
+    refused: list[InvalidArgumentError] = []
+
+    def fit_again(self: Callback, context: TrainContext) -> None:
+        with pytest.raises(InvalidArgumentError, match="`fit`") as caught:
+            trainer.fit(points(8), epochs=1)
+        refused.append(caught.value)
+
+    nested = type("Nested", (Callback,), {hook: fit_again})()
+    model, expected = network(), network()
+    trainer = quiet_trainer(model, callbacks=[nested])
+    history = trainer.fit(points(), epochs=2)
+    quiet_trainer(expected).fit(points(), epochs=2)
+    assert refused
+    assert history["step"] == [6, 12]
+    assert same_weights(model, expected)
+
+
+def test_trainer_can_fit_again_after_a_fit_that_failed() -> None:
+    """An error ends the first `fit`, so the second one is not inside it."""
+    trainer = quiet_trainer(plain_network())
+    with pytest.raises(InvalidArgumentError, match="limit"):
+        trainer.fit(points())
+    assert trainer.fit(points(), epochs=1)["step"] == [STEPS]
+
+
+def test_repr_is_one_short_line() -> None:
+    """It names the model, the device and the counters."""
+    trainer = quiet_trainer(plain_network(), device="cpu")
+    trainer.fit(points(), epochs=2)
+    assert repr(trainer) == "Trainer(MLP, device='cpu', epoch=2, step=12)"
 
 
 def test_two_trainers_of_one_model_do_not_know_of_each_other() -> None:

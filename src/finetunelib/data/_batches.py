@@ -49,6 +49,20 @@ class Batches(Protocol):
         """
         ...
 
+    def peek(self, number: int, name: str) -> Batch:
+        """Return the first batch of epoch `number`, to check it.
+
+        A source that cannot be read twice keeps the batch, and `epoch` continues from there.
+
+        Args:
+            number: The number of the epoch that is read next.
+            name: What the data is called, for messages.
+
+        Raises:
+            EmptyDataError: If there is no batch.
+        """
+        ...
+
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the data, each sample once."""
         ...

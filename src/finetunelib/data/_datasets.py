@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from typing_extensions import TypeIs
 
-from finetunelib._preserve import derive_seed
+from finetunelib._preserve import derive_seed, random_states, set_random_states
 from finetunelib._typing import Batch, SizedDataset
+from finetunelib.data._batch import first_of
 from finetunelib.data._batches import SeededBatches
 
 
@@ -50,12 +52,22 @@ class DatasetBatches(SeededBatches):
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `number`, shuffled, without the first `skip`."""
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, number))
-        order = torch.randperm(len(self._dataset), generator=generator).tolist()
+        order, generator = self._order(number)
         if self._num_workers:
             # Read the skipped batches too: a worker's random state depends on them.
             return _without(skip, iter(self._loader(order, generator)))
         return iter(self._loader(order[skip * self.batch_size :], generator))
+
+    def peek(self, number: int, name: str) -> Batch:
+        """Return the first batch of epoch `number`, which `epoch` will yield again.
+
+        If the data is read by workers, one of them reads it: a dataset may open its files at the
+        first read, and a process must not inherit them.
+        """
+        order, generator = self._order(number)
+        workers = min(1, self._num_workers)
+        loader = self._loader(order[: self.batch_size], generator, num_workers=workers)
+        return first_of(iter(loader), name)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the dataset."""
@@ -68,16 +80,32 @@ class DatasetBatches(SeededBatches):
         """Return `None`: collecting the targets would be a pass over the data."""
         return None
 
-    def _loader(self, order: Iterable[int], generator: torch.Generator) -> Iterable[Batch]:
+    def _order(self, number: int) -> tuple[list[int], torch.Generator]:
+        """Return the shuffled indices of an epoch, and the generator that shuffled them."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, number))
+        return torch.randperm(len(self._dataset), generator=generator).tolist(), generator
+
+    def _loader(
+        self, order: Iterable[int], generator: torch.Generator, num_workers: int | None = None
+    ) -> Iterable[Batch]:
         return DataLoader(
             self._dataset,  # type: ignore[arg-type]  # it needs a length and items only
             batch_size=self.batch_size,
             sampler=order,
-            num_workers=self._num_workers,
+            num_workers=self._num_workers if num_workers is None else num_workers,
             generator=generator,
             pin_memory=self._pin_memory,
             collate_fn=collate,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Peeked:
+    """An epoch whose first batch was read."""
+
+    first: Batch
+    rest: Iterator[Batch]
+    random: dict[str, Any]
 
 
 class ReadyBatches:
@@ -90,6 +118,7 @@ class ReadyBatches:
         self._batches = batches
         self._epoch_start_states: list[Tensor] = []
         self._resume_states: list[Tensor] | None = None
+        self._peeked: _Peeked | None = None
         # An iterable that returns the same iterator twice is empty the second time. A DataLoader
         # is not tested, because an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
@@ -124,6 +153,10 @@ class ReadyBatches:
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches as the source orders them, without the first `skip`."""
+        if self._peeked is not None:
+            peeked, self._peeked = self._peeked, None
+            set_random_states(peeked.random)
+            return chain([peeked.first], peeked.rest)
         for sampler in self._samplers():
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(number)
@@ -132,6 +165,16 @@ class ReadyBatches:
             return _without(skip, iter(self._batches))
         states, self._resume_states = self._resume_states, None
         return self._resumed(iter(self._batches), states)
+
+    def peek(self, number: int, name: str) -> Batch:
+        """Return the first batch of epoch `number`, and keep it for `epoch`.
+
+        To open a DataLoader twice would draw from its generators and start its workers twice.
+        """
+        batches = self.epoch(number)
+        first = first_of(batches, name)
+        self._peeked = _Peeked(first, batches, random_states())
+        return first
 
     def _resumed(self, batches: Iterator[Batch], states: list[Tensor]) -> Iterator[Batch]:
         """Yield the batches of a source that restores its own position."""

@@ -98,6 +98,10 @@ class TensorBatches(SeededBatches):
                 tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
             )
 
+    def peek(self, number: int, name: str) -> tuple[Tensor, ...]:  # noqa: ARG002 - the protocol's form
+        """Return the first batch of epoch `number`, which `epoch` will yield again."""
+        return next(self.epoch(number))
+
     def in_order(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches in the order of the rows, as views of the tensors."""
         for start in range(0, self.samples, self.batch_size):

@@ -157,7 +157,7 @@ def bits(trained: Trainer) -> dict[str, Any]:
         "optimizer": _plain(trained.optimizer.state_dict()),
         "callbacks": [
             _plain(callback.state_dict())
-            for callback in trained._callbacks
+            for callback in trained._options.callbacks
             if not isinstance(callback, ModelCheckpoint)
         ],
         "state": (trained.state.epoch, trained.state.step, trained.state.batch),

@@ -146,7 +146,7 @@ def bits(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "state": trainer.state,
         "history": rows,
-        "callbacks": [callback.state_dict() for callback in trainer._callbacks],
+        "callbacks": [callback.state_dict() for callback in trainer._options.callbacks],
     }
 
 
@@ -236,7 +236,7 @@ def test_an_empty_folder_means_from_the_beginning(
     assert len(trainer.history) == 2
     first_line = capsys.readouterr().err.splitlines()[0]
     assert str(tmp_path / "none") in first_line
-    assert "starts anew" in first_line
+    assert "starting from scratch" in first_line
 
 
 def test_limits_are_totals_when_resuming(tmp_path: Path) -> None:

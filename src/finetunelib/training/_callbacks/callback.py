@@ -35,7 +35,11 @@ class Callback:
         """Run before the first epoch of a `fit`, after the data has been checked."""
 
     def on_epoch_start(self, context: TrainContext) -> None:
-        """Run at the start of each epoch, before its first step."""
+        """Run before the data of an epoch is read.
+
+        In the first epoch of a `fit`, a DataLoader or another iterable of batches has already been
+        opened, and its first batch read, to check it.
+        """
 
     def on_step_end(self, context: TrainContext) -> None:
         """Run after each update of the weights."""

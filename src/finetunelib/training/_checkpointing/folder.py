@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finetunelib._files import former_folder, remove_folder, sweep_unfinished, whole_folder
 from finetunelib._messages import first_line
@@ -40,13 +37,8 @@ from finetunelib.training._checkpointing.manifest import (
     read_manifest,
     write_manifest,
 )
+from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History, as_json
-
-#: What may stand in a state: what `torch.load(weights_only=True)` gives back as it was. Of classes
-#: derived from these it refuses to read even a number.
-_PLAIN = (type(None), bool, int, float, str, bytes)
-_MAPPINGS = (dict, OrderedDict, Counter)
-_SEQUENCES = (list, tuple, torch.Size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,28 +208,6 @@ def remove_checkpoint(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Clean up what a process that was killed left in a folder of checkpoints."""
     sweep_unfinished(folder, names=FILES)
-
-
-def plain(value: Any, where: str = "state") -> Any:
-    """Return a state as it can be read back without running code.
-
-    Raises:
-        CheckpointError: It holds something else; the message names the place.
-    """
-    kind = type(value)
-    if kind in _PLAIN or isinstance(value, Tensor):
-        return value
-    if kind in _MAPPINGS or isinstance(value, MappingProxyType):
-        content = {plain(k, where): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
-        return kind(content) if kind in _MAPPINGS else content
-    if kind in _SEQUENCES:
-        return kind(plain(part, f"{where}[{position}]") for position, part in enumerate(value))
-    if isinstance(value, np.generic):  # Such as a learning rate from `linspace`.
-        return plain(value.item(), where)
-    raise CheckpointError(
-        f"{where} is of type {kind.__name__}, which a checkpoint does not hold, since reading it "
-        "back could run code. Keep numbers, strings, tensors, lists and dicts in `state_dict`."
-    )
 
 
 def _save(state: dict[str, Any], file: Path) -> None:

@@ -1,12 +1,10 @@
-"""What decides how a training goes on: gathered into a checkpoint, and put back from one."""
+"""A training run: everything that a checkpoint saves and restores."""
 
 from __future__ import annotations
 
 import copy
-import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +12,94 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import StrPath
-from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError, WeightsMismatchError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import by_name
-from finetunelib.training._checkpointing.folder import Checkpoint, plain, write_checkpoint
-from finetunelib.training._checkpointing.manifest import STATE, WEIGHTS, environment
+from finetunelib.training._checkpointing.compatibility import (
+    check_parts,
+    check_same_callbacks,
+    check_same_groups,
+    check_same_kinds,
+    warn_about_differences,
+)
+from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
+from finetunelib.training._checkpointing.manifest import WEIGHTS
+from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
+from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
 from finetunelib.training._optimization.precision import Precision
-from finetunelib.training._optimization.schedule import NoSchedule
+from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
 
-#: What changes the bits of a training, though it can go on.
-_ENVIRONMENT = ("finetunelib", "torch", "python", "threads", "device", "seed")
 
-#: What the state of a training consists of.
-_PARTS = ("optimizer", "schedule", "precision", "callbacks", "buffers", "frozen", "inside")
+@dataclass(slots=True)
+class RunRecord:
+    """How far a run is. It exists before the optimizer is built.
+
+    Attributes:
+        state: The counters of epochs and steps.
+        history: The rows of the epochs so far.
+        freeze_audit: The digests of the frozen tensors.
+        position: Where the run is in its data, or `None` if it has not started. Set when a
+            checkpoint is loaded and when a `fit` ends; `None` while one is running.
+        resumed: Whether a checkpoint was loaded that the next `fit` continues from.
+    """
+
+    state: TrainState = field(default_factory=TrainState)
+    history: History = field(default_factory=History)
+    freeze_audit: FreezeAudit = field(default_factory=FreezeAudit)
+    position: EpochPosition | None = None
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """The parts of a training that have a state.
+class TrainingRun:
+    """The parts of a run that have a state.
 
     Attributes:
-        loss: The loss, where it is a module and may have buffers.
-        settings: What else the user chose that a checkpoint is compared with: the kind of device,
-            the seed and the learning rate.
+        model: The user's model.
+        loss: The loss if it is a module, which may have buffers.
+        optimizer: The optimizer.
+        schedule: The learning-rate schedule.
+        precision: The number format, with the scale of the loss.
+        callbacks: The callbacks.
+        record: How far the run is.
+        settings: The type of the device, the seed and the learning rate. A checkpoint is compared
+            with them.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: NoSchedule
-    precision: Precision
-    state: TrainState
-    history: History
-    callbacks: Sequence[Callback]
-    freeze_audit: FreezeAudit
     loss: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    callbacks: Sequence[Callback]
+    record: RunRecord
     settings: Mapping[str, Any]
 
-    def save(self, path: StrPath, inside: Mapping[str, Any]) -> Path:
+    def save(self, path: StrPath, position: EpochPosition | None) -> Path:
         """Write a checkpoint, and return its folder.
 
         Args:
             path: The folder.
-            inside: The state of the epoch in progress.
+            position: Where the run is in its data, or `None` if it has not started.
 
         Raises:
-            CheckpointError: A state holds an object that could not be read back safely.
-            PathNotWritableError: Nothing can be written there.
+            CheckpointError: If a state contains an object that could not be read back safely.
+            PathNotWritableError: If nothing can be written to `path`.
         """
-        state = self.state
+        state = self.record.state
         return write_checkpoint(
             path,
             self.model,
             {
                 **self._small_states(),
                 "buffers": self._unsaved_buffers(),
-                "frozen": self.freeze_audit.state_dict(),
-                "inside": inside,
+                "frozen": self.record.freeze_audit.state_dict(),
+                "inside": {} if position is None else position.to_dict(),
             },
-            self.history,
+            self.record.history,
             {
                 "epoch": state.epoch,
                 "step": state.step,
@@ -85,63 +109,87 @@ class Training:
             },
         )
 
-    def load(
-        self, checkpoint: Checkpoint, reading: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
-        """Take up a checkpoint, and return the state of the epoch in progress.
+    def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> None:
+        """Restore the run from a checkpoint. The next `fit` continues from there.
 
         Args:
             checkpoint: The checkpoint.
-            reading: How the data is read here, where it is known; inside an epoch it has to be as
-                it was.
+            signature: How the data is split into batches, if known. It must match if the
+                checkpoint was written in the middle of an epoch.
 
         Raises:
-            CheckpointError: It is of another model, optimizer, schedule or precision, or of other
-                callbacks; or it is damaged. Nothing is changed then.
+            CheckpointError: If the checkpoint is damaged, or was written with a different model,
+                optimizer, schedule, precision or callbacks. The run is left unchanged.
         """
-        about, saved, history = checkpoint.manifest, checkpoint.state, checkpoint.history
-        self._check(checkpoint.path, about, saved)
-        if reading is not None and about["batch"]:
-            check_same_reading(saved["inside"]["reading"], reading)
-        self._say_what_differs(checkpoint.path, about)
-        from finetunelib.finetuning._weights.load import read_weights
+        manifest, saved, history = checkpoint.manifest, checkpoint.state, checkpoint.history
+        position = self._check(checkpoint.path, manifest, saved)
+        if position is not None and position.batch and signature is not None:
+            signature.check_matches(position.signature)
+        warn_about_differences(checkpoint.path, manifest, self.settings)
+        self._restore(checkpoint.path, saved)
+        record = self.record
+        record.freeze_audit.load_state_dict(saved["frozen"])
+        record.history.rows[:] = history.rows
+        record.state.epoch, record.state.step = manifest["epoch"], manifest["step"]
+        record.state.batch = manifest["batch"]
+        record.position, record.resumed = position, True
 
-        before = copy.deepcopy(self._small_states())
-        try:
-            self._load_small_states(saved)
-            # Last, since these cannot be put back; they are compared before they are touched.
-            read_weights(self.model, checkpoint.path / WEIGHTS, minimum_match=1.0, rename={})
-        except WeightsMismatchError as error:
-            self._load_small_states(before)
-            raise CheckpointError(
-                f"`{checkpoint.path}` is a checkpoint of another model: {error}"
-            ) from error
-        # A state that does not fit makes its owner's loading fail in any way.
-        except Exception as error:
-            self._load_small_states(before)
-            raise CheckpointError(
-                f"`{checkpoint.path}` holds a state that does not fit: {error or repr(error)} Pass "
-                "the same optimizer, schedule and callbacks."
-            ) from error
-        self.freeze_audit.load_state_dict(saved["frozen"])
-        self._load_buffers(saved)
-        self.history.rows[:] = history.rows
-        self.state.epoch, self.state.step = about["epoch"], about["step"]
-        self.state.batch = about["batch"]
-        inside: Mapping[str, Any] = saved["inside"]
-        return inside
+    def leave_position(self) -> None:
+        """Discard the loaded position, because training has resumed from it."""
+        self.record.position, self.record.resumed = None, False
 
     @property
-    def unsaveable(self) -> str | None:
-        """Why a checkpoint of this training could not be written, where that is so."""
+    def why_not_savable(self) -> str | None:
+        """Why a checkpoint of this run could not be written, or `None` if it could."""
         try:
             plain(self._small_states())
         except CheckpointError as error:
             return str(error)
         return None
 
+    def _check(
+        self, path: Path, manifest: Mapping[str, Any], saved: Mapping[str, Any]
+    ) -> EpochPosition | None:
+        """Compare a checkpoint with this run, and return the position that it contains.
+
+        Raises:
+            CheckpointError: If the run cannot resume from it.
+        """
+        check_parts(path, saved)
+        check_same_kinds(path, manifest, self._kinds())
+        check_same_callbacks(path, saved["callbacks"], self._callback_states())
+        check_same_groups(path, saved["optimizer"], self.optimizer)
+        return EpochPosition.from_dict(saved["inside"], manifest["batch"])
+
+    def _restore(self, path: Path, saved: Mapping[str, Any]) -> None:
+        """Load the states and the weights, or leave the run unchanged.
+
+        Raises:
+            CheckpointError: If one of them does not fit.
+        """
+        from finetunelib.finetuning._weights.load import read_weights
+
+        before = copy.deepcopy(self._small_states())
+        try:
+            self._load_small_states(saved)
+            # Last, since weights cannot be restored. They are compared before any is written.
+            read_weights(self.model, path / WEIGHTS, minimum_match=1.0, rename={})
+        except WeightsMismatchError as error:
+            self._load_small_states(before)
+            raise CheckpointError(
+                f"`{path}` is a checkpoint of a different model: {error}"
+            ) from error
+        # A state of another form can make the `load_state_dict` of its owner fail in any way.
+        except Exception as error:
+            self._load_small_states(before)
+            raise CheckpointError(
+                f"`{path}` contains a state that does not fit: {error or repr(error)} Pass the "
+                "same optimizer, schedule and callbacks."
+            ) from error
+        self._load_buffers(saved["buffers"])
+
     def _small_states(self) -> dict[str, Any]:
-        """Return the states of everything but the model."""
+        """Return the states of everything except the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -159,26 +207,26 @@ class Training:
             callbacks[name].load_state_dict(state)
 
     def _undo_casts(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
-        """Give the optimizer's tensors their dtypes: torch casts them to the parameter's."""
+        """Restore the dtypes of the optimizer's tensors, which PyTorch casts when loading."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for position, values in saved.items():
-            here = self.optimizer.state[parameters[position]]
+        for index, values in saved.items():
+            loaded = self.optimizer.state[parameters[index]]
             for name, value in values.items():
-                if isinstance(value, Tensor) and here[name].dtype != value.dtype:
-                    here[name] = value.to(here[name].device)
+                if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                    loaded[name] = value.to(loaded[name].device)
 
     def _unsaved_buffers(self) -> dict[str, Tensor]:
-        """Return what a state dict leaves out: buffers that are not persistent, and the loss's."""
-        kept = self.model.state_dict().keys()
-        buffers = {f"model.{n}": b for n, b in self.model.named_buffers() if n not in kept}
+        """Return the buffers that the model's state dict omits: non-persistent and the loss's."""
+        saved = self.model.state_dict().keys()
+        buffers = {f"model.{n}": b for n, b in self.model.named_buffers() if n not in saved}
         if self.loss is not None:
             buffers |= {f"loss.{n}": b for n, b in self.loss.named_buffers()}
         return buffers
 
-    def _load_buffers(self, saved: Mapping[str, Any]) -> None:
+    def _load_buffers(self, saved: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, buffer in self._unsaved_buffers().items():
-                value = saved["buffers"].get(name)
+                value = saved.get(name)
                 if value is not None and value.shape == buffer.shape:
                     buffer.copy_(value)
 
@@ -186,7 +234,7 @@ class Training:
         return {
             "dtype": ", ".join(sorted({str(p.dtype)[6:] for p in self.model.parameters()})),
             "optimizer": type(self.optimizer).__name__,
-            "lr_scheduler": self.schedule.kind,
+            "lr_scheduler": self.schedule.signature,
             "precision": type(self.precision).__name__,
         }
 
@@ -196,96 +244,3 @@ class Training:
             for name, callback in by_name(self.callbacks).items()
             if type(callback).state_dict is not Callback.state_dict
         }
-
-    def _check(self, path: Path, about: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-        """Compare a checkpoint with this training.
-
-        Raises:
-            CheckpointError: They do not belong together.
-        """
-        missing = [name for name in _PARTS if name not in saved]
-        if missing:
-            raise CheckpointError(
-                f"`{path / STATE}` is not the state of a training: it has no {missing[0]!r}. Use "
-                "another checkpoint."
-            )
-        different = [
-            f"`{name}` ({about.get(name)} there, {here} here)"
-            for name, here in self._kinds().items()
-            if about.get(name) != here
-        ]
-        if different:
-            raise CheckpointError(
-                f"`{path}` was written with another {', another '.join(different)}. Pass the same "
-                "to go on with it."
-            )
-        here, there = self._callback_states().keys(), saved["callbacks"].keys()
-        if here != there:
-            raise CheckpointError(
-                f"`{path}` holds the states of the callbacks {_names(there)}, and this training "
-                f"has {_names(here)}. Pass the same callbacks."
-            )
-        self._check_optimizer(path, saved["optimizer"])
-
-    def _check_optimizer(self, path: Path, saved: Mapping[str, Any]) -> None:
-        here = [len(group["params"]) for group in self.optimizer.param_groups]
-        there = [len(group["params"]) for group in saved["param_groups"]]
-        if here != there:
-            raise CheckpointError(
-                f"`{path}` holds an optimizer of {there} parameters (a number for each group), and "
-                f"this one has {here}. Build the model and its groups as they were."
-            )
-
-    def _say_what_differs(self, path: Path, about: Mapping[str, Any]) -> None:
-        now = environment() | dict(self.settings)
-        there, here = about.get("lr"), now["lr"]
-        if there != here and not math.isclose(there or math.nan, here or math.nan):
-            warnings.warn(
-                f"`lr` is {here} here and was {there} in `{path}`; a resumed "
-                "training goes on with the checkpoint's learning rate.",
-                stacklevel=2,
-            )
-        changes = [
-            f"{name} {about.get(name)} -> {now[name]}"
-            for name in _ENVIRONMENT
-            if name in now and about.get(name) != now[name]
-        ]
-        if changes:
-            warnings.warn(
-                f"`{path}` was written elsewhere ({', '.join(changes)}), so that the training goes "
-                "on, but not bit for bit as it would have there.",
-                stacklevel=2,
-            )
-
-
-def reading_of(train: Batches, window_size: int, metrics: Iterable[str]) -> dict[str, Any]:
-    """Return what decides which samples a batch inside an epoch holds, and what is measured."""
-    return {
-        "samples": train.samples,
-        "batch_size": train.batch_size,
-        "batches": train.steps,
-        "gradient_accumulation_steps": window_size,
-        "metrics": list(metrics),
-    }
-
-
-def check_same_reading(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise when an epoch in progress would go on with other batches or other sums.
-
-    Raises:
-        CheckpointError: It would; the message names both.
-    """
-    if there != here:
-        raise CheckpointError(
-            f"The checkpoint was written inside an epoch of {_described(there)}, but here it is "
-            f"{_described(here)}. Pass the same data in the same batches and the same metrics, or "
-            "resume from the end of an epoch."
-        )
-
-
-def _described(reading: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in reading.items())
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"

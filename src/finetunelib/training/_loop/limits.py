@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from finetunelib._arguments import is_whole
 from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._loop.feed import Window
+from finetunelib.training._state import TrainState
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a run ends: after an epoch, after a step, or when a callback requests it.
+
+    Attributes:
+        last_epoch: The number of the last epoch, or infinity.
+        last_step: The number of the last step, or infinity. It may be inside an epoch.
+    """
+
+    last_epoch: float
+    last_step: float
+
+    @classmethod
+    def after(cls, start: TrainState, epochs: int | None, max_steps: int | None) -> Limits:
+        """Return the limits of a run that counts from `start`."""
+        return cls(
+            math.inf if epochs is None else start.epoch + epochs,
+            math.inf if max_steps is None else start.step + max_steps,
+        )
+
+    def allow_epoch(self, context: TrainContext) -> bool:
+        """Return whether another epoch, or the rest of an unfinished one, may be trained."""
+        state = context.state
+        within = state.epoch < self.last_epoch and state.step < self.last_step
+        return (within or state.batch > 0) and context.stop_reason is None
+
+    def windows(self, windows: Iterator[Window], context: TrainContext) -> Iterator[Window]:
+        """Yield windows until the epoch or the run ends. No window beyond a limit is read."""
+        state = context.state
+        if state.batch and state.step >= self.last_step:
+            return  # A checkpoint of the last step lacks only the end of its epoch.
+        for window in windows:
+            yield window
+            if state.step >= self.last_step or context.stop_reason is not None:
+                return
 
 
 def check_limits(epochs: int | None, max_steps: int | None) -> None:

@@ -1,44 +1,56 @@
-"""What is taken up before a training and put back after it, whatever happens in between."""
+"""The environment of a run, which is restored when it ends."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
 from finetunelib._preserve import modes_preserved, random_state_preserved
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._loop.interruption import Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Sets signal handlers, modes and random states for one `fit`, and restores them."""
+
+    signals: Signals
+    freeze_audit: FreezeAudit
+
+    @contextlib.contextmanager
+    def entered(self, context: TrainContext) -> Iterator[None]:
+        """Run the block with the model ready to train."""
+        with (
+            self.signals.handled(),
+            random_state_preserved(),
+            _in_train_mode(context.model),
+            _certified(context, self.freeze_audit),
+        ):
+            yield
 
 
 @contextlib.contextmanager
-def session(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model ready to train; restore modes and random states at the end.
+def _in_train_mode(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in train mode, and restore the modes afterwards.
 
-    A model in eval mode is put into train mode as a whole. A model in train mode keeps the modes
-    of its submodules: who set some to eval by hand meant it.
+    If the model is already in train mode, submodules set to eval are left alone: that was
+    deliberate.
     """
-    with random_state_preserved(), modes_preserved(model):
+    with modes_preserved(model):
         if not model.training:
             model.train()
         yield
 
 
 @contextlib.contextmanager
-def gradients_dropped(model: nn.Module) -> Iterator[None]:
-    """Drop the gradients of the last step at the end: they serve nobody, and take memory."""
-    try:
-        yield
-    finally:
-        model.zero_grad()
+def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[None]:
+    """Put a certificate of the tensors that stayed frozen during the block into the history.
 
-
-@contextlib.contextmanager
-def certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[None]:
-    """Look at the frozen tensors before and after the block, and keep what stayed in the history.
-
-    A training that failed after its first step has no certificate: nobody looked at its end.
+    A run that fails after its first step gets no certificate, because the final check never ran.
     """
     freeze_audit.start(context.model)
     step = context.state.step
@@ -49,3 +61,8 @@ def certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[None
             context.history.certificate = None
         raise
     context.history.certificate = freeze_audit.finish(context.model)
+
+
+def clear_gradients(context: TrainContext) -> None:
+    """Clear the gradients of the last step, which would only hold memory."""
+    context.model.zero_grad()

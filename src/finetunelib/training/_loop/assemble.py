@@ -1,0 +1,162 @@
+"""Assembles the loop of one `fit` from its parts."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+from finetunelib._progress import choose_progress
+from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.hooks import Callbacks
+from finetunelib.training._checkpointing.run import TrainingRun
+from finetunelib.training._loop.feed import EpochFeed, FitData
+from finetunelib.training._loop.first_batch import FirstBatchCheck
+from finetunelib.training._loop.interruption import Interruption, Signals
+from finetunelib.training._loop.limits import Limits
+from finetunelib.training._loop.loop import FitLoop
+from finetunelib.training._loop.moments import (
+    Moment,
+    Moments,
+    with_random_state_preserved,
+    with_seed_of_epoch,
+)
+from finetunelib.training._loop.report import TIMING_COLUMNS, EpochReport
+from finetunelib.training._loop.session import Session, clear_gradients
+from finetunelib.training._loop.validation import DataValidation, NoValidation, Validation
+from finetunelib.training._loop.writer import CheckpointWriter
+from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._optimization.step import Step
+from finetunelib.training._options import TrainerOptions
+
+
+def assemble(
+    options: TrainerOptions,
+    run: TrainingRun,
+    evaluator: Evaluator,
+    data: FitData,
+    limits: Limits,
+) -> FitLoop:
+    """Return the loop of one `fit`.
+
+    Args:
+        options: What the user chose.
+        run: What is trained.
+        evaluator: The model with its task, as `evaluate` uses it.
+        data: The data to train on and to validate with.
+        limits: When to stop.
+    """
+    signals, hooks = Signals(), Callbacks(run.callbacks)
+    check = FirstBatchCheck(run.model, evaluator.task, evaluator.device)
+    # A copy, since a callback may call `evaluate` in the middle of an epoch.
+    train_metrics = MetricAccumulator(copy.deepcopy(options.metrics), "train_")
+    feed = EpochFeed(
+        data,
+        train_metrics,
+        check,
+        evaluator.device,
+        options.seed,
+        run.record.position if run.record.resumed else None,
+        signals,
+    )
+    writer = CheckpointWriter(run, feed.position, with_random_state_preserved(hooks.on_checkpoint))
+    interruption = Interruption(signals, Moment(hooks.on_interrupt, writer.write_requested))
+    validation = _validation(options, evaluator, data, check, hooks, interruption)
+    names = (*train_metrics.names, *validation.names)
+    return FitLoop(
+        context=_context(run, data, train_metrics, names),
+        session=Session(signals, run.record.freeze_audit),
+        limits=limits,
+        feed=feed,
+        step=_step(options, run, evaluator),
+        schedule=run.schedule,
+        train_metrics=train_metrics,
+        validation=validation,
+        moments=_moments(options, run, feed, hooks, writer, interruption),
+        report=_report(options, data, limits, names),
+    )
+
+
+def _moments(
+    options: TrainerOptions,
+    run: TrainingRun,
+    feed: EpochFeed,
+    hooks: Callbacks,
+    writer: CheckpointWriter,
+    interruption: Interruption,
+) -> Moments:
+    def keep_position(context: TrainContext) -> None:
+        run.record.position = feed.position(context.state)
+
+    after_hooks = (writer.write_requested, interruption.stop_if_signalled)
+    return Moments(
+        fit_start=Moment(
+            with_random_state_preserved(hooks.on_fit_start), lambda _: run.leave_position()
+        ),
+        epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
+        step_end=Moment(hooks.on_step_end, *after_hooks),
+        training_end=Moment(interruption.stop_if_signalled),
+        epoch_end=Moment(hooks.on_epoch_end, *after_hooks),
+        fit_end=Moment(clear_gradients, hooks.on_fit_end),
+        fit_done=Moment(writer.write_requested, keep_position, interruption.raise_if_signalled),
+    )
+
+
+def _context(
+    run: TrainingRun, data: FitData, train_metrics: MetricAccumulator, names: tuple[str, ...]
+) -> TrainContext:
+    def why_not_resumable(inside_epoch: bool) -> str | None:
+        return (
+            data.train.why_not_resumable(inside_epoch=inside_epoch)
+            or (train_metrics.why_not_resumable if inside_epoch else None)
+            or run.why_not_savable
+        )
+
+    return TrainContext(
+        run.model,
+        run.optimizer,
+        run.record.state,
+        run.record.history,
+        measures=(*names, *TIMING_COLUMNS),
+        why_not_resumable=why_not_resumable,
+        resumed=run.record.resumed,
+    )
+
+
+def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator) -> Step:
+    return Step(
+        model=evaluator.runner,
+        task=evaluator.task,
+        optimizer=run.optimizer,
+        precision=run.precision,
+        clip=options.clipping,
+        schedule=run.schedule,
+        state=run.record.state,
+        parameters=[p for group in run.optimizer.param_groups for p in group["params"]],
+    )
+
+
+def _validation(
+    options: TrainerOptions,
+    evaluator: Evaluator,
+    data: FitData,
+    check: FirstBatchCheck,
+    hooks: Callbacks,
+    interruption: Interruption,
+) -> Validation:
+    if data.val is None:
+        return NoValidation()
+    metrics = MetricAccumulator(options.metrics, "val_")
+    return DataValidation(evaluator, data.val, metrics, check, hooks, interruption)
+
+
+def _report(
+    options: TrainerOptions, data: FitData, limits: Limits, names: tuple[str, ...]
+) -> EpochReport:
+    batches = data.train.steps
+    return EpochReport(
+        choose_progress(options.progress),
+        names,
+        steps=None if batches is None else math.ceil(batches / options.accumulation_steps),
+        last_epoch=limits.last_epoch,
+    )

@@ -1,0 +1,128 @@
+"""The training data as the loop reads it: windows of micro-batches, in a reproducible order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import TypeAlias
+
+import torch
+
+from finetunelib._preserve import derive_seed, random_states, reseed, set_random_states
+from finetunelib._typing import Batch
+from finetunelib.data._batch import first_of, to_device
+from finetunelib.data._batches import Batches
+from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
+from finetunelib.training._loop.first_batch import FirstBatchCheck
+from finetunelib.training._loop.interruption import Signals
+from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._state import TrainState
+
+#: The micro-batches of one update.
+Window: TypeAlias = list[Batch]
+
+
+@dataclass(frozen=True, slots=True)
+class FitData:
+    """The data of one `fit`.
+
+    Attributes:
+        train: The training data.
+        val: The validation data, if any.
+        signature: How an epoch is split into batches.
+    """
+
+    train: Batches
+    val: Batches | None
+    signature: DataSignature
+
+
+@dataclass(slots=True)
+class EpochFeed:
+    """Reads epochs of training data, from the position of a checkpoint if there is one.
+
+    Attributes:
+        data: The data of the `fit`.
+        metrics: The metrics that are accumulated over an epoch.
+        check: Checks the first batch.
+        device: Where the batches are needed.
+        seed: The seed of the run, which determines the random state of each epoch together with
+            its number.
+        saved: The position of a loaded checkpoint, if any.
+        signals: The signals of the `fit`.
+    """
+
+    data: FitData
+    metrics: MetricAccumulator
+    check: FirstBatchCheck
+    device: torch.device
+    seed: int
+    saved: EpochPosition | None
+    signals: Signals
+    _rest: Iterator[Batch] | None = field(default=None, init=False)
+
+    def restore(self) -> None:
+        """Set the data to the saved position, if there is one.
+
+        Raises:
+            CheckpointError: If the data cannot continue from there.
+        """
+        data, saved = self.data, self.saved
+        if saved is None:
+            return
+        if saved.batch:
+            data.signature.check_matches(saved.signature)
+        # In this order, so that a generator that both share gets the state of the training data.
+        if data.val is not None:
+            data.val.load_state_dict(saved.val_data)
+        data.train.load_state_dict(saved.train_data)
+
+    def start(self, state: TrainState) -> None:
+        """Check the first batch of a new epoch, or read an unfinished one up to its position."""
+        self._reseed(state)
+        if self.saved is None or not self.saved.batch:
+            self.check(self.data.train.peek(state.epoch, "train"), self.data.train, "train")
+            return
+        self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
+        self.metrics.load_state_dict(self.saved.train_metrics)
+        # Last, since the batches that are skipped may draw random numbers.
+        set_random_states(self.saved.random)
+
+    def windows(self, state: TrainState) -> Iterator[Window]:
+        """Yield the windows of a new epoch, or the rest of an unfinished one.
+
+        They end early if a signal stops the reading.
+        """
+        rest, self._rest = self._rest, None
+        try:
+            batches = self._new_epoch(state) if rest is None else rest
+            on_device = (to_device(batch, self.device) for batch in batches)
+            while window := list(islice(on_device, self.data.signature.accumulation_steps)):
+                yield window
+        except Exception:
+            # Ctrl-C in a terminal ends the workers that read the data, too.
+            if self.signals.received is None:
+                raise
+
+    def position(self, state: TrainState) -> EpochPosition:
+        """Return where the run is in its data."""
+        inside_epoch = state.batch > 0
+        val = self.data.val
+        return EpochPosition(
+            batch=state.batch,
+            random=random_states(),
+            signature=self.data.signature,
+            train_data=self.data.train.state_dict(inside_epoch=inside_epoch),
+            val_data={} if val is None else val.state_dict(inside_epoch=False),
+            train_metrics=self.metrics.state_dict() if inside_epoch else {},
+        )
+
+    def _new_epoch(self, state: TrainState) -> Iterator[Batch]:
+        self.metrics.reset()
+        self._reseed(state)
+        batches = self.data.train.epoch(state.epoch)
+        return chain([first_of(batches, "train")], batches)
+
+    def _reseed(self, state: TrainState) -> None:
+        reseed(derive_seed(self.seed, state.epoch))

@@ -1,0 +1,92 @@
+"""Reports the progress of a run, and times its epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from finetunelib._progress import Progress
+from finetunelib.data._batch import length_of
+from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._loop.feed import Window
+from finetunelib.training._state import TrainState
+
+#: The columns that a report adds to the metrics of an epoch.
+TIMING_COLUMNS = ("lr", "seconds", "samples_per_second")
+
+
+class EpochReport:
+    """Shows a bar during an epoch and a line after it, and adds timings to its row."""
+
+    def __init__(
+        self, progress: Progress, names: Sequence[str], *, steps: int | None, last_epoch: float
+    ) -> None:
+        """Create a report.
+
+        Args:
+            progress: Where to show the progress.
+            names: The columns to show in the line of an epoch.
+            steps: The number of updates in an epoch, or `None` if unknown.
+            last_epoch: The number of the last epoch, or infinity.
+        """
+        self._progress = progress
+        self._names = names
+        self._steps = steps
+        self._total = "" if math.isinf(last_epoch) else f"/{last_epoch:.0f}"
+        self._started = self._trained = 0.0
+        self._samples = 0
+        self._row: Mapping[str, float] | None = None
+
+    def start_clock(self) -> None:
+        """Start to time the first epoch, which includes the preparation of its data."""
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def epoch(self, context: TrainContext) -> Iterator[None]:
+        """Show the bar during the block, and the line of the epoch after it."""
+        self._row, self._samples = None, 0
+        self._progress.start(f"epoch {context.state.epoch + 1}{self._total}", self._steps)
+        try:
+            yield
+        finally:
+            if self._row is None:
+                self._progress.abort()
+            else:
+                self._progress.finish(self._line(self._row, context.stop_reason))
+            self.start_clock()
+
+    def advance(self, window: Window) -> None:
+        """Count an update and its samples."""
+        for micro_batch in window:
+            self._samples += length_of(micro_batch)
+        self._progress.advance()
+
+    def end_training(self) -> None:
+        """Stop the clock of training; validation follows."""
+        self._trained = time.perf_counter()
+
+    def row(self, values: Mapping[str, float], state: TrainState, lr: float) -> dict[str, float]:
+        """Return the row of the epoch.
+
+        Args:
+            values: The loss and metrics.
+            state: The counters after the epoch.
+            lr: The learning rate of the last step.
+        """
+        row = {
+            "epoch": state.epoch,
+            "step": state.step,
+            **values,
+            "lr": lr,
+            "seconds": time.perf_counter() - self._started,
+            "samples_per_second": self._samples / (self._trained - self._started),
+        }
+        self._row = row
+        return row
+
+    def _line(self, row: Mapping[str, float], stop_reason: str | None) -> str:
+        values = ", ".join(f"{name} {row[name]:.4f}" for name in self._names if name in row)
+        line = f"epoch {row['epoch']}{self._total}: {values}, {row['seconds']:.1f} s"
+        return line + (f"; stopped: {stop_reason}" if stop_reason else "")

@@ -1,0 +1,101 @@
+"""Validation at the end of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from finetunelib._preserve import random_state_preserved, random_states, set_random_states
+from finetunelib._typing import Batch
+from finetunelib.data._batch import first_of
+from finetunelib.data._batches import Batches
+from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.hooks import Callbacks
+from finetunelib.training._loop.first_batch import FirstBatchCheck
+from finetunelib.training._loop.interruption import Interruption
+from finetunelib.training._loop.moments import ended_by
+from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.evaluator import Evaluator
+
+
+class Validation(Protocol):
+    """Measures the model on data that it is not trained on."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        ...
+
+    def check_data(self) -> None:
+        """Raise if the data cannot be used, before an epoch of training is spent."""
+        ...
+
+    def run(self, context: TrainContext) -> dict[str, float]:
+        """Return the columns."""
+        ...
+
+
+class NoValidation:
+    """Measures nothing."""
+
+    names: tuple[str, ...] = ()
+
+    def check_data(self) -> None: ...
+
+    def run(self, context: TrainContext) -> dict[str, float]:  # noqa: ARG002 - the protocol's form
+        """Return no columns."""
+        return {}
+
+
+class _Interrupted(BaseException):
+    """A signal was received during validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataValidation:
+    """Measures the loss and the metrics on validation data."""
+
+    evaluator: Evaluator
+    batches: Batches
+    metrics: MetricAccumulator
+    check: FirstBatchCheck
+    hooks: Callbacks
+    interruption: Interruption
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return self.metrics.names
+
+    def check_data(self) -> None:
+        """Check the first batch, unless the data can be read only once."""
+        if not self.batches.replayable:
+            return
+        with random_state_preserved():
+            first = first_of(self.batches.in_order(), "val")
+        self.check(first, self.batches, "val")
+
+    def run(self, context: TrainContext) -> dict[str, float]:
+        """Return the loss and the metrics over the whole data.
+
+        Raises:
+            TrainingInterrupted: If a signal is received.
+        """
+        random, data = random_states(), self.batches.state_dict(inside_epoch=False)
+        try:
+            with ended_by(self.hooks.on_validation_end, context):
+                self.hooks.on_validation_start(context)
+                return self.evaluator.evaluate(self._until_interrupted(), self.metrics, "val")
+        except _Interrupted:
+            # A resumed run repeats the validation, so rewind to where it began.
+            set_random_states(random)
+            self.batches.load_state_dict(data)
+            self.interruption.stop_if_signalled(context)
+            raise
+
+    def _until_interrupted(self) -> Iterator[Batch]:
+        for batch in self.batches.in_order():
+            if self.interruption.signalled:
+                raise _Interrupted
+            yield batch

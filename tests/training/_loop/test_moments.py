@@ -1,0 +1,81 @@
+"""Hooks that are called in order, and hooks that end a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from finetunelib.errors import CallbackError
+from finetunelib.training._loop.moments import (
+    Moment,
+    ended_by,
+    with_random_state_preserved,
+    with_seed_of_epoch,
+)
+from finetunelib.training._state import TrainState
+from training.tiny import random_states
+
+
+class Context:
+    """The part of a context that hooks of this module read."""
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.state = TrainState(epoch=epoch)
+
+
+def context(epoch: int = 0) -> Any:
+    """Return a context in an epoch."""
+    return Context(epoch)
+
+
+def test_hooks_of_a_moment_are_called_in_order() -> None:
+    """Each gets the context, and the first error ends the moment."""
+    calls: list[Any] = []
+
+    def fail(_: Any) -> None:
+        raise KeyError
+
+    given = context()
+    moment = Moment(lambda c: calls.append(("a", c)), lambda c: calls.append(("b", c)))
+    moment(given)
+    assert calls == [("a", given), ("b", given)]
+    with pytest.raises(KeyError):
+        Moment(fail, moment)(given)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("error", [KeyError("first"), KeyboardInterrupt()])
+def test_hook_that_fails_at_the_end_hides_no_error_of_the_block(error: BaseException) -> None:
+    """The error of the block is raised, and the hook has been called."""
+    calls: list[Any] = []
+
+    def fail(given: Any) -> None:
+        calls.append(given)
+        raise CallbackError("second")
+
+    with pytest.raises(type(error)) as caught, ended_by(fail, context()):
+        raise error
+    assert caught.value is error
+    assert len(calls) == 1
+
+
+def test_hook_may_draw_random_numbers() -> None:
+    """The random states of training are the same afterwards."""
+    before = random_states()
+    with_random_state_preserved(lambda _: torch.rand(3))(context())
+    assert random_states() == before
+
+
+def test_random_numbers_of_a_hook_depend_on_seed_and_epoch_alone() -> None:
+    """They are the same in a resumed run, and different in the next epoch."""
+    drawn: list[float] = []
+    hook = with_seed_of_epoch(lambda _: drawn.append(float(torch.rand(()))), seed=3)
+    before = random_states()
+    hook(context(0))
+    assert random_states() == before
+    torch.rand(1)
+    hook(context(0))
+    hook(context(1))
+    assert drawn[0] == drawn[1] != drawn[2]
