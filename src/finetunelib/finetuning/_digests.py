@@ -1,17 +1,21 @@
-"""Digests of tensors: what shows that one is bit for bit the tensor that it was."""
+"""Digests of tensors, and the record on a model of what a weights file gave it."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-#: Where a model keeps the digests of what was loaded into it. It lies on the module, so that a
-#: copy or a pickle of the model keeps them too.
+#: Attributes of a module: the digests of the tensors that were loaded, and of those that a file did
+#: not have. Copies and pickles of the model keep them.
 _LOADED = "_loaded_digests"
+_NOT_LOADED = "_not_loaded_digests"
+
+#: Dtypes that a model is often converted to after loading.
+_CONVERTED_TO = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def digest(tensor: Tensor) -> str:
@@ -20,7 +24,7 @@ def digest(tensor: Tensor) -> str:
     state = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     for part in _dense_parts(values):
         flat = part.contiguous().reshape(-1)
-        # Not by numpy, which would leave the user's memory marked as one that cannot be resized.
+        # numpy would mark the user's memory as not resizable.
         size = flat.numel() * flat.element_size()
         if size:
             state.update((ctypes.c_char * size).from_address(flat.data_ptr()))
@@ -28,7 +32,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def _dense_parts(values: Tensor) -> list[Tensor]:
-    """Return the tensors that hold the bits of one, which may be sparse or quantized."""
+    """Return the dense tensors that a tensor consists of, which may be sparse or quantized."""
     if values.is_quantized:
         return [values.int_repr()]
     if values.layout is torch.strided:
@@ -38,10 +42,49 @@ def _dense_parts(values: Tensor) -> list[Tensor]:
 
 
 def remember_loaded(model: nn.Module, digests: Mapping[str, str]) -> None:
-    """Note on a model which bits were loaded into its tensors, beside what was noted before."""
+    """Add the digests of loaded tensors, by name, to those of earlier files."""
     object.__setattr__(model, _LOADED, {**loaded_digests(model), **digests})
 
 
 def loaded_digests(model: nn.Module) -> dict[str, str]:
-    """Return the digests of what was loaded into a model, by the name of the tensor."""
+    """Return the digests of the tensors that were loaded into a module, by name."""
     return dict(getattr(model, _LOADED, {}))
+
+
+def remember_not_loaded(
+    model: nn.Module, loaded: Iterable[str], missing: Mapping[str, Tensor]
+) -> None:
+    """Record the floating-point tensors that have no values from a file.
+
+    Args:
+        model: The module that a file was loaded into.
+        loaded: The names of its tensors that were loaded.
+        missing: The other tensors of it, by name. Those that an earlier file gave are left out.
+    """
+    noted: dict[str, frozenset[str]] = dict(getattr(model, _NOT_LOADED, {}))
+    for name in loaded:
+        noted.pop(name, None)
+    earlier = loaded_digests(model)
+    for name, tensor in missing.items():
+        if tensor.is_floating_point() and not tensor.is_meta:
+            own = digest(tensor)
+            if earlier.get(name) != own:
+                converted = {digest(tensor.detach().to(dtype)) for dtype in _CONVERTED_TO}
+                noted[name] = frozenset(converted | {own})
+    object.__setattr__(model, _NOT_LOADED, noted)
+
+
+def not_loaded(model: nn.Module, among: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that still have the values from before an incomplete load.
+
+    Args:
+        model: The model. Records of its submodules count too.
+        among: The tensors to check, by name.
+    """
+    found: dict[str, None] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, digests in getattr(module, _NOT_LOADED, {}).items():
+            full_name = f"{prefix}.{name}" if prefix else name
+            if full_name in among and digest(among[full_name]) in digests:
+                found[full_name] = None
+    return [name for name in among if name in found]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
-from finetunelib.finetuning._freezing.apply import freeze_all_but
+from finetunelib.finetuning._freezing.around_head import freeze_around_head
 from finetunelib.finetuning._heads.replace import replace_and_finish
 from finetunelib.finetuning._heads.request import HeadRequest, NewHead
 
@@ -60,8 +62,9 @@ def freeze_and_replace_head(
         FreezeError: If the model cannot be frozen.
 
     Warns:
-        UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed. The message names
-            them.
+        UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed, which the message
+            names; or if the modules around the head are not held in eval mode, because the model
+            returns something else in train mode (a detector with `at`).
 
     Example:
         >>> from finetunelib import build_mlp, freeze_and_replace_head
@@ -71,6 +74,5 @@ def freeze_and_replace_head(
         >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         ['head.weight', 'head.bias']
     """
-    return replace_and_finish(
-        model, HeadRequest(num_classes, head, at, example_input), freeze_all_but
-    )
+    finish = partial(freeze_around_head, is_named=at is not None)
+    return replace_and_finish(model, HeadRequest(num_classes, head, at, example_input), finish)

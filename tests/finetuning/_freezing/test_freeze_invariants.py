@@ -1,7 +1,7 @@
-"""What is frozen stays bit for bit, on real architectures and in both kinds of loop.
+"""Frozen torchvision models stay bit for bit, in a hand-written loop and in the Trainer.
 
-Here the smallest model of each family of torchvision; `tests/conformance/freezing.py` checks all
-of them, by hand, and its stored results are looked at here.
+These tests use the smallest model of each family and check the stored results of
+`tests/conformance/freezing.py`, which covers all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SMALLEST = (
 
 @pytest.fixture(autouse=True)
 def always_one_thread(one_thread: None) -> None:
-    """Run torch on one thread: images this small are slower on several."""
+    """Run PyTorch on one thread, which is faster for such small images."""
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_training_moves_the_head_and_nothing_else(name: str) -> None:
 
 
 def test_stored_results_cover_every_model() -> None:
-    """The run over all models of torchvision is complete, and nothing moved in any of them."""
+    """The stored run covers all torchvision models, and nothing moved in any of them."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
     assert set(names()) <= stored.keys()
     assert {name for name, found in stored.items() if found["loop"] or found["trainer"]} == set()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from finetunelib import build_mlp
 from finetunelib.errors import FreezeError, InvalidArgumentError, InvalidTypeError
-from finetunelib.finetuning._freezing.selection import Parts, Selection, blocks, select, select_last
+from finetunelib.finetuning._freezing.blocks import blocks
+from finetunelib.finetuning._freezing.selection import Parts, Selection, select, select_last
 
 
 class Unit(nn.Module):

@@ -1,4 +1,4 @@
-"""The bits of what is frozen, as digests that two moments can be compared by."""
+"""Digests of the frozen tensors of a model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from finetunelib._arguments import check_model
 from finetunelib._public import public
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import digest
-from finetunelib.finetuning._freezing.apply import held_in_eval_mode
+from finetunelib.finetuning._freezing.hold import held_in_eval_mode
 
 
 @public("finetunelib.finetuning")
 def fingerprint(model: nn.Module) -> dict[str, str]:
     """Compute a digest of every frozen tensor of a model.
 
-    Frozen are the parameters that need no gradient, whoever set them so, and the buffers of the
-    modules that `freeze` holds in eval mode. Two fingerprints are equal exactly when the same
-    tensors are frozen and have the same dtypes, shapes and bits; the device does not count. It
-    reads every frozen byte once. Tensors on the meta device have no bits and are left out.
+    The frozen tensors are all parameters that do not require a gradient, and the buffers of the
+    modules that `freeze` holds in eval mode. Two fingerprints are equal if and only if the same
+    tensors are frozen and have the same dtypes, shapes and bits; the device does not matter. Every
+    frozen byte is read once. Tensors on the meta device have no bits and are left out.
 
     Args:
         model: The model. A shared tensor is listed once, under its first name.
 
     Returns:
-        The sha256 of each tensor in hexadecimal, by the name that it has in the user's own
-        module, out of what `torch.compile` or DataParallel wraps.
+        The sha256 of each tensor in hexadecimal, by its name in the model without the parts that
+        `torch.compile` or DataParallel add.
+
+    Raises:
+        InvalidTypeError: If `model` is not an `nn.Module`.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -42,7 +45,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the frozen tensors of a model that have values, by name."""
+    """Return the frozen tensors of a model by name, except those on the meta device."""
     tensors: dict[str, Tensor] = {
         name: parameter
         for name, parameter in model.named_parameters()

@@ -1,22 +1,27 @@
-"""Freezing and unfreezing parts of a model, and asking what is frozen."""
+"""Freezing and unfreezing parts of a model."""
 
 from __future__ import annotations
+
+import warnings
 
 from torch import nn
 
 from finetunelib._arguments import check_model
+from finetunelib._messages import quoted
 from finetunelib._public import public
-from finetunelib._wrappers import unwrapped
+from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.errors import InvalidArgumentError
-from finetunelib.finetuning._freezing.apply import change, held_in_eval_mode
 from finetunelib.finetuning._freezing.fingerprint import fingerprint
+from finetunelib.finetuning._freezing.hold import held_in_eval_mode
+from finetunelib.finetuning._freezing.plan import plan_freeze
 from finetunelib.finetuning._freezing.selection import (
     Parts,
     Selection,
     select,
     select_last,
-    whole,
+    subtree,
 )
+from finetunelib.finetuning._freezing.train_outputs import check_train_outputs
 
 
 @public("finetunelib.finetuning")
@@ -29,45 +34,56 @@ def freeze(
 ) -> dict[str, str]:
     """Freeze a model or parts of it: parameters and buffers stay bit for bit, in any loop.
 
-    Parameters of a frozen module need no gradient and lose the one that they have. The module,
-    all of its submodules, and every module around it are held in eval mode also after
-    `model.train()`: BatchNorm uses its running statistics, and dropout is off, functional dropout
-    in a forward of their own included. Copies and pickles of the model are frozen as well; a
-    state dict is not.
+    The parameters of a frozen module do not require gradients, and their current gradients are
+    dropped. The module and all of its submodules stay in eval mode also after `model.train()` and
+    whichever method enters them: BatchNorm uses its running statistics and dropout is off,
+    functional dropout included. Copies and pickles of the model are frozen as well; a state dict
+    is not.
+
+    `freeze(model, parts)` freezes exactly the named parts. The modules around them follow
+    `train()` and `eval()`. If the model as a whole is named (without `parts`, also with `except_`
+    or `except_last`), the modules around an excepted part are held in eval mode too, since their
+    own forward is part of what is frozen.
 
     A part is named by
 
     - a module of the model, or a slice of one of its containers (`model.layers[:6]`);
     - a dotted name, such as `"layer4"`;
-    - a pattern over the dotted names of modules and parameters, in which `*` stands for any
-      characters, dots included, `?` for one, and `[12]` for one of these: `"layer[12].*"`,
+    - a pattern over the dotted names of modules and parameters, in which `*` matches any
+      characters including dots, `?` matches one, and `[12]` one of these: `"layer[12].*"`,
       `"*bn?"`.
 
-    A parameter that is named by itself (`"*.bias"`) only loses its gradient; the mode of its
-    module is left as it is.
+    A parameter that is named by itself (`"*.bias"`) only stops requiring a gradient; the mode of
+    its module does not change.
 
     Args:
-        model: The model, also wrapped by `torch.compile` or DataParallel: names are those inside.
-            It is changed in place.
-        parts: What is frozen; `None` is everything.
-        except_: What of it is not frozen, but trainable afterwards, also where it was frozen
-            before.
-        except_last: In place of `parts` and `except_`: everything is frozen but the head and this
-            number of blocks before it, in the order in which the model registers them. 0 is the
-            head alone. A block is a child of the model; containers and children with more than
-            half of the parameters are split into their own children, so that a ResNet has
+        model: The model, changed in place. Names are those inside `torch.compile` or DataParallel.
+        parts: The parts to freeze, or `None` for everything.
+        except_: The parts within `parts` that are not frozen. What `freeze` fixed in them earlier
+            becomes trainable again.
+        except_last: In place of `parts` and `except_`: freeze everything except the head and this
+            number of blocks before it, in the order in which the model registers them. 0 keeps
+            only the head trainable. A block is a child of the model; containers and children with
+            more than half of the parameters are split into their own children. A ResNet has
             `layer4.1`, `layer4.0`, `layer3.1`, ... before its head.
 
     Returns:
-        The digest of every tensor that is frozen now, by name, as `fingerprint` computes it.
+        The digest of each frozen tensor by name, as `fingerprint` computes it.
 
     Raises:
-        InvalidArgumentError: A name or pattern matches nothing, a module is not the model's,
-            nothing is left to freeze, or the arguments do not go together.
-        InvalidTypeError: `model` is no module, or an argument is of another kind.
-        FreezeError: The head is not found (for `except_last`); a tensor would be frozen under one
-            name and trainable under another; or a module cannot be frozen: a BatchNorm without
-            running statistics, a lazy module without values, a ScriptModule. Nothing is changed.
+        InvalidArgumentError: If a name or pattern matches nothing, a module is not in the model,
+            nothing is left to freeze, or the arguments cannot be combined.
+        InvalidTypeError: If `model` is not an `nn.Module`, or a part is neither a module nor a
+            string.
+        FreezeError: If the head is not found (for `except_last`); if a tensor or module would be
+            frozen under one name and trainable under another; if a module cannot be frozen (a
+            BatchNorm without running statistics, a lazy module without values, a ScriptModule);
+            or if a model that returns something else in train mode, such as a detector, would be
+            held in eval mode around a trainable part. The model is left unchanged.
+
+    Warns:
+        UserWarning: If an excepted part has no trainable parameter, because its parameters did
+            not require gradients before.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -79,28 +95,23 @@ def freeze(
         >>> is_frozen(model, "backbone.1")
         True
     """
-    inner = unwrapped(check_model(model))
+    own = unwrapped(check_model(model))
     if except_last is not None and (parts is not None or except_ is not None):
         raise InvalidArgumentError(
-            "`except_last` counts over the whole model and goes with neither `parts` nor "
-            f"`except_`, but was given as {except_last!r} beside them. Pass one of them."
+            "`except_last` counts over the whole model and cannot be combined with `parts` or "
+            f"`except_`, got `except_last={except_last!r}` together with one of them."
         )
-    frozen = whole(inner) if parts is None else select(inner, parts)
+    frozen = subtree(own) if parts is None else select(own, parts)
     freed = Selection()
     if except_last is not None:
-        freed = select_last(inner, except_last, "except_last")
+        freed = select_last(own, except_last, "except_last")
     elif except_ is not None:
-        freed = select(inner, except_, "except_")
-    left = frozen.modules - freed.modules
-    # A module around others is nothing by itself: "*" names all but the root.
-    if not any(not list(module.children()) for module in left) and (
-        frozen.parameter_names(inner) <= freed.parameter_names(inner)
-    ):
-        raise InvalidArgumentError(
-            "Everything that was to be frozen is excepted too, so nothing is left to freeze. "
-            "Name less in `except_`."
-        )
-    change(inner, frozen, freed)
+        freed = select(own, except_, "except_")
+    _check_something_left(own, frozen, freed)
+    plan = plan_freeze(own, frozen, freed)
+    check_train_outputs(own, plan.holds)
+    plan.apply()
+    _warn_if_not_trainable(own, freed, "except_")
     return fingerprint(model)
 
 
@@ -108,23 +119,30 @@ def freeze(
 def unfreeze(model: nn.Module, parts: Parts | None = None, *, last: int | None = None) -> None:
     """Make a model or parts of it trainable: the reverse of `freeze`.
 
-    All parameters of the parts need gradients again (those that cannot, such as whole numbers,
-    do not). Their modules are no longer held in eval mode and are in train mode; call
-    `model.eval()` before the model is applied. The modules around them are let go when nothing in
-    them is frozen any more.
+    Parameters that `freeze` fixed require gradients again. A parameter that did not require one
+    before `freeze` stays so, unless it is named by itself (`"0.bias"`). The modules of the parts
+    are no longer held in eval mode and are in train mode; call `model.eval()` before inference.
+    The modules around them are released if nothing in them is frozen any more.
 
     Args:
-        model: The model. It is changed in place.
-        parts: What is made trainable, named as for `freeze`; `None` is everything.
+        model: The model, changed in place.
+        parts: The parts to make trainable, named as for `freeze`; `None` for everything.
         last: In place of `parts`: the head and this number of blocks before it, counted as for
-            `freeze`. What was trainable before stays so.
+            `freeze`. Other trainable parts stay trainable.
 
     Raises:
-        InvalidArgumentError: A name or pattern matches nothing, a module is not the model's, or
-            both `parts` and `last` are given.
-        InvalidTypeError: `model` is no module, or an argument is of another kind.
-        FreezeError: The head is not found (for `last`), or a tensor would be frozen under one
-            name and trainable under another. Nothing is changed.
+        InvalidArgumentError: If a name or pattern matches nothing, a module is not in the model,
+            or both `parts` and `last` are given.
+        InvalidTypeError: If `model` is not an `nn.Module`, or a part is neither a module nor a
+            string.
+        FreezeError: If the head is not found (for `last`); if a tensor or module would be frozen
+            under one name and trainable under another; or if a model that returns something else
+            in train mode, such as a detector, would be held in eval mode around the parts. The
+            model is left unchanged.
+
+    Warns:
+        UserWarning: If the parts have no trainable parameter afterwards, because their parameters
+            did not require gradients before `freeze`.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -135,36 +153,41 @@ def unfreeze(model: nn.Module, parts: Parts | None = None, *, last: int | None =
         >>> is_frozen(model, "backbone.1"), is_frozen(model, "backbone.3")
         (True, False)
     """
-    inner = unwrapped(check_model(model))
+    own = unwrapped(check_model(model))
     if last is not None and parts is not None:
         raise InvalidArgumentError(
-            f"`last` counts over the whole model and does not go with `parts`, but both were "
-            f"given ({last!r}). Pass one of them."
+            "`last` counts over the whole model and cannot be combined with `parts`, got "
+            f"`last={last!r}` together with `parts`."
         )
     if last is not None:
-        freed = select_last(inner, last, "last")
+        freed = select_last(own, last, "last")
     else:
-        freed = whole(inner) if parts is None else select(inner, parts)
-    change(inner, Selection(), freed)
+        freed = subtree(own) if parts is None else select(own, parts)
+    plan = plan_freeze(own, Selection(), freed)
+    check_train_outputs(own, plan.holds)
+    plan.apply()
+    _warn_if_not_trainable(own, freed, "parts")
 
 
 @public("finetunelib.finetuning")
 def is_frozen(model: nn.Module, part: Parts | None = None) -> bool:
     """Return whether a model, or a part of it, is frozen entirely.
 
-    It is where no parameter needs a gradient and every module is held in eval mode by `freeze`,
-    modules without parameters included, since dropout is one. So a model whose parameters merely
-    have `requires_grad=False` is not frozen: its BatchNorm would move. Neither is a module that is
-    held only because something in it is frozen. The mode at hand, `module.training`, is not asked.
+    A part is frozen if none of its parameters requires a gradient and `freeze` holds all of its
+    modules in eval mode. That includes modules without parameters, such as dropout. A model whose
+    parameters merely have `requires_grad=False` is not frozen: its BatchNorm would change. The
+    current value of `module.training` is ignored.
 
     Args:
         model: The model.
-        part: What is asked about, named as for `freeze`; of several parts, all. `None` is the
-            whole model. A parameter that is named by itself is frozen when it needs no gradient.
+        part: The part, named as for `freeze`; `None` for the whole model. Of several parts, all
+            must be frozen. A parameter that is named by itself is frozen if it does not require a
+            gradient.
 
     Raises:
-        InvalidArgumentError: A name or pattern matches nothing, or a module is not the model's.
-        InvalidTypeError: `model` is no module, or `part` of another kind.
+        InvalidArgumentError: If a name or pattern matches nothing, or a module is not in the model.
+        InvalidTypeError: If `model` is not an `nn.Module`, or `part` is neither a module nor a
+            string.
 
     Example:
         >>> from finetunelib import build_mlp, freeze_and_replace_head
@@ -173,10 +196,40 @@ def is_frozen(model: nn.Module, part: Parts | None = None) -> bool:
         >>> is_frozen(model), is_frozen(model, "backbone"), is_frozen(model, "head")
         (False, True, False)
     """
-    inner = unwrapped(check_model(model))
-    asked = whole(inner) if part is None else select(inner, part, "part")
-    names = asked.parameter_names(inner)
-    return all(map(held_in_eval_mode, asked.modules)) and not any(
+    own = unwrapped(check_model(model))
+    selected = subtree(own) if part is None else select(own, part, "part")
+    names = selected.parameter_names(own)
+    return all(map(held_in_eval_mode, selected.modules)) and not any(
         parameter.requires_grad and name in names
-        for name, parameter in inner.named_parameters(remove_duplicate=False)
+        for name, parameter in own.named_parameters(remove_duplicate=False)
     )
+
+
+def _check_something_left(model: nn.Module, frozen: Selection, freed: Selection) -> None:
+    left = frozen.modules - freed.modules
+    # A module that only contains others is nothing by itself: "*" names all except the root.
+    has_leaf = any(not list(module.children()) for module in left)
+    if not has_leaf and frozen.parameter_names(model) <= freed.parameter_names(model):
+        raise InvalidArgumentError(
+            "`except_` contains everything that would be frozen, so nothing is left to freeze. "
+            "Name less in `except_`."
+        )
+
+
+def _warn_if_not_trainable(model: nn.Module, freed: Selection, argument: str) -> None:
+    """Warn if a part that was to be trainable is fixed entirely, by other code than `freeze`."""
+    names = freed.parameter_names(model)
+    fixed = {
+        own_name(name): parameter.requires_grad
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name in names and (parameter.is_floating_point() or parameter.is_complex())
+    }
+    if fixed and not any(fixed.values()):
+        first = next(iter(fixed))
+        warnings.warn(
+            f"None of the parameters named by `{argument}` is trainable: {quoted(list(fixed))}. "
+            "They did not require gradients before `freeze`, so they stay that way. Name them by "
+            f'themselves to train them, such as `unfreeze(model, "{first}")`.',
+            UserWarning,
+            stacklevel=3,
+        )

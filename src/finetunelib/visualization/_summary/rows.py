@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from finetunelib._public import public
-from finetunelib.finetuning._freezing.apply import held_in_eval_mode
+from finetunelib.finetuning._freezing.hold import held_in_eval_mode
 from finetunelib.visualization._summary.forward_pass import ForwardRecord
 from finetunelib.visualization._summary.tree import Part, runs_of
 

@@ -1,4 +1,4 @@
-"""Frozen means frozen: parameters and buffers stay bit for bit, in any loop."""
+"""A frozen model stays bit for bit and in eval mode, in any loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm
 
 from finetunelib import build_mlp, freeze_and_replace_head
-from finetunelib.finetuning._freezing.apply import held_in_eval_mode
+from finetunelib.finetuning._freezing.hold import held_in_eval_mode
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
 
 INPUTS = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A model of everything that moves in train mode: BatchNorm, and dropout in three forms."""
+    """A model with everything that depends on train mode: BatchNorm, and dropout in three forms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class Net(nn.Module):
 
 
 def net() -> Net:
-    """Return a model whose BatchNorm has seen data, so that its statistics are not the initial."""
+    """Return a model whose BatchNorm no longer has its initial statistics."""
     model = Net()
     model(INPUTS * 2)
     return model
 
 
 def frozen_net() -> nn.Module:
-    """Return that model with a new head of three classes, the rest frozen."""
+    """Return that model, frozen, with a new head for three classes."""
     return freeze_and_replace_head(net(), num_classes=3)
 
 
@@ -80,7 +80,7 @@ def moved(before: dict[str, Tensor], model: nn.Module) -> set[str]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Take three steps in train mode on all parameters, as a loop that knows nothing would."""
+    """Take three steps in train mode on all parameters, as an ordinary loop does."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(3):
         model.train()
@@ -103,7 +103,7 @@ COPIES = pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle], ids=
 
 
 def test_training_leaves_the_frozen_part_bit_for_bit() -> None:
-    """Train mode, weight decay and a BatchNorm move neither parameters nor buffers."""
+    """Train mode with weight decay and BatchNorm changes neither parameters nor buffers."""
     model = frozen_net()
     before = frozen_state(model)
     train(model)
@@ -111,7 +111,7 @@ def test_training_leaves_the_frozen_part_bit_for_bit() -> None:
 
 
 def test_training_moves_the_head() -> None:
-    """The part that is not frozen learns."""
+    """The part that is not frozen is trained."""
     model = frozen_net()
     before = model.get_parameter("head.weight").detach().clone()
     train(model)
@@ -139,7 +139,7 @@ def test_training_gives_frozen_parameters_no_gradient() -> None:
 def test_freezing_after_a_backward_pass_stops_an_optimizer_with_momentum(
     optimizer_of: Callable[[object], torch.optim.Optimizer],
 ) -> None:
-    """Neither the gradients nor the momentum of the time before move what is frozen now."""
+    """Earlier gradients and momentum do not change a part that was frozen since."""
     model = net()
     optimizer = optimizer_of(list(model.parameters()))
     train(model, optimizer)  # Leaves both momentum and gradients behind.
@@ -150,7 +150,7 @@ def test_freezing_after_a_backward_pass_stops_an_optimizer_with_momentum(
 
 
 def test_freezing_drops_the_gradients_of_the_frozen_part() -> None:
-    """A gradient that stayed would be applied by the next step of any optimizer."""
+    """A remaining gradient would be applied by the next optimizer step."""
     model = net()
     model(INPUTS).sum().backward()
     freeze_and_replace_head(model, num_classes=3)
@@ -159,7 +159,7 @@ def test_freezing_drops_the_gradients_of_the_frozen_part() -> None:
 
 @COPIES
 def test_copy_of_a_frozen_model_is_frozen(copied: Callable[[nn.Module], nn.Module]) -> None:
-    """A copy stays bit for bit in training as the model itself does."""
+    """Training does not change the frozen part of a copy."""
     model = copied(frozen_net())
     before = frozen_state(model)
     train(model)
@@ -168,7 +168,7 @@ def test_copy_of_a_frozen_model_is_frozen(copied: Callable[[nn.Module], nn.Modul
 
 @COPIES
 def test_second_head_on_a_copy_leaves_it_frozen(copied: Callable[[nn.Module], nn.Module]) -> None:
-    """A copy takes another head as the model itself does."""
+    """A copy can get another head and stays frozen."""
     model = freeze_and_replace_head(copied(frozen_net()), num_classes=5)
     before = frozen_state(model)
     train(model)
@@ -176,7 +176,7 @@ def test_second_head_on_a_copy_leaves_it_frozen(copied: Callable[[nn.Module], nn
 
 
 def test_second_head_leaves_the_model_frozen() -> None:
-    """Freezing twice is freezing once."""
+    """A model that is frozen twice stays frozen."""
     model = freeze_and_replace_head(frozen_net(), num_classes=5)
     before = frozen_state(model)
     train(model)
@@ -187,7 +187,7 @@ def test_second_head_leaves_the_model_frozen() -> None:
     "normed", [spectral_norm, parametrizations.spectral_norm], ids=["hook", "parametrization"]
 )
 def test_spectral_norm_is_frozen(normed: Callable[[nn.Linear], nn.Module]) -> None:
-    """Its vectors, which a forward in train mode moves, stay bit for bit."""
+    """Its vectors, which a forward in train mode updates, stay bit for bit."""
     model = nn.Sequential()
     model.add_module("body", normed(nn.Linear(4, 6)))
     model.add_module("head", nn.Linear(6, 3))
@@ -213,7 +213,7 @@ def test_hook_that_the_user_had_registered_before_sees_eval_mode() -> None:
 
 
 def test_outputs_in_train_mode_are_those_of_eval_mode() -> None:
-    """Dropout is off in its three forms, and the BatchNorm uses its running statistics."""
+    """Dropout is off in all three forms, and BatchNorm uses its running statistics."""
     model = frozen_net()
     expected = model.eval()(INPUTS)
     assert torch.equal(model.train()(INPUTS), expected)
@@ -223,7 +223,7 @@ def test_outputs_in_train_mode_are_those_of_eval_mode() -> None:
 def test_outputs_of_a_copy_in_train_mode_are_those_of_eval_mode(
     copied: Callable[[nn.Module], nn.Module],
 ) -> None:
-    """A copy has no dropout either."""
+    """Dropout is off in a copy too."""
     model = copied(frozen_net())
     expected = model.eval()(INPUTS)
     assert torch.equal(model.train()(INPUTS), expected)
@@ -236,13 +236,13 @@ def test_dropout_of_the_frozen_part_is_off_before_the_first_training() -> None:
 
 
 def test_functional_dropout_of_a_submodule_is_off() -> None:
-    """Dropout in a forward of its own follows the submodule's mode, which is held."""
+    """Functional dropout follows the submodule's mode, which stays eval."""
     block = frozen_net().get_submodule("block").train()
     assert not (block(INPUTS) == 0).any()
 
 
 def test_functional_dropout_of_the_root_is_off() -> None:
-    """The root's own forward is held in eval mode too, though the head under it is trained."""
+    """The root is held in eval mode too, although its head is trained."""
 
     class Root(nn.Module):
         def __init__(self) -> None:
@@ -279,7 +279,7 @@ def test_functional_dropout_of_an_ancestor_is_off() -> None:
 
 
 def test_dropout_of_the_new_head_is_on() -> None:
-    """A dropout that is part of the head works in train mode, and only there."""
+    """A dropout in the head is on in train mode and off in eval mode."""
     head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 3))
     model = freeze_and_replace_head(net(), head=head)
     model.train()
@@ -289,7 +289,7 @@ def test_dropout_of_the_new_head_is_on() -> None:
 
 
 def test_batchnorm_of_the_new_head_moves() -> None:
-    """Statistics that are part of the head follow the data in train mode."""
+    """BatchNorm in the head updates its statistics in train mode."""
     head = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 3))
     model = freeze_and_replace_head(net(), head=head)
     model.train()
@@ -298,7 +298,7 @@ def test_batchnorm_of_the_new_head_moves() -> None:
 
 
 def test_frozen_module_that_becomes_a_head_is_released() -> None:
-    """What was frozen in one model is trained as the head of another, statistics included."""
+    """A module frozen in one model is trained as the head of another, with its statistics."""
     part = frozen_net().get_submodule("norm")
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
     freeze_and_replace_head(model, head=part)
@@ -310,7 +310,7 @@ def test_frozen_module_that_becomes_a_head_is_released() -> None:
 
 
 def test_released_module_is_in_train_mode() -> None:
-    """A head that was held in eval mode is ready to be trained, without a call of `train()`."""
+    """A released head is in train mode without a call of `train()`."""
     part = frozen_net().get_submodule("norm")
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
     freeze_and_replace_head(model, head=part)
@@ -321,7 +321,7 @@ def test_released_module_is_in_train_mode() -> None:
 def test_copy_of_a_frozen_module_that_becomes_a_head_is_released(
     copied: Callable[[nn.Module], nn.Module],
 ) -> None:
-    """The hook of a copy can be taken off again, and that of the original stays."""
+    """Releasing a copy does not release the original."""
     original = frozen_net()
     part = copied(original).get_submodule("norm")
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
@@ -337,8 +337,8 @@ def test_copy_of_a_frozen_module_that_becomes_a_head_is_released(
 # held_in_eval_mode
 
 
-def test_is_frozen_tells_what_is_held() -> None:
-    """Every module but the head's is held, the root included."""
+def test_every_module_outside_the_head_is_held() -> None:
+    """The root is held too, and the modules of the head are not."""
     model = freeze_and_replace_head(
         net(), head=nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 3))
     ).train()
@@ -346,21 +346,21 @@ def test_is_frozen_tells_what_is_held() -> None:
     assert free == {"head", "head.0", "head.1"}
 
 
-def test_is_frozen_is_false_for_a_model_of_torch() -> None:
-    """Eval mode and parameters without gradients are not the library's freezing."""
+def test_module_that_was_not_frozen_is_not_held() -> None:
+    """Eval mode and `requires_grad=False` alone do not hold a module."""
     assert not held_in_eval_mode(nn.Linear(2, 2).requires_grad_(False).eval())
 
 
 @COPIES
-def test_is_frozen_survives_a_copy(copied: Callable[[nn.Module], nn.Module]) -> None:
-    """A copy knows that it is frozen."""
+def test_copy_is_held(copied: Callable[[nn.Module], nn.Module]) -> None:
+    """The modules of a copy are held like those of the original."""
     model = copied(frozen_net())
     assert held_in_eval_mode(model.get_submodule("block"))
     assert not held_in_eval_mode(model.get_submodule("head"))
 
 
-def test_state_dict_of_a_frozen_model_has_no_further_names() -> None:
-    """Freezing leaves no trace in a weights file."""
+def test_state_dict_of_a_frozen_model_has_the_same_names() -> None:
+    """Freezing adds nothing to a state dict."""
     assert frozen_net().state_dict().keys() == Net().state_dict().keys()
 
 
@@ -368,13 +368,13 @@ def test_state_dict_of_a_frozen_model_has_no_further_names() -> None:
 
 
 def test_hook_is_found_under_the_path_of_stored_models() -> None:
-    """A file from the first release names the hook by its import path, which never changes."""
+    """A pickle from the first release names the hook by its import path, which never changes."""
     stored = Path(__file__).with_name("frozen_hook.pkl").read_bytes()
     assert pickle.loads(stored) is keep_in_eval_mode
 
 
 def test_hook_sets_eval_mode_and_passes_the_inputs_on() -> None:
-    """It changes the module's own mode and returns nothing, which leaves the inputs alone."""
+    """It changes the mode of the module alone and returns `None`, which keeps the inputs."""
     module = nn.Sequential(nn.Dropout()).train()
     result: object = keep_in_eval_mode(module, (INPUTS,))  # type: ignore[func-returns-value]
     assert result is None
@@ -384,9 +384,9 @@ def test_hook_sets_eval_mode_and_passes_the_inputs_on() -> None:
 
 @pytest.mark.slow
 def test_hooks_of_another_process_do_not_displace_it(tmp_path: Path) -> None:
-    """A model that was frozen elsewhere stays frozen, however many hooks are registered later.
+    """A model frozen in another process stays frozen, however many hooks are registered later.
 
-    torch numbers hooks within a process, and a number that is not reserved is given again.
+    PyTorch numbers hooks per process, and would reuse a number that is not reserved.
     """
     model = freeze_and_replace_head(build_mlp(4, [64], 3, dropout=0.5, seed=0), num_classes=3)
     numbers = [number for part in model.modules() for number in part._forward_pre_hooks]

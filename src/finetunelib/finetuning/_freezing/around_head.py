@@ -1,0 +1,59 @@
+"""Freezing everything except a new head."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from finetunelib._wrappers import own_name
+from finetunelib.finetuning._freezing.plan import plan_freeze
+from finetunelib.finetuning._freezing.selection import Selection, subtree
+from finetunelib.finetuning._freezing.train_outputs import (
+    changes_outputs_around,
+    check_train_outputs,
+)
+
+
+def freeze_around_head(model: nn.Module, head: nn.Module, *, is_named: bool) -> None:
+    """Freeze every module and parameter of `model` outside `head`.
+
+    The modules around the head are held in eval mode too, since their own forward may use dropout.
+
+    Args:
+        model: The model.
+        head: The head, a module of the model.
+        is_named: Whether the user named the head. If so, the modules around it follow `train()`
+            in a model that returns something else in train mode, such as a detector.
+
+    Raises:
+        FreezeError: If the model cannot be frozen. It is left unchanged.
+
+    Warns:
+        UserWarning: If the modules around the head follow `train()`.
+    """
+    everything, kept = subtree(model), subtree(head)
+    around: set[nn.Module] = set()
+    if is_named and changes_outputs_around(model, head):
+        around = {module for module in model.modules() if head in module.modules()}
+    frozen = Selection(
+        everything.modules - kept.modules - around,
+        frozenset(everything.parameter_names(model) - kept.parameter_names(model)),
+        named=everything.named,
+    )
+    plan = plan_freeze(model, frozen, kept)
+    check_train_outputs(model, plan.holds)
+    plan.apply()
+    if around:
+        names = [
+            f"`{own_name(name)}`" if name else "the model itself"
+            for name, module in model.named_modules()
+            if module in around and module is not head
+        ]
+        warnings.warn(
+            f"The model ({type(model).__name__}) returns something else in train mode than in eval "
+            "mode, as a detector does. The modules around the new head are therefore not held in "
+            f"eval mode: {', '.join(names)}. Everything else is frozen.",
+            UserWarning,
+            stacklevel=2,
+        )
