@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -294,7 +295,7 @@ def test_freezing_twice_remembers_what_was_trainable_first() -> None:
 def test_part_that_stays_fixed_is_reported(call: str) -> None:
     """A warning names a part that is to be trained and has no trainable parameter."""
     model = Net().requires_grad_(False)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "freeze": lambda: freeze(model, except_="head"),
         "unfreeze": lambda: unfreeze(model, "head"),
     }
