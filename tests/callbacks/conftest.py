@@ -1,4 +1,4 @@
-"""What every test of callbacks runs in."""
+"""Fixtures for all tests of callbacks."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def always_one_thread(one_thread: None) -> None:
-    """Run every test of this folder on one thread."""
+    """Run each test in this folder on one thread."""

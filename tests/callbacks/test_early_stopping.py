@@ -1,4 +1,4 @@
-"""Stopping when a measurement no longer improves, and going back to the best weights."""
+"""Early stopping, and restoring the best weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.tiny import (
 
 
 class Script(Callback):
-    """Gives a metric whose value in each epoch was written down before."""
+    """Returns given values of a metric, one per epoch."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self.values = list(values)
@@ -42,7 +42,7 @@ class Script(Callback):
 
 
 class Weights(Callback):
-    """Keeps the weights at every epoch's end."""
+    """Stores the weights at the end of each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Tensor]] = []
@@ -58,7 +58,7 @@ def train(
     model: nn.Module | None = None,
     others: Sequence[Callback] = (),
 ) -> History:
-    """Train as many epochs as there are values of the metric `score`."""
+    """Train for as many epochs as there are values of the metric `score`."""
     script = Script(values)
     trainer = quiet_trainer(
         plain_network() if model is None else model,
@@ -74,27 +74,27 @@ def train(
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_training_stops_after_so_many_epochs_without_improvement(patience: int) -> None:
-    """The best epoch is the second, and `patience` more are waited for."""
+    """The best epoch is the second, and `patience` more follow."""
     stopping = EarlyStopping("val_score", patience=patience)
     assert len(train([1.0, 2.0, *[1.5] * 9], stopping)) == 2 + patience
     assert stopping.best_epoch == 2
     assert stopping.best == 2.0
 
 
-def test_improvement_begins_the_waiting_anew() -> None:
-    """Epochs without improvement are counted from the last one with."""
+def test_improvement_resets_the_count() -> None:
+    """Epochs without improvement are counted since the last improvement."""
     stopping = EarlyStopping("val_score", patience=2)
     assert len(train([1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 0.0, 9.0], stopping)) == 7
     assert stopping.best_epoch == 5
 
 
-def test_training_that_improves_goes_on_to_its_end() -> None:
-    """Nothing is stopped that gets better."""
+def test_run_that_improves_is_not_stopped() -> None:
+    """A run that keeps improving is not stopped."""
     assert len(train([1.0, 2.0, 3.0, 4.0], EarlyStopping("val_score", patience=1))) == 4
 
 
-def test_min_delta_is_the_least_gain() -> None:
-    """Gains of a tenth do not count where half a unit is asked for."""
+def test_min_delta_is_the_smallest_improvement() -> None:
+    """Improvements of 0.1 do not count if `min_delta` is 0.5."""
     stopping = EarlyStopping("val_score", patience=2, min_delta=0.5)
     assert len(train([1.0, 1.1, 1.2, 1.3], stopping)) == 3
     assert stopping.best == 1.0
@@ -102,13 +102,13 @@ def test_min_delta_is_the_least_gain() -> None:
 
 @pytest.mark.parametrize(("mode", "epochs"), [("min", 4), ("max", 2), (None, 2)])
 def test_mode_decides_what_is_better(mode: Any, epochs: int) -> None:
-    """A falling score improves only where less is better."""
+    """A falling score is an improvement only with `mode="min"`."""
     stopping = EarlyStopping("val_score", patience=1, mode=mode)
     assert len(train([4.0, 3.0, 2.0, 1.0], stopping)) == epochs
 
 
-def test_less_loss_is_better_by_default() -> None:
-    """The default monitor is the validation loss, which should fall."""
+def test_lower_loss_is_better_by_default() -> None:
+    """The default monitor is the validation loss, and lower is better."""
     stopping = EarlyStopping(patience=1, min_delta=1e-9)
     history = quiet_trainer(plain_network(), lr=0.05, callbacks=[stopping]).fit(
         points(), points(), epochs=4
@@ -129,7 +129,7 @@ def test_value_that_is_not_finite_is_never_the_best(bad: float) -> None:
 
 
 def test_values_that_are_never_finite_stop_the_training() -> None:
-    """A loss of nan from the start is not waited for."""
+    """A loss that is nan from the start stops the run after `patience` epochs."""
     stopping = EarlyStopping("val_score", patience=3)
     assert len(train([math.nan] * 9, stopping)) == 3
     assert stopping.best_epoch == 0
@@ -137,14 +137,14 @@ def test_values_that_are_never_finite_stop_the_training() -> None:
 
 
 def test_training_loss_can_be_monitored() -> None:
-    """Without validation data a measurement of training decides."""
+    """Without validation data, a column of training can be monitored."""
     stopping = EarlyStopping("train_loss", patience=1, min_delta=100.0)
     history = quiet_trainer(plain_network(), callbacks=[stopping]).fit(points(), epochs=9)
     assert len(history) == 2
 
 
-def test_second_fit_waits_anew() -> None:
-    """The best value is kept, and the patience is whole again."""
+def test_second_fit_counts_from_zero() -> None:
+    """The best value is kept, and the epochs without improvement are counted from 0."""
     stopping = EarlyStopping("val_score", patience=2)
     script = Script([3.0, *[1.0] * 9])
     trainer = quiet_trainer(plain_network(), metrics=script.metrics, callbacks=[script, stopping])
@@ -154,7 +154,7 @@ def test_second_fit_waits_anew() -> None:
 
 
 def test_reason_of_the_stop_names_monitor_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
-    """The report says why the training has ended."""
+    """The report shows why the run was stopped."""
     script = Script([2.0, *[1.0] * 9])
     quiet_trainer(
         plain_network(),
@@ -171,7 +171,7 @@ def test_reason_of_the_stop_names_monitor_and_epochs(capsys: pytest.CaptureFixtu
 
 
 def test_best_weights_are_restored_exactly() -> None:
-    """Parameters, statistics and counters are bit for bit those of the best epoch's end."""
+    """Parameters, buffers and counters equal those at the end of the best epoch, bit for bit."""
     weights = Weights()
     model = network()
     stopping = EarlyStopping("val_score", patience=2, restore_best=True)
@@ -182,7 +182,7 @@ def test_best_weights_are_restored_exactly() -> None:
 
 
 def test_best_weights_are_restored_when_the_epochs_run_out() -> None:
-    """A training that ends without a stop gives them back too."""
+    """They are also restored if the run ends without being stopped."""
     weights = Weights()
     model = network()
     stopping = EarlyStopping("val_score", patience=9, restore_best=True)
@@ -191,15 +191,15 @@ def test_best_weights_are_restored_when_the_epochs_run_out() -> None:
 
 
 def test_last_weights_are_kept_unless_asked_otherwise() -> None:
-    """Without `restore_best` the model is as its last step left it."""
+    """Without `restore_best` the model keeps the weights of its last step."""
     weights = Weights()
     model = network()
     train([3.0, 2.0, 1.0], EarlyStopping("val_score", patience=2), model=model, others=[weights])
     assert same_bits(weights_of(model), weights.epochs[-1])
 
 
-def test_weights_stay_where_no_epoch_was_best() -> None:
-    """If nothing was ever finite, there is nothing to go back to."""
+def test_weights_stay_if_no_epoch_was_best() -> None:
+    """If no value was finite, no weights are restored."""
     weights = Weights()
     model = network()
     stopping = EarlyStopping("val_score", patience=2, restore_best=True)
@@ -208,15 +208,15 @@ def test_weights_stay_where_no_epoch_was_best() -> None:
 
 
 def test_restored_tensors_are_the_models_own() -> None:
-    """The optimizer goes on with them: parameters are written into, and not replaced."""
+    """Parameters are written in place, so the optimizer still refers to them."""
     model = network()
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
     train([2.0, 1.0], EarlyStopping("val_score", patience=1, restore_best=True), model=model)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
 
 
-def test_training_goes_on_from_the_restored_weights() -> None:
-    """What the best weights measured is measured again after the training."""
+def test_restored_weights_are_evaluated() -> None:
+    """An evaluation after `fit` returns the values of the best epoch."""
     stopping = EarlyStopping("val_loss", patience=1, restore_best=True)
     inputs, targets = points()
     opposite = (inputs, (targets + 1) % 3)
@@ -225,7 +225,7 @@ def test_training_goes_on_from_the_restored_weights() -> None:
     assert trainer.evaluate(opposite)["loss"] == min(history["val_loss"]) == stopping.best
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("patience", [1.5, "2", True], ids=repr)
@@ -237,7 +237,7 @@ def test_patience_that_is_not_whole_is_an_error_that_shows_it(patience: Any) -> 
 
 @pytest.mark.parametrize("patience", [0, -1])
 def test_patience_below_one_is_an_error_that_shows_it(patience: int) -> None:
-    """Stopping before the first epoch is no training."""
+    """A patience of 0 would stop before the first epoch."""
     with pytest.raises(InvalidArgumentError, match=f"`patience`.*{patience}"):
         EarlyStopping(patience=patience)
 
@@ -245,8 +245,8 @@ def test_patience_below_one_is_an_error_that_shows_it(patience: int) -> None:
 @pytest.mark.parametrize(
     "options", [{"mode": "best"}, {"min_delta": -1.0}], ids=["mode", "min_delta"]
 )
-def test_option_that_makes_no_sense_is_an_error_that_names_it(options: dict[str, Any]) -> None:
-    """Wrong options are found when the callback is made."""
+def test_invalid_option_is_an_error_that_names_it(options: dict[str, Any]) -> None:
+    """Invalid options raise an error when the callback is created."""
     ((name, value),) = options.items()
     with pytest.raises(InvalidArgumentError) as caught:
         EarlyStopping(**options)
@@ -256,7 +256,7 @@ def test_option_that_makes_no_sense_is_an_error_that_names_it(options: dict[str,
 
 @pytest.mark.parametrize("monitor", ["val_los", "loss", "val_f1"])
 def test_monitor_that_is_not_measured_is_an_error_before_the_first_step(monitor: str) -> None:
-    """A typing error is told beside what there is to monitor, and nothing was trained."""
+    """The message shows the wrong name and the available ones, and no step is made."""
     model = network()
     untouched = Untouched(model)
     trainer = quiet_trainer(model, callbacks=[EarlyStopping(monitor)])
@@ -275,7 +275,7 @@ def test_missing_validation_data_is_an_error_that_asks_for_it() -> None:
         quiet_trainer(network(), callbacks=[EarlyStopping()]).fit(points(), epochs=1)
 
 
-def test_callback_that_keeps_weights_changes_nothing_of_the_training() -> None:
+def test_storing_weights_has_no_numeric_effect() -> None:
     """Copying the best weights has no numeric effect."""
     watched, alone = network(), network()
     stopping = EarlyStopping("train_loss", patience=99)
@@ -284,8 +284,8 @@ def test_callback_that_keeps_weights_changes_nothing_of_the_training() -> None:
     assert all(map(torch.equal, weights_of(watched).values(), weights_of(alone).values()))
 
 
-def test_second_model_is_compared_with_itself_alone() -> None:
-    """A callback that is used for a second model neither stops nor restores it by the first."""
+def test_second_model_is_compared_only_with_itself() -> None:
+    """A second model is neither stopped nor restored by values of the first."""
     stopping = EarlyStopping("train_loss", patience=1, min_delta=100.0, restore_best=True)
     quiet_trainer(plain_network(), lr=0.1, callbacks=[stopping]).fit(points(), epochs=2)
     second = build_mlp(6, [8], 3, seed=1)
@@ -295,11 +295,11 @@ def test_second_model_is_compared_with_itself_alone() -> None:
     assert len(history) == 2
 
 
-def test_extra_state_of_a_module_is_no_obstacle_to_restoring() -> None:
-    """What is no tensor in a state dict is left alone."""
+def test_extra_state_of_a_module_is_left_alone() -> None:
+    """Entries of a state dict that are not tensors are left alone."""
 
     class WithExtraState(nn.Linear):
-        """Has something in its state dict that is no tensor, as torch allows."""
+        """Has an entry in its state dict that is not a tensor."""
 
         def get_extra_state(self) -> dict[str, int]:
             return {"version": 3}
@@ -307,7 +307,7 @@ def test_extra_state_of_a_module_is_no_obstacle_to_restoring() -> None:
         def set_extra_state(self, state: dict[str, int]) -> None: ...
 
     class Keep(Callback):
-        """Keeps the weights of the first epoch."""
+        """Stores the weights of the first epoch."""
 
         def on_epoch_end(self, context: TrainContext) -> None:
             kept.append(model.weight.detach().clone())

@@ -1,4 +1,4 @@
-"""An exponential moving average of weights: its values, and when the model has them."""
+"""An exponential moving average of the weights: its values, and when the model has them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ DECAY = 0.8
 
 
 def averages_of(ema: EMA, model: nn.Module) -> dict[str, Tensor]:
-    """Return the averages that a model is lent."""
+    """Return the averages, as the model has them inside `applied`."""
     with ema.applied(model):
         return weights_of(model)
 
 
 def expected_averages(series: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the averages over a series of weights, by the formula and in double precision."""
+    """Return the averages over a series of weights, by the formula in double precision."""
     averages = {name: tensor.double() for name, tensor in series[0].items()}
     for weights in series[1:]:
         for name, tensor in weights.items():
@@ -46,14 +46,14 @@ def expected_averages(series: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def assert_averages(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Assert equality but for the rounding of a few updates in float32."""
+    """Assert equality up to the rounding of a few updates in float32."""
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
 class Series(Callback):
-    """Keeps the weights from the start of a training, after every step."""
+    """Stores the weights before training and after each step."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -65,11 +65,11 @@ class Series(Callback):
         self.weights.append(weights_of(context.model))
 
 
-# Outside of a Trainer
+# Without a Trainer
 
 
 def test_average_follows_its_formula() -> None:
-    """From the weights at hand, each update takes in a share of the new ones."""
+    """Each update adds a fraction of the new weights."""
     model, ema = network(), EMA(DECAY)
     series = []
     for step in range(5):
@@ -81,15 +81,15 @@ def test_average_follows_its_formula() -> None:
     assert_averages(averages_of(ema, model), expected_averages(series))
 
 
-def test_average_starts_at_the_weights_at_hand() -> None:
-    """The first update takes them as they are, without a bias towards zero."""
+def test_average_starts_at_the_current_weights() -> None:
+    """The first update copies them, without a bias towards zero."""
     model, ema = network(), EMA(DECAY)
     ema.update(model)
     assert same_bits(averages_of(ema, model), weights_of(model))
 
 
 def test_decay_of_zero_is_the_last_weights() -> None:
-    """Nothing of the past stays."""
+    """With a decay of 0 the average is the current weights."""
     model, ema = plain_network(), EMA(0.0)
     ema.update(model)
     with torch.no_grad():
@@ -98,8 +98,8 @@ def test_decay_of_zero_is_the_last_weights() -> None:
     assert same_bits(averages_of(ema, model), weights_of(model))
 
 
-def test_buffers_of_whole_numbers_are_taken_as_they_are() -> None:
-    """BatchNorm's count of batches is the last one, and its statistics are averaged."""
+def test_integer_buffers_are_copied() -> None:
+    """BatchNorm's batch counter is copied, and its statistics are averaged."""
     model, ema = nn.BatchNorm1d(2), EMA(DECAY)
     ema.update(model)
     model(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
@@ -114,7 +114,7 @@ def test_buffers_of_whole_numbers_are_taken_as_they_are() -> None:
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf], ids=repr)
 def test_infinite_values_of_a_constant_buffer_stay(value: float) -> None:
-    """A mask of attention, zero and minus infinity, is its own average."""
+    """The average of an attention mask of zeros and minus infinities is the mask."""
     model, ema = nn.Linear(2, 2), EMA(DECAY)
     mask = torch.triu(torch.full((4, 4), value), 1)
     model.register_buffer("mask", mask.clone())
@@ -123,8 +123,8 @@ def test_infinite_values_of_a_constant_buffer_stay(value: float) -> None:
     assert torch.equal(averages_of(ema, model)["mask"], mask)
 
 
-def test_update_does_not_hold_on_to_the_models_tensors() -> None:
-    """What changes in the model later changes nothing of the average."""
+def test_update_copies_the_models_tensors() -> None:
+    """Later changes of the model do not change the average."""
     model, ema = plain_network(), EMA(DECAY)
     ema.update(model)
     before = averages_of(ema, model)
@@ -133,8 +133,8 @@ def test_update_does_not_hold_on_to_the_models_tensors() -> None:
     assert same_bits(averages_of(ema, model), before)
 
 
-def test_applied_gives_the_models_own_weights_back() -> None:
-    """After the block the model is bit for bit as before, its parameters the same objects."""
+def test_applied_restores_the_models_weights() -> None:
+    """After the block the model is bitwise unchanged, and its parameters are the same objects."""
     model, ema = network(), EMA(DECAY)
     ema.update(model)
     quiet_trainer(model, lr=0.1).fit(points(), epochs=1)
@@ -145,8 +145,8 @@ def test_applied_gives_the_models_own_weights_back() -> None:
     assert [id(parameter) for parameter in model.parameters()] == identities
 
 
-def test_applied_gives_the_weights_back_after_an_error() -> None:
-    """What fails in the block changes nothing of that."""
+def test_applied_restores_the_weights_after_an_error() -> None:
+    """The weights are also restored if the block raises."""
     model, ema = network(), EMA(DECAY)
     ema.update(model)
     quiet_trainer(model, lr=0.1).fit(points(), epochs=1)
@@ -157,13 +157,13 @@ def test_applied_gives_the_weights_back_after_an_error() -> None:
 
 
 def test_applied_before_the_first_update_is_an_error() -> None:
-    """There is no average of nothing."""
+    """Without an update there is no average."""
     with pytest.raises(InvalidArgumentError, match="update"), EMA().applied(network()):
         pass
 
 
 def test_averages_can_be_saved() -> None:
-    """Within the block a state dict is that of the averages."""
+    """Inside the block, the state dict contains the averages."""
     model, ema = network(), EMA(DECAY)
     ema.update(model)
     quiet_trainer(model, lr=0.1).fit(points(), epochs=1)
@@ -173,19 +173,19 @@ def test_averages_can_be_saved() -> None:
     assert same_bits(weights_of(copy), averages_of(ema, model))
 
 
-# In a training
+# With a Trainer
 
 
-def test_average_of_a_training_follows_its_formula() -> None:
-    """It starts at the weights before the first step and takes in those after each."""
+def test_average_in_fit_follows_its_formula() -> None:
+    """It starts at the weights before the first step, and is updated after each step."""
     model, ema, series = network(), EMA(DECAY), Series()
     quiet_trainer(model, lr=0.1, callbacks=[series, ema]).fit(points(), points(8), epochs=2)
     assert len(series.weights) == 13
     assert_averages(averages_of(ema, model), expected_averages(series.weights))
 
 
-def test_average_of_a_training_is_the_hand_written_one_bit_for_bit() -> None:
-    """A loop that calls `update` after each of its steps has the same average."""
+def test_average_in_fit_equals_the_hand_written_one() -> None:
+    """A hand-written loop that calls `update` after each step has the same average."""
     model, ema = plain_network(), EMA(DECAY)
     quiet_trainer(model, lr=0.1, callbacks=[ema]).fit(points(), epochs=2)
     by_hand, hand_ema = plain_network(), EMA(DECAY)
@@ -201,8 +201,8 @@ def test_average_of_a_training_is_the_hand_written_one_bit_for_bit() -> None:
     assert same_bits(averages_of(ema, model), averages_of(hand_ema, by_hand))
 
 
-def test_training_never_sees_the_averages() -> None:
-    """Weights are those of a training without the callback, validation or not."""
+def test_training_never_uses_the_averages() -> None:
+    """The weights equal those of a run without the callback, with or without validation."""
     averaged, plain = network(), network()
     quiet_trainer(averaged, lr=0.1, callbacks=[EMA(DECAY)]).fit(points(), points(8), epochs=3)
     quiet_trainer(plain, lr=0.1).fit(points(), points(8), epochs=3)
@@ -210,7 +210,7 @@ def test_training_never_sees_the_averages() -> None:
 
 
 def test_validation_measures_the_averages() -> None:
-    """`val_loss` is the loss of the averages, and that of the own weights is another one."""
+    """`val_loss` is the loss of the averages, which differs from that of the weights."""
     model, ema = network(), EMA(DECAY)
     trainer = quiet_trainer(model, lr=0.1, callbacks=[ema])
     history = trainer.fit(points(), points(8), epochs=1)
@@ -221,12 +221,12 @@ def test_validation_measures_the_averages() -> None:
     assert own != averaged
 
 
-def test_callbacks_at_an_epochs_end_see_the_own_weights() -> None:
-    """The averages are lent for validation alone."""
+def test_callbacks_at_an_epochs_end_see_the_models_weights() -> None:
+    """The model has the averages during validation only."""
     seen: list[dict[str, Tensor]] = []
 
     class Keep(Callback):
-        """Keeps the weights at an epoch's end."""
+        """Stores the weights at the end of an epoch."""
 
         def on_epoch_end(self, context: TrainContext) -> None:
             seen.append(weights_of(context.model))
@@ -240,7 +240,7 @@ def test_callbacks_at_an_epochs_end_see_the_own_weights() -> None:
 
 
 class FailsInValidation(nn.Module):
-    """A network whose evaluation fails once it has been trained."""
+    """A network whose evaluation fails after it has been trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,8 +254,8 @@ class FailsInValidation(nn.Module):
         return self.inner(inputs)
 
 
-def test_own_weights_are_back_when_validation_fails() -> None:
-    """An error in the middle of a validation does not leave the averages in the model."""
+def test_weights_are_restored_if_validation_fails() -> None:
+    """After an error in validation the model has its own weights."""
     model, series = FailsInValidation(), Series()
     with pytest.raises(KeyError, match="validation"):
         quiet_trainer(model, lr=0.1, callbacks=[EMA(DECAY), series]).fit(
@@ -266,8 +266,8 @@ def test_own_weights_are_back_when_validation_fails() -> None:
 
 @pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_end"])
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_own_weights_are_back_when_another_callback_fails(hook: str, place: str) -> None:
-    """Whatever fails around a validation, the model does not keep the averages."""
+def test_weights_are_restored_if_another_callback_fails(hook: str, place: str) -> None:
+    """After an error of another callback the model has its own weights."""
 
     def fail(self: Callback, context: TrainContext) -> None:
         raise KeyError(hook)
@@ -280,8 +280,8 @@ def test_own_weights_are_back_when_another_callback_fails(hook: str, place: str)
     assert same_bits(weights_of(model), series.weights[-1])
 
 
-def test_frozen_tensors_keep_their_bits() -> None:
-    """The average of what never moves is what it was, to the last bit."""
+def test_frozen_tensors_stay_bitwise_unchanged() -> None:
+    """The average of a frozen tensor is bitwise equal to it."""
     model = freeze_and_replace_head(network(), num_classes=3)
     ema = EMA(0.9)
     before = weights_of(model.get_submodule("backbone"))
@@ -290,8 +290,8 @@ def test_frozen_tensors_keep_their_bits() -> None:
         assert same_bits(weights_of(model.get_submodule("backbone")), before)
 
 
-def test_average_goes_on_in_a_second_fit() -> None:
-    """Two trainings of one epoch have the average of one of two."""
+def test_average_continues_in_a_second_fit() -> None:
+    """Two runs of one epoch give the same average as one run of two."""
     parts, whole = network(), network()
     ema, other = EMA(DECAY), EMA(DECAY)
     trainer = quiet_trainer(parts, lr=0.1, callbacks=[ema])
@@ -301,8 +301,8 @@ def test_average_goes_on_in_a_second_fit() -> None:
     assert same_bits(averages_of(ema, parts), averages_of(other, whole))
 
 
-def test_accumulated_gradients_make_one_update_of_the_average() -> None:
-    """The average follows updates, and not micro-batches."""
+def test_accumulated_gradients_are_one_update_of_the_average() -> None:
+    """The average is updated once per step, not per micro-batch."""
     model, ema, series = network(), EMA(DECAY), Series()
     quiet_trainer(model, lr=0.1, gradient_accumulation_steps=3, callbacks=[series, ema]).fit(
         points(), epochs=1
@@ -313,7 +313,7 @@ def test_accumulated_gradients_make_one_update_of_the_average() -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, math.nan], ids=repr)
 def test_decay_outside_its_range_is_an_error_that_shows_it(decay: float) -> None:
-    """At one the average would never move."""
+    """With a decay of 1 the average would never change."""
     with pytest.raises(InvalidArgumentError) as caught:
         EMA(decay)
     assert "`decay`" in str(caught.value)
@@ -321,13 +321,13 @@ def test_decay_outside_its_range_is_an_error_that_shows_it(decay: float) -> None
 
 
 def test_decay_can_be_read_back() -> None:
-    """The default is one thousandth a step."""
+    """The default is 0.999."""
     assert EMA().decay == 0.999
     assert EMA(0.5).decay == 0.5
 
 
 class WithExtraState(nn.Module):
-    """Has something in its state dict that is no tensor, as torch allows."""
+    """Has an entry in its state dict that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,8 +342,8 @@ class WithExtraState(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None: ...
 
 
-def test_extra_state_of_a_module_is_no_obstacle() -> None:
-    """What is no tensor has no average, and the tensors beside it have theirs."""
+def test_extra_state_of_a_module_is_not_averaged() -> None:
+    """Only the tensors of the state dict are averaged."""
     model, plain = WithExtraState(), plain_network()
     ema, other = EMA(DECAY), EMA(DECAY)
     quiet_trainer(model, lr=0.1, callbacks=[ema]).fit(points(), points(8), epochs=1)
@@ -352,8 +352,8 @@ def test_extra_state_of_a_module_is_no_obstacle() -> None:
         assert same_weights(model.inner, plain)
 
 
-def test_average_of_another_model_is_begun_anew() -> None:
-    """A callback that is used for a second model does not mix it with the first."""
+def test_average_of_another_model_starts_from_its_weights() -> None:
+    """A second model starts from its own weights."""
     ema = EMA(DECAY)
     quiet_trainer(plain_network(), lr=0.1, callbacks=[ema]).fit(points(), epochs=1)
     second = nn.Sequential(nn.Linear(6, 3))

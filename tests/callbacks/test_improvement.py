@@ -1,4 +1,4 @@
-"""The one place that decides whether a measurement has improved."""
+"""Whether a monitored value has improved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def improvements(values: list[float], *, monitor: str = "val_loss", **options: A
 
 
 def test_first_finite_value_is_an_improvement() -> None:
-    """There is nothing that it could be worse than."""
+    """There is no earlier value to compare it with."""
     assert improvements([5.0]) == [True]
 
 
@@ -26,7 +26,7 @@ def test_first_finite_value_is_an_improvement() -> None:
     ("mode", "expected"), [("min", [True, True, False]), ("max", [True, False, True])]
 )
 def test_mode_decides_what_is_better(mode: Any, expected: list[bool]) -> None:
-    """Less or more."""
+    """Lower is better with "min", and higher with "max"."""
     assert improvements([2.0, 1.0, 3.0], mode=mode) == expected
 
 
@@ -34,31 +34,31 @@ def test_mode_decides_what_is_better(mode: Any, expected: list[bool]) -> None:
     ("monitor", "expected"),
     [("val_loss", True), ("train_loss", True), ("val_accuracy", False), ("lr", False)],
 )
-def test_less_is_better_for_losses_alone_by_default(monitor: str, expected: bool) -> None:
-    """What ends in `loss` should fall, and everything else should rise."""
+def test_lower_is_better_only_for_losses_by_default(monitor: str, expected: bool) -> None:
+    """Names that end in `loss` should fall, and all others should rise."""
     assert improvements([2.0, 1.0], monitor=monitor) == [True, expected]
 
 
 def test_mode_overrules_the_name() -> None:
-    """A loss that should rise is said to."""
+    """With `mode="max"` a loss should rise."""
     assert improvements([2.0, 1.0], mode="max") == [True, False]
 
 
-def test_equal_value_is_no_improvement() -> None:
-    """What stagnates does not count."""
+def test_equal_value_is_not_an_improvement() -> None:
+    """A constant value never counts."""
     assert improvements([1.0, 1.0]) == [True, False]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_gain_must_be_larger_than_min_delta(mode: Any) -> None:
-    """Half a unit is not more than half a unit."""
+    """A change of exactly `min_delta` does not count."""
     sign = -1.0 if mode == "min" else 1.0
     values = [0.0, sign * 0.25, sign * 0.5, sign * 0.75]
     assert improvements(values, mode=mode, min_delta=0.5) == [True, False, False, True]
 
 
 def test_gain_is_measured_from_the_best_and_not_from_the_last() -> None:
-    """Small gains that add up to a large one count when they do."""
+    """Small changes count once their sum exceeds `min_delta`."""
     assert improvements([3.0, 5.0, 2.5], min_delta=1.0) == [True, False, False]
     assert improvements([3.0, 2.5, 2.0, 1.5], min_delta=1.0) == [True, False, False, True]
 
@@ -66,12 +66,12 @@ def test_gain_is_measured_from_the_best_and_not_from_the_last() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=repr)
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_value_that_is_not_finite_is_never_an_improvement(mode: Any, value: float) -> None:
-    """Neither as the first one nor after another, and what comes after it is compared as usual."""
+    """It never counts, and later values are compared as usual."""
     assert improvements([value, 1.0, value, 1.0], mode=mode) == [False, True, False, False]
 
 
 def test_best_is_nan_before_the_first_finite_value() -> None:
-    """There is no best of nothing."""
+    """There is no best value yet."""
     improvement = Improvement("val_loss", None)
     assert math.isnan(improvement.best)
     improvement.update(math.inf)
@@ -82,7 +82,7 @@ def test_best_is_nan_before_the_first_finite_value() -> None:
 
 
 def test_monitor_that_is_measured_is_accepted() -> None:
-    """A name among the measures raises nothing, and another one is told with all of them."""
+    """A measured name is accepted; the error for another one lists all measured names."""
     Improvement("val_f1", None).check_measured(["train_loss", "val_f1"])
     with pytest.raises(InvalidArgumentError) as caught:
         Improvement("val_f1", None).check_measured(["train_loss", "train_f1"])
@@ -90,8 +90,8 @@ def test_monitor_that_is_measured_is_accepted() -> None:
     assert "train_loss, train_f1" in str(caught.value)
 
 
-def test_missing_validation_data_is_what_is_asked_for() -> None:
-    """A `val_` name that is not measured needs `val`, and another one does not."""
+def test_hint_to_pass_validation_data_is_for_val_names() -> None:
+    """The hint to pass validation data is given for `val_` names only."""
     with pytest.raises(InvalidArgumentError, match="validation data"):
         Improvement("val_loss", None).check_measured(["train_loss"])
     with pytest.raises(InvalidArgumentError) as caught:
@@ -101,7 +101,7 @@ def test_missing_validation_data_is_what_is_asked_for() -> None:
 
 @pytest.mark.parametrize("mode", ["minimum", "", 1], ids=repr)
 def test_unknown_mode_is_an_error_that_shows_it(mode: Any) -> None:
-    """A mode that is almost right is refused."""
+    """A misspelled mode raises an error."""
     with pytest.raises(InvalidArgumentError) as caught:
         Improvement("val_loss", mode)
     assert "`mode`" in str(caught.value)
@@ -110,7 +110,7 @@ def test_unknown_mode_is_an_error_that_shows_it(mode: Any) -> None:
 
 @pytest.mark.parametrize("delta", [-0.1, math.nan], ids=repr)
 def test_min_delta_below_zero_is_an_error_that_shows_it(delta: float) -> None:
-    """A negative one would take losses for gains."""
+    """A negative value would count losses as improvements."""
     with pytest.raises(InvalidArgumentError) as caught:
         Improvement("val_loss", None, delta)
     assert "`min_delta`" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Callbacks that write measurements where other programs read them."""
+"""Callbacks that write the history for other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_csv_log_is_the_history_as_csv(tmp_path: Path) -> None:
 
 
 def test_csv_log_is_complete_after_each_epoch(tmp_path: Path) -> None:
-    """Whoever looks during a training sees every epoch that has ended, and no half line."""
+    """During a run the file contains all finished epochs and no partial line."""
     lines: list[int] = []
 
     class Look(Callback):
@@ -42,8 +42,8 @@ def test_csv_log_is_complete_after_each_epoch(tmp_path: Path) -> None:
     assert lines == [2, 3, 4]
 
 
-def test_csv_log_replaces_a_former_file_at_the_first_epochs_end(tmp_path: Path) -> None:
-    """Making the callback writes nothing, so that a training that never starts loses nothing."""
+def test_csv_log_replaces_an_existing_file_after_the_first_epoch(tmp_path: Path) -> None:
+    """Creating the callback writes nothing, so a run that never starts overwrites nothing."""
     path = tmp_path / "log.csv"
     path.write_text("of yesterday")
     log = CSVLogger(path)
@@ -52,8 +52,8 @@ def test_csv_log_replaces_a_former_file_at_the_first_epochs_end(tmp_path: Path) 
     assert path.read_text().startswith("epoch,step,")
 
 
-def test_csv_log_makes_its_folder(tmp_path: Path) -> None:
-    """A path in a folder that is not there yet is no obstacle."""
+def test_csv_log_creates_its_folder(tmp_path: Path) -> None:
+    """A folder that does not exist is created."""
     log = CSVLogger(str(tmp_path / "runs" / "one" / "log.csv"))
     quiet_trainer(plain_network(), callbacks=[log]).fit(points(8), epochs=1)
     assert log.path == tmp_path / "runs" / "one" / "log.csv"
@@ -61,22 +61,22 @@ def test_csv_log_makes_its_folder(tmp_path: Path) -> None:
 
 
 def test_csv_log_leaves_no_other_file(tmp_path: Path) -> None:
-    """Temporary files are gone when the training is."""
+    """No temporary files are left after the run."""
     quiet_trainer(plain_network(), callbacks=[CSVLogger(tmp_path / "log.csv")]).fit(
         points(8), epochs=2
     )
     assert [file.name for file in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_csv_log_at_a_folder_is_an_error_when_it_is_made(tmp_path: Path) -> None:
-    """Nobody trains for an hour to hear of it."""
+def test_csv_log_at_a_folder_is_an_error_when_it_is_created(tmp_path: Path) -> None:
+    """The error comes before any training."""
     with pytest.raises(PathNotWritableError) as caught:
         CSVLogger(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_csv_log_that_can_no_longer_be_written_names_the_callback(tmp_path: Path) -> None:
-    """What comes in between is an error of the callback, with its cause."""
+    """A later failure is a CallbackError with its cause."""
     path = tmp_path / "log.csv"
     log = CSVLogger(path)
     path.mkdir()
@@ -89,7 +89,7 @@ def test_csv_log_that_can_no_longer_be_written_names_the_callback(tmp_path: Path
 
 
 def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return what TensorBoard itself reads in a folder: (step, value) by name."""
+    """Return what TensorBoard reads in a folder: (step, value) by name."""
     name = "tensorboard.backend.event_processing.event_accumulator"
     module: Any = pytest.importorskip(name)
     events = module.EventAccumulator(str(folder))
@@ -100,8 +100,8 @@ def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_tensorboard_reads_every_measurement_over_the_steps(tmp_path: Path) -> None:
-    """Each column of the history is a curve, but for the two that count."""
+def test_tensorboard_reads_every_column_over_the_steps(tmp_path: Path) -> None:
+    """Each column of the history except the two counters is a curve."""
     logger = TensorBoardLogger(tmp_path)
     history = quiet_trainer(plain_network(), callbacks=[logger]).fit(points(), points(8), epochs=2)
     scalars = scalars_of(tmp_path)
@@ -112,8 +112,8 @@ def test_tensorboard_reads_every_measurement_over_the_steps(tmp_path: Path) -> N
         assert [value for _, value in curve] == pytest.approx(history[name], rel=1e-6)
 
 
-def test_tensorboard_reads_what_is_not_finite(tmp_path: Path) -> None:
-    """A measurement of nan is a point of the curve."""
+def test_tensorboard_reads_values_that_are_not_finite(tmp_path: Path) -> None:
+    """A value of nan is a point of the curve."""
     trainer = quiet_trainer(
         plain_network(),
         callbacks=[TensorBoardLogger(tmp_path)],
@@ -126,15 +126,15 @@ def test_tensorboard_reads_what_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_two_fits_as_one_curve(tmp_path: Path) -> None:
-    """A second `fit` goes on where the first one ended."""
+    """A second `fit` continues the curves of the first."""
     trainer = quiet_trainer(plain_network(), callbacks=[TensorBoardLogger(tmp_path)])
     trainer.fit(points(8), epochs=1)
     trainer.fit(points(8), epochs=1)
     assert [step for step, _ in scalars_of(tmp_path)["train_loss"]] == [2, 4]
 
 
-def test_tensorboard_has_what_was_measured_before_an_error(tmp_path: Path) -> None:
-    """The file is closed when a training fails, and holds the epochs until then."""
+def test_tensorboard_has_the_epochs_before_an_error(tmp_path: Path) -> None:
+    """After an error the file is closed and contains the epochs before it."""
 
     class Fails(Callback):
         """Fails in the second epoch."""
@@ -150,7 +150,7 @@ def test_tensorboard_has_what_was_measured_before_an_error(tmp_path: Path) -> No
 
 
 def test_tensorboard_that_was_never_opened_hides_no_error(tmp_path: Path) -> None:
-    """When an earlier callback refuses the training, its reason comes out."""
+    """An error of an earlier callback in `on_fit_start` is raised unchanged."""
     callbacks = [EarlyStopping("val_f1"), TensorBoardLogger(tmp_path)]
     with pytest.raises(CallbackError, match="'val_f1'"):
         quiet_trainer(plain_network(), callbacks=callbacks).fit(points(8), epochs=1)
@@ -164,17 +164,17 @@ def test_tensorboard_changes_nothing_of_the_weights(tmp_path: Path) -> None:
     assert same_weights(logged, alone)
 
 
-def test_tensorboard_writes_nothing_before_a_training(tmp_path: Path) -> None:
-    """Making the callback makes no folder."""
+def test_tensorboard_writes_nothing_before_fit(tmp_path: Path) -> None:
+    """Creating the callback creates no folder."""
     logger = TensorBoardLogger(tmp_path / "runs")
     assert logger.folder == tmp_path / "runs"
     assert not logger.folder.exists()
 
 
-def test_missing_tensorboard_is_an_error_with_the_line_that_installs_it(
+def test_missing_tensorboard_is_an_error_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is told when the callback is made, and not after the first epoch."""
+    """The error is raised when the callback is created."""
     real = importlib.import_module
 
     def without_tensorboard(name: str, package: str | None = None) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Checkpoints written while a training runs: when, how many, and which is the best."""
+"""Checkpoints written during a run: when, how many, and which one is the best."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def trainer(*callbacks: Callback, **options: Any) -> Trainer:
 
 
 def names(folder: Path) -> list[str]:
-    """Return the names of everything in a folder, hidden ones too."""
+    """Return the names of all files in a folder, including hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def named(*places: tuple[int, int]) -> list[str]:
-    """Return what checkpoints of these epochs and steps are called."""
+    """Return the names of the checkpoints of these epochs and steps."""
     return [f"epoch-{epoch:04d}-step-{step:08d}" for epoch, step in places]
 
 
 class Measure(Callback):
-    """Puts values of its own into the history, as the losses of the epochs."""
+    """Replaces the losses in the history by given values."""
 
     def __init__(self, values: Iterable[float]) -> None:
         self.values = list(values)
@@ -56,8 +56,8 @@ class Measure(Callback):
         context.history.rows[-1]["train_loss"] = self.values[context.state.epoch - 1]
 
 
-def test_a_checkpoint_is_written_after_every_epoch_where_nothing_is_said(tmp_path: Path) -> None:
-    """The newest two stay."""
+def test_a_checkpoint_is_written_after_every_epoch_by_default(tmp_path: Path) -> None:
+    """By default the newest two are kept."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=3)
     assert names(tmp_path) == named((2, 6), (3, 9))
 
@@ -77,20 +77,20 @@ def test_a_checkpoint_is_written_after_every_epoch_where_nothing_is_said(tmp_pat
 def test_checkpoints_are_written_when_they_are_due(
     tmp_path: Path, options: dict[str, Any], expected: list[tuple[int, int]]
 ) -> None:
-    """Steps and epochs are counted over the whole training."""
+    """Steps and epochs are counted over the whole run."""
     trainer(ModelCheckpoint(tmp_path, keep=99, **options)).fit(DATA, epochs=2)
     assert names(tmp_path) == named(*expected)
 
 
 @pytest.mark.parametrize("keep", [2, 3, 5])
-def test_as_many_stay_as_were_asked_for(tmp_path: Path, keep: int) -> None:
-    """Older ones are deleted whole."""
+def test_the_requested_number_is_kept(tmp_path: Path, keep: int) -> None:
+    """Older checkpoints are deleted completely."""
     trainer(ModelCheckpoint(tmp_path, every_n_steps=1, keep=keep)).fit(DATA, epochs=2)
     assert names(tmp_path) == named((0, 2), (0, 3), (1, 4), (1, 5), (1, 6))[-keep:]
 
 
-def test_there_are_never_fewer_whole_ones_than_kept(tmp_path: Path) -> None:
-    """An older one is deleted only when the newer one is on the disk."""
+def test_there_are_never_fewer_complete_ones_than_kept(tmp_path: Path) -> None:
+    """An older checkpoint is deleted only after the newer one is on disk."""
     counts: list[int] = []
 
     class Look(Callback):
@@ -101,8 +101,8 @@ def test_there_are_never_fewer_whole_ones_than_kept(tmp_path: Path) -> None:
     assert counts == [0, 1, 2, 2, 2, 2]
 
 
-def test_a_checkpoint_holds_what_all_callbacks_saw_of_the_step(tmp_path: Path) -> None:
-    """A callback that comes later in the list has seen the step too."""
+def test_a_checkpoint_contains_the_states_of_all_callbacks(tmp_path: Path) -> None:
+    """It also contains the state of callbacks that come later in the list."""
     ema = EMA(0.5)
     trained = trainer(ModelCheckpoint(tmp_path, every_n_steps=3), ema)
     trained.fit(DATA, epochs=1)
@@ -111,19 +111,19 @@ def test_a_checkpoint_holds_what_all_callbacks_saw_of_the_step(tmp_path: Path) -
     assert all(averages[n].equal(t) for n, t in ema.state_dict()["averages"].items())
 
 
-# The best one
+# The best checkpoint
 
 
-def test_the_best_one_is_kept_besides_the_newest(tmp_path: Path) -> None:
-    """The checkpoint of the epoch with the lowest loss stays, however old."""
+def test_the_best_one_is_kept_with_the_newest(tmp_path: Path) -> None:
+    """The checkpoint of the epoch with the lowest loss is kept, however old it is."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([3.0, 1.0, 2.0, 2.0, 1.5]), callback).fit(DATA, epochs=5)
     assert callback.best_path == tmp_path / named((2, 6))[0]
     assert names(tmp_path) == named((2, 6), (4, 12), (5, 15))
 
 
-def test_a_former_best_one_is_deleted(tmp_path: Path) -> None:
-    """When a better one comes, the one before is as old as any other."""
+def test_a_previous_best_one_is_deleted(tmp_path: Path) -> None:
+    """After a better epoch, the previous best checkpoint is treated like any other."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([2.0, 3.0, 3.0, 3.0, 1.0, 3.0]), callback).fit(DATA, epochs=6)
     assert callback.best_path == tmp_path / named((5, 15))[0]
@@ -131,14 +131,14 @@ def test_a_former_best_one_is_deleted(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_not_the_best(tmp_path: Path) -> None:
-    """Neither nan nor minus infinity is taken."""
+    """Neither nan nor minus infinity counts."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([math.nan, 5.0, -math.inf]), callback).fit(DATA, epochs=3)
     assert callback.best_path == tmp_path / named((2, 6))[0]
 
 
-def test_more_is_better_of_what_is_no_loss(tmp_path: Path) -> None:
-    """Of an accuracy the highest is the best, and it is measured on validation data too."""
+def test_higher_is_better_for_accuracy(tmp_path: Path) -> None:
+    """The highest accuracy is the best, also on validation data."""
     callback = ModelCheckpoint(tmp_path, monitor="val_accuracy", keep=9)
     trained = trainer(callback, lr=0.5)
     history = trained.fit(DATA, DATA, epochs=4)
@@ -148,7 +148,7 @@ def test_more_is_better_of_what_is_no_loss(tmp_path: Path) -> None:
 
 
 def test_only_epochs_with_a_checkpoint_can_be_the_best(tmp_path: Path) -> None:
-    """An epoch between two checkpoints has none that could be kept."""
+    """An epoch without a checkpoint is not compared."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss", every_n_epochs=2)
     trainer(Measure([1.0, 4.0, 0.5, 3.0]), callback).fit(DATA, epochs=4)
     assert callback.best_path == tmp_path / named((4, 12))[0]
@@ -162,7 +162,7 @@ def test_without_a_monitor_there_is_no_best_one(tmp_path: Path) -> None:
 
 
 def test_the_best_one_is_known_after_a_restart(tmp_path: Path) -> None:
-    """A new process keeps the best of the old one, and compares with it."""
+    """A new process keeps the best checkpoint and compares with its value."""
     first = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([3.0, 1.0, 2.0]), first).fit(DATA, epochs=3)
     second = ModelCheckpoint(tmp_path, monitor="train_loss")
@@ -173,7 +173,7 @@ def test_the_best_one_is_known_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_the_state_goes_through_save_and_load(tmp_path: Path) -> None:
-    """Another callback of the same kind has the same best one and the same measure of it."""
+    """Another callback restores the best checkpoint and its value."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([3.0, 1.0]), callback).fit(DATA, epochs=2)
     other = ModelCheckpoint(tmp_path, monitor="train_loss")
@@ -182,26 +182,26 @@ def test_the_state_goes_through_save_and_load(tmp_path: Path) -> None:
     assert other.state_dict() == callback.state_dict()
 
 
-# Starting again
+# Resuming
 
 
-def test_a_resumed_training_goes_on_with_the_numbers(tmp_path: Path) -> None:
-    """Epochs and steps of the names are those of the whole training."""
+def test_a_resumed_run_continues_the_numbers(tmp_path: Path) -> None:
+    """The names count the epochs and steps of the whole run."""
     trainer(ModelCheckpoint(tmp_path, keep=9)).fit(DATA, epochs=2)
     trainer(ModelCheckpoint(tmp_path, keep=9)).fit(DATA, epochs=3, resume_from=tmp_path)
     assert names(tmp_path) == named((1, 3), (2, 6), (3, 9))
 
 
-def test_a_second_fit_goes_on_with_the_numbers(tmp_path: Path) -> None:
-    """Two calls of one Trainer are one training."""
+def test_a_second_fit_continues_the_numbers(tmp_path: Path) -> None:
+    """Two calls of `fit` count as one run."""
     trained = trainer(ModelCheckpoint(tmp_path, keep=9))
     trained.fit(DATA, epochs=1)
     trained.fit(DATA, epochs=1)
     assert names(tmp_path) == named((1, 3), (2, 6))
 
 
-def test_a_new_training_in_the_same_folder_takes_it_over(tmp_path: Path) -> None:
-    """Started anew, its checkpoints are the newest ones, whatever they are called."""
+def test_a_new_run_in_the_same_folder_has_the_newest_checkpoints(tmp_path: Path) -> None:
+    """The checkpoints of a new run are the newest ones, whatever their names."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=5)
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     assert names(tmp_path) == named((1, 3), (5, 15))
@@ -210,7 +210,7 @@ def test_a_new_training_in_the_same_folder_takes_it_over(tmp_path: Path) -> None
     assert names(tmp_path) == named((1, 3), (2, 6))
 
 
-def test_what_a_killed_process_left_is_swept_at_the_start(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_deleted_at_the_start(tmp_path: Path) -> None:
     """Unfinished folders are deleted before the first step."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     whole = tmp_path / named((1, 3))[0]
@@ -219,8 +219,8 @@ def test_what_a_killed_process_left_is_swept_at_the_start(tmp_path: Path) -> Non
     assert names(tmp_path) == named((1, 3))
 
 
-def test_a_folder_that_is_missing_is_made(tmp_path: Path) -> None:
-    """Its parents too, but only with the first checkpoint."""
+def test_a_missing_folder_is_created(tmp_path: Path) -> None:
+    """It is created with its parents, but only with the first checkpoint."""
     folder = tmp_path / "runs" / "one"
     callback = ModelCheckpoint(folder)
     assert not folder.exists()
@@ -228,11 +228,11 @@ def test_a_folder_that_is_missing_is_made(tmp_path: Path) -> None:
     assert names(folder) == named((1, 3))
 
 
-# What else is in the folder
+# Other files in the folder
 
 
-def test_what_the_user_keeps_in_the_folder_stays(tmp_path: Path) -> None:
-    """Other files, exported weights and checkpoints of other names are neither counted nor lost."""
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    """Other files, exported weights and checkpoints with other names are not deleted."""
     first = trainer(ModelCheckpoint(tmp_path))
     first.fit(DATA, epochs=1)
     first.save_checkpoint(tmp_path / "mine")
@@ -249,8 +249,8 @@ def test_what_the_user_keeps_in_the_folder_stays(tmp_path: Path) -> None:
     assert [name for name in names(tmp_path) if name.startswith("epoch")] == named((4, 12), (5, 15))
 
 
-def test_two_of_them_in_two_folders_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """Each one keeps its own number of its own checkpoints."""
+def test_two_callbacks_with_two_folders_are_independent(tmp_path: Path) -> None:
+    """Each callback keeps its own number of checkpoints."""
     steps = ModelCheckpoint(tmp_path / "steps", every_n_steps=2)
     epochs = ModelCheckpoint(tmp_path / "epochs", keep=3)
     trainer(steps, epochs).fit(DATA, epochs=4)
@@ -258,7 +258,7 @@ def test_two_of_them_in_two_folders_do_not_disturb_each_other(tmp_path: Path) ->
     assert names(tmp_path / "epochs") == named((2, 6), (3, 9), (4, 12))
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -271,10 +271,10 @@ def test_two_of_them_in_two_folders_do_not_disturb_each_other(tmp_path: Path) ->
         ({"monitor": "val_loss", "every_n_steps": 1}, "`monitor` is 'val_loss'"),
     ],
 )
-def test_arguments_that_make_no_sense_are_named(
+def test_invalid_arguments_are_an_error_that_names_them(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """The argument and its value are in the message, and nothing is made on the disk."""
+    """The message contains the argument and its value, and nothing is written."""
     with pytest.raises(InvalidArgumentError, match=message):
         ModelCheckpoint(tmp_path / "run", **options)
     assert names(tmp_path) == []
@@ -289,7 +289,7 @@ def test_numbers_that_are_not_whole_are_an_error(tmp_path: Path, name: str, valu
 
 
 def test_a_monitor_that_is_not_measured_is_an_error_before_the_first_step(tmp_path: Path) -> None:
-    """What the training measures instead is listed."""
+    """The message lists what the run measures."""
     trained = trainer(ModelCheckpoint(tmp_path, monitor="val_loss"))
     with pytest.raises(Exception, match=r"val_loss.*train_loss"):
         trained.fit(DATA, epochs=1)
@@ -297,14 +297,14 @@ def test_a_monitor_that_is_not_measured_is_an_error_before_the_first_step(tmp_pa
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
-    """Not after an hour of training."""
+    """The error is raised when the callback is created."""
     (tmp_path / "file").write_text("a file")
     with pytest.raises(PathNotWritableError, match="is a file"):
         ModelCheckpoint(tmp_path / "file" / "run")
 
 
-def test_steps_cannot_be_kept_of_what_cannot_go_on_inside_an_epoch(tmp_path: Path) -> None:
-    """Data that cannot be read again allows checkpoints of epochs alone, which is said at once."""
+def test_checkpoints_at_steps_need_data_that_can_be_read_again(tmp_path: Path) -> None:
+    """Data that cannot be read again allows checkpoints at the ends of epochs only."""
     batches = iter([DATA])
     trained = trainer(ModelCheckpoint(tmp_path, every_n_steps=1))
     with pytest.raises(Exception, match="iterator") as caught:
@@ -314,10 +314,8 @@ def test_steps_cannot_be_kept_of_what_cannot_go_on_inside_an_epoch(tmp_path: Pat
     assert names(tmp_path) == []
 
 
-def test_a_disk_that_fails_may_be_told_in_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it was asked for, the training goes on without the checkpoint."""
+def test_a_failed_write_can_be_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `on_error="warn"` the run continues without the checkpoint."""
     folder = tmp_path / "run"
     saving = ModelCheckpoint(folder, on_error="warn")
 
@@ -333,8 +331,8 @@ def test_a_disk_that_fails_may_be_told_in_a_warning(
     assert made.state.epoch == 2
 
 
-def test_an_unknown_way_to_meet_an_error_is_refused(tmp_path: Path) -> None:
-    """The two that there are, are named."""
+def test_an_unknown_on_error_is_an_error(tmp_path: Path) -> None:
+    """The message names the two valid values."""
     wrong: Any = "ignore"
     with pytest.raises(InvalidArgumentError, match='"raise" or "warn"'):
         ModelCheckpoint(tmp_path, on_error=wrong)

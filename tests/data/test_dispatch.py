@@ -1,4 +1,4 @@
-"""The type of a user's data decides how it becomes batches."""
+"""How a user's data becomes batches, by its type."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGETS = torch.arange(5)
 
 
 class Pair(NamedTuple):
-    """Inputs and targets under names."""
+    """Inputs and targets as a named tuple."""
 
     inputs: Tensor
     targets: Tensor
@@ -38,7 +38,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Doubled(TensorDataset):
-    """A dataset over tensors that changes what it yields, as an augmentation does."""
+    """A tensor dataset that changes its samples, as an augmentation does."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         inputs, targets = (tensor[index] for tensor in self.tensors)
@@ -53,7 +53,7 @@ class Stream(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class Rows:
-    """A table with a length and rows by index that are mappings, as Hugging Face's are."""
+    """A table with a length whose rows are mappings, like a Hugging Face dataset."""
 
     def __init__(self, samples: int = 5) -> None:
         self.samples = samples
@@ -68,7 +68,7 @@ class Rows:
 
 
 class Unsized(Dataset[Tensor]):
-    """A dataset that yields samples by index and does not say how many there are."""
+    """A dataset with items by index and without a length."""
 
     def __getitem__(self, index: int) -> Tensor:
         return INPUTS[index]
@@ -89,7 +89,7 @@ def assert_pairs_in_order(batches: Batches) -> None:
     assert torch.equal(torch.cat([targets for _, targets in found]), TARGETS)
 
 
-# What is taken
+# Accepted data
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def assert_pairs_in_order(batches: Batches) -> None:
         "InMemoryDataset",
     ],
 )
-def test_every_kind_of_data_gives_the_same_batches(data: Any) -> None:
-    """Inputs and targets come out alike, whatever they were passed as."""
+def test_every_type_of_data_gives_the_same_batches(data: Any) -> None:
+    """Inputs and targets are the same for every type of data."""
     assert_pairs_in_order(dispatched(data))
 
 
@@ -136,7 +136,7 @@ def test_every_kind_of_data_gives_the_same_batches(data: Any) -> None:
     ids=["tensors", "TensorDataset", "Dataset"],
 )
 def test_data_that_is_batched_here_has_the_order_of_the_seed(data: Any) -> None:
-    """The library's own order is the same for tensors and datasets."""
+    """The order is the same for tensors and datasets."""
     expected = [rows.tolist() for (rows,) in TensorBatches(TARGETS, batch_size=2, seed=3).epoch(1)]
     assert [targets.tolist() for _, targets in dispatched(data, seed=3).epoch(1)] == expected
 
@@ -164,8 +164,8 @@ def test_data_that_is_batched_here_has_the_order_of_the_seed(data: Any) -> None:
         "iterator",
     ],
 )
-def test_steps_are_known_where_the_data_has_a_length(data: Any, steps: int | None) -> None:
-    """The number of batches of an epoch, or None for a stream."""
+def test_steps_are_known_if_the_data_has_a_length(data: Any, steps: int | None) -> None:
+    """`steps` is the number of batches, or `None` for a stream."""
     assert dispatched(data).steps == steps
 
 
@@ -175,7 +175,7 @@ def test_steps_are_known_where_the_data_has_a_length(data: Any, steps: int | Non
     ids=["iterator", "generator"],
 )
 def test_iterator_is_not_replayable(data: Any) -> None:
-    """What can be read only once says so."""
+    """Data that can be read only once is marked as such."""
     assert not dispatched(data).replayable
 
 
@@ -185,12 +185,12 @@ def test_iterator_is_not_replayable(data: Any) -> None:
     ids=["tensors", "Dataset", "rows", "IterableDataset", "list", "DataLoader"],
 )
 def test_other_data_is_replayable(data: Any) -> None:
-    """Everything but an iterator can be read every epoch."""
+    """Everything except an iterator can be read in each epoch."""
     assert dispatched(data).replayable
 
 
 def test_rows_by_index_are_batched_as_mappings() -> None:
-    """An object with a length and items, such as a Hugging Face dataset, is batched here."""
+    """An object with a length and items, such as a Hugging Face dataset, is batched."""
     batches = list(dispatched(Rows()).in_order())
     assert [set(batch) for batch in batches] == [{"inputs", "labels"}] * 3
     assert torch.equal(torch.cat([batch["inputs"] for batch in batches]), INPUTS)
@@ -198,20 +198,20 @@ def test_rows_by_index_are_batched_as_mappings() -> None:
 
 
 def test_ready_batches_keep_their_size() -> None:
-    """`batch_size` is for the data that is batched here."""
+    """`batch_size` does not change ready batches."""
     (batch,) = dispatched([(INPUTS, TARGETS)]).in_order()
     assert batch[0] is INPUTS
 
 
 def test_tensor_batches_are_used_as_they_are() -> None:
-    """Their own batch size and seed hold."""
+    """They keep their own batch size and seed."""
     data = TensorBatches(INPUTS, TARGETS, batch_size=5, seed=9)
     assert dispatched(data) is data
 
 
 @pytest.mark.parametrize("inputs", [INPUTS, INPUTS.numpy()], ids=["tensor", "array"])
-def test_inputs_alone_are_taken_where_targets_are_not_needed(inputs: Any) -> None:
-    """A bare tensor or array is inputs, for predictions."""
+def test_inputs_alone_are_accepted_if_targets_are_not_needed(inputs: Any) -> None:
+    """For predictions, a single tensor or array is inputs."""
     batches = list(dispatched(inputs, inputs_only=True).in_order())
     assert torch.equal(torch.cat([rows for (rows,) in batches]), INPUTS)
 
@@ -227,21 +227,21 @@ def test_inputs_alone_are_taken_where_targets_are_not_needed(inputs: Any) -> Non
     ],
     ids=["tensors", "Dataset", "rows", "IterableDataset", "list"],
 )
-def test_samples_are_counted_where_the_data_is_batched_here(data: Any, samples: int | None) -> None:
-    """The number of samples, or None where only ready batches come."""
+def test_samples_are_counted_if_the_data_is_batched_here(data: Any, samples: int | None) -> None:
+    """`samples` is `None` for ready batches."""
     assert dispatched(data).samples == samples
 
 
-def test_targets_in_memory_can_be_looked_at() -> None:
-    """Tensors and TensorDatasets show their targets before the training."""
+def test_targets_in_memory_are_available() -> None:
+    """The targets of tensors and TensorDatasets are available before training."""
     for data in ((INPUTS, TARGETS), TensorDataset(INPUTS, TARGETS)):
         found = dispatched(data).all_targets()
         assert found is not None
         assert torch.equal(found, TARGETS)
 
 
-def test_dataset_in_memory_is_transformed_a_batch_at_a_time() -> None:
-    """Its `batch_transform` is applied to whole batches, and not sample by sample."""
+def test_dataset_in_memory_is_transformed_per_batch() -> None:
+    """`batch_transform` is applied to batches, not to samples."""
     sizes: list[int] = []
 
     def doubled(inputs: Tensor) -> Tensor:
@@ -254,18 +254,18 @@ def test_dataset_in_memory_is_transformed_a_batch_at_a_time() -> None:
     assert torch.equal(torch.cat([inputs for inputs, _ in batches]), INPUTS * 2)
 
 
-def test_dataset_over_tensors_that_changes_its_samples_is_asked_for_them() -> None:
-    """A subclass of TensorDataset with a `__getitem__` of its own is not bypassed."""
+def test_subclass_of_tensor_dataset_is_read_by_getitem() -> None:
+    """The `__getitem__` of a TensorDataset subclass is called."""
     batches = list(dispatched(Doubled(INPUTS, TARGETS)).in_order())
     assert torch.equal(torch.cat([inputs for inputs, _ in batches]), INPUTS * 2)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("data", [INPUTS, np.zeros((3, 2))], ids=["tensor", "array"])
-def test_inputs_alone_are_an_error_where_targets_are_needed(data: Any) -> None:
-    """The message names the argument and what it should hold."""
+def test_inputs_alone_are_an_error_if_targets_are_needed(data: Any) -> None:
+    """The message names the argument and what it must contain."""
     with pytest.raises(InvalidTypeError) as caught:
         dispatched(data)
     assert "`train`" in str(caught.value)
@@ -300,7 +300,7 @@ def test_inputs_alone_are_an_error_where_targets_are_needed(data: Any) -> None:
     ],
 )
 def test_other_values_are_an_error_that_names_argument_and_type(data: Any, named: str) -> None:
-    """The message tells which argument it was and what came."""
+    """The message contains the argument and the type of its value."""
     with pytest.raises(InvalidTypeError) as caught:
         dispatched(data)
     assert "`train`" in str(caught.value)
@@ -313,13 +313,13 @@ def test_other_values_are_an_error_that_names_argument_and_type(data: Any, named
     ids=["list", "rows", "TensorDataset", "tensors"],
 )
 def test_data_of_length_zero_is_an_error(data: Any) -> None:
-    """There is nothing to train on."""
+    """Empty data raises an error."""
     with pytest.raises(EmptyDataError):
         dispatched(data)
 
 
 def test_empty_dataset_is_named() -> None:
-    """The message tells which argument is empty, and of what type it is."""
+    """The message contains the argument and the type of the dataset."""
     with pytest.raises(EmptyDataError) as caught:
         dispatched(Rows(0))
     assert "`train`" in str(caught.value)
@@ -327,7 +327,7 @@ def test_empty_dataset_is_named() -> None:
 
 
 def test_inputs_and_targets_of_different_lengths_are_an_error() -> None:
-    """Both shapes are in the message."""
+    """The message contains both shapes."""
     with pytest.raises(DataError) as caught:
         dispatched((INPUTS, TARGETS[:4]))
     assert "(5, 2)" in str(caught.value)
@@ -335,6 +335,6 @@ def test_inputs_and_targets_of_different_lengths_are_an_error() -> None:
 
 
 def test_dataset_without_a_length_is_an_error_that_names_its_type() -> None:
-    """Samples by index without a length are no batches, and must not be taken for them."""
+    """A dataset with items and no length must not be treated as batches."""
     with pytest.raises(InvalidTypeError, match="Unsized"):
         dispatched(Unsized())

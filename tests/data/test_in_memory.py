@@ -1,4 +1,4 @@
-"""Datasets read into memory once: dtypes, transforms, and what is refused."""
+"""Datasets read into memory: dtypes, transforms and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 
 
 class Samples:
-    """A dataset of listed samples that counts how often each is read."""
+    """A dataset of given samples that counts how often each one is read."""
 
     def __init__(self, *samples: Any) -> None:
         self.samples = samples
@@ -40,7 +40,7 @@ class Samples:
 
 
 class Made:
-    """A dataset whose samples a function makes of their numbers."""
+    """A dataset whose samples are computed from their index."""
 
     def __init__(self, samples: int, make: Callable[[int], Any]) -> None:
         self.samples, self.make = samples, make
@@ -53,20 +53,20 @@ class Made:
 
 
 def read(dataset: Any, **options: Any) -> InMemoryDataset:
-    """Read a dataset without a report."""
+    """Read a dataset without progress output."""
     return in_memory(dataset, progress=False, **options)
 
 
 def scaled(images: Tensor) -> Tensor:
-    """Turn bytes into numbers in [0, 1]."""
+    """Convert bytes to numbers in [0, 1]."""
     return images.float() / 255
 
 
-# What is read
+# Reading
 
 
-def test_samples_lie_in_tensors_in_their_order() -> None:
-    """One tensor for each part of a sample, one row a sample."""
+def test_samples_are_rows_of_tensors_in_their_order() -> None:
+    """Each part of a sample becomes a tensor with one row per sample."""
     inputs, targets = torch.randn(5, 2, 3), torch.arange(5)
     data = read(TensorDataset(inputs, targets))
     assert torch.equal(data.tensors[0], inputs)
@@ -80,7 +80,7 @@ def test_samples_lie_in_tensors_in_their_order() -> None:
     ids=str,
 )
 def test_dtypes_stay(dtype: torch.dtype) -> None:
-    """Bytes stay bytes, and double precision stays double."""
+    """Bytes stay bytes, and float64 stays float64."""
     data = read(TensorDataset(torch.ones(3, 2).to(dtype), torch.zeros(3, dtype=dtype)))
     assert [tensor.dtype for tensor in data.tensors] == [dtype, dtype]
 
@@ -103,7 +103,7 @@ def test_dtypes_stay(dtype: torch.dtype) -> None:
     ),
 )
 def test_numbers_and_arrays_become_tensors_of_their_dtype(part: Any, dtype: torch.dtype) -> None:
-    """Numbers of Python and numpy, arrays and tensors alike."""
+    """This holds for Python and numpy numbers, arrays and tensors."""
     (column,) = read(Samples(part, part)).tensors
     assert column.dtype == dtype
     assert column.tolist() == [np.asarray(part).tolist()] * 2
@@ -111,7 +111,7 @@ def test_numbers_and_arrays_become_tensors_of_their_dtype(part: Any, dtype: torc
 
 @pytest.mark.parametrize("make", [tuple, list], ids=["tuple", "list"])
 def test_samples_may_have_any_number_of_parts(make: Any) -> None:
-    """Three parts are three tensors, in a tuple or a list."""
+    """Samples with three parts, as tuples or lists, give three tensors."""
     data = read(Samples(make([1, 2.0, torch.zeros(2)]), make([3, 4.0, torch.ones(2)])))
     assert [tensor.tolist() for tensor in data.tensors] == [
         [1, 3],
@@ -129,7 +129,7 @@ def test_samples_may_be_single_values() -> None:
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
 def test_images_become_bytes_with_the_channels_first(mode: str, channels: int) -> None:
-    """An image of PIL is `(channels, height, width)` of uint8, pixel for pixel."""
+    """A PIL image becomes `(channels, height, width)` of uint8, pixel for pixel."""
     shape = (5, 4) if channels == 1 else (5, 4, channels)
     pixels = np.arange(20 * channels, dtype=np.uint8).reshape(shape)
     data = read(Samples((Image.fromarray(pixels, mode), 1)))
@@ -142,7 +142,7 @@ def test_images_become_bytes_with_the_channels_first(mode: str, channels: int) -
 
 
 def test_images_of_torchvision_are_read() -> None:
-    """A dataset of torchvision without a transform needs none."""
+    """A torchvision dataset without a transform can be read."""
     data = read(FakeData(6, (3, 8, 8), num_classes=4))
     assert data.tensors[0].shape == (6, 3, 8, 8)
     assert data.tensors[0].dtype == torch.uint8
@@ -150,20 +150,20 @@ def test_images_of_torchvision_are_read() -> None:
 
 
 def test_deterministic_transform_is_applied_once() -> None:
-    """What the dataset makes of a sample is what lies in memory."""
+    """The transformed samples are stored."""
     bytes_, floats = FakeData(4, (1, 6, 6)), FakeData(4, (1, 6, 6), transform=ToTensor())
     assert torch.equal(read(floats).tensors[0], scaled(read(bytes_).tensors[0]))
 
 
 def test_reading_leaves_no_graph() -> None:
-    """Tensors that come out of a model are stored without its graph."""
+    """Tensors that require gradients are stored without their graph."""
     weight = torch.ones(2, requires_grad=True)
     data = read(Samples(weight * 2, weight * 3))
     assert not data.tensors[0].requires_grad
 
 
 def test_samples_of_a_buffer_that_is_reused_are_kept_apart() -> None:
-    """A dataset that fills one array again and again is copied at each reading."""
+    """A dataset that reuses one array is copied at each read."""
     buffer = np.zeros(2, np.float32)
 
     def fill(index: int) -> Any:
@@ -174,7 +174,7 @@ def test_samples_of_a_buffer_that_is_reused_are_kept_apart() -> None:
 
 
 def test_each_sample_is_read_a_few_times_at_most() -> None:
-    """Beyond the ones that are read twice for a check, a sample is read once."""
+    """Only the samples that are checked are read more than once."""
     dataset = Samples(*range(200))
     read(dataset)
     assert dataset.reads.count(1) >= 184
@@ -182,7 +182,7 @@ def test_each_sample_is_read_a_few_times_at_most() -> None:
 
 
 def test_data_in_memory_can_be_read_again() -> None:
-    """What `in_memory` returns is a dataset like any other."""
+    """The result of `in_memory` is itself a dataset that can be read."""
     data = read(TensorDataset(torch.randn(4, 2), torch.arange(4)))
     again = read(data)
     assert all(map(torch.equal, data.tensors, again.tensors))
@@ -192,7 +192,7 @@ def test_data_in_memory_can_be_read_again() -> None:
 
 
 def test_transform_is_applied_when_a_sample_is_used() -> None:
-    """Memory holds bytes, and a sample is what a batch of one would be."""
+    """Memory contains bytes, and a sample is transformed like a batch of one."""
     images = torch.arange(12, dtype=torch.uint8).view(3, 4)
     data = read(TensorDataset(images, torch.arange(3)), batch_transform=scaled)
     assert torch.equal(data.tensors[0], images)
@@ -203,7 +203,7 @@ def test_transform_is_applied_when_a_sample_is_used() -> None:
 
 
 def test_transform_is_applied_by_a_loader() -> None:
-    """A DataLoader of the user's own yields what the Trainer would."""
+    """A user's DataLoader yields the same values as the Trainer."""
     images = torch.arange(12, dtype=torch.uint8).view(3, 4)
     data = read(TensorDataset(images, torch.arange(3)), batch_transform=scaled)
     ((rows, targets),) = DataLoader(data, batch_size=3)
@@ -212,31 +212,31 @@ def test_transform_is_applied_by_a_loader() -> None:
 
 
 def test_transform_is_not_applied_to_targets() -> None:
-    """Only the first part of a sample is the inputs."""
+    """Only the first part of a sample is transformed."""
     data = read(TensorDataset(torch.ones(2, 1), torch.ones(2)), batch_transform=lambda x: x * 7)
     assert [part.tolist() for part in data[0]] == [[7.0], 1.0]
 
 
 def test_without_a_transform_samples_are_rows() -> None:
-    """Nothing is done to them."""
+    """The samples are returned unchanged."""
     data = read(TensorDataset(torch.arange(4), torch.arange(4)))
     assert data.batch_transform is None
     assert [int(part) for part in data[2]] == [2, 2]
 
 
 def test_data_in_memory_can_be_pickled() -> None:
-    """Workers of a loader on every system, and files, can take it."""
+    """It can be saved to a file, and sent to the workers of a loader."""
     data = read(TensorDataset(torch.arange(4), torch.arange(4)), batch_transform=scaled)
     copy: InMemoryDataset = pickle.loads(pickle.dumps(data))
     assert all(map(torch.equal, copy.tensors, data.tensors))
     assert copy.batch_transform is scaled
 
 
-# What is refused
+# Errors
 
 
 def test_random_transform_is_an_error_that_names_the_sample() -> None:
-    """An augmentation would be frozen in memory; the sample whose readings differ is told."""
+    """The message contains the index of the sample that differs."""
     dataset = FakeData(20, (1, 8, 8), transform=v2.Compose([v2.ToImage(), v2.RandomErasing(1.0)]))
     with pytest.raises(DataError, match="sample 0"):
         read(dataset)
@@ -244,7 +244,7 @@ def test_random_transform_is_an_error_that_names_the_sample() -> None:
 
 @pytest.mark.parametrize("source", ["torch", "numpy", "python"])
 def test_random_transform_of_every_generator_is_an_error(source: str) -> None:
-    """Whichever global generator it draws from."""
+    """Randomness from any of the global generators is found."""
     draws: dict[str, Callable[[], Any]] = {
         "torch": lambda: torch.rand(2),
         "numpy": lambda: np.random.rand(2),  # noqa: NPY002
@@ -255,7 +255,7 @@ def test_random_transform_of_every_generator_is_an_error(source: str) -> None:
 
 
 def test_random_transform_of_some_samples_is_an_error_that_names_the_first() -> None:
-    """A transform that leaves the first half alone is found in the second."""
+    """A transform that changes only the second half is found."""
     generator = torch.Generator().manual_seed(0)
     dataset = Made(
         32, lambda index: torch.rand(2, generator=generator) if index >= 16 else torch.zeros(2)
@@ -265,7 +265,7 @@ def test_random_transform_of_some_samples_is_an_error_that_names_the_first() -> 
 
 
 def test_random_flip_of_every_second_reading_is_found() -> None:
-    """A coin that is thrown for each reading repeats itself on some samples, but not on all."""
+    """A random flip repeats on some samples, but not on all of them."""
     generator = torch.Generator().manual_seed(0)
     row = torch.arange(4)
     dataset = Made(
@@ -276,14 +276,14 @@ def test_random_flip_of_every_second_reading_is_found() -> None:
 
 
 def test_random_shape_is_an_error_of_the_library() -> None:
-    """A random crop that is not resized gives another shape at each reading."""
+    """A random crop without resizing gives a different shape at each read."""
     sizes: Iterator[int] = iter(range(1, 10**6))
     with pytest.raises(DataError):
         read(Made(4, lambda index: torch.zeros(next(sizes))))
 
 
-def test_values_that_are_not_finite_are_no_difference() -> None:
-    """Nan equals itself here."""
+def test_values_that_are_not_finite_compare_equal() -> None:
+    """In the comparison, nan equals nan."""
     data = read(TensorDataset(torch.full((2, 2), float("nan"))))
     assert bool(data.tensors[0].isnan().all())
 
@@ -298,7 +298,7 @@ def test_values_that_are_not_finite_are_no_difference() -> None:
     ids=["shape", "dtype", "parts"],
 )
 def test_samples_that_differ_are_an_error_that_shows_both(other: Any, told: str) -> None:
-    """The sample and what it consists of are told, beside what the first one does."""
+    """The message describes the sample and the first one."""
     samples = [torch.zeros(2)] * 20
     samples[7] = other
     with pytest.raises(DataError) as caught:
@@ -309,7 +309,7 @@ def test_samples_that_differ_are_an_error_that_shows_both(other: Any, told: str)
 
 
 def test_images_of_different_sizes_are_an_error_that_names_the_sample() -> None:
-    """A folder of photographs has to be resized first."""
+    """Photos of different sizes must be resized first."""
     with pytest.raises(DataError) as caught:
         read(Samples(Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))))
     assert "Sample 1" in str(caught.value)
@@ -320,13 +320,13 @@ def test_images_of_different_sizes_are_an_error_that_names_the_sample() -> None:
     "dataset", [Samples(), TensorDataset(torch.zeros(0, 2))], ids=["own", "tensors"]
 )
 def test_empty_dataset_is_an_error_that_names_its_type(dataset: Any) -> None:
-    """There is nothing to read."""
+    """An empty dataset raises an error."""
     with pytest.raises(EmptyDataError, match=type(dataset).__name__):
         read(dataset)
 
 
 class Stream(IterableDataset[Any]):
-    """Has no length."""
+    """An iterable without a length."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter([torch.zeros(2)])
@@ -338,7 +338,7 @@ class Stream(IterableDataset[Any]):
     ids=["stream", "iterator", "loader", "number", "None"],
 )
 def test_stream_is_an_error_that_names_its_type(dataset: Any) -> None:
-    """What has no length or no items cannot be read as a whole."""
+    """Data without a length or items cannot be read into memory."""
     with pytest.raises(InvalidTypeError, match=type(dataset).__name__):
         read(dataset)
 
@@ -346,8 +346,8 @@ def test_stream_is_an_error_that_names_its_type(dataset: Any) -> None:
 @pytest.mark.parametrize(
     "part", ["a cat", None, {"image": torch.zeros(2)}, object()], ids=["text", "None", "dict", "o"]
 )
-def test_sample_of_something_else_is_an_error_that_names_its_type(part: Any) -> None:
-    """Texts and the like cannot lie in memory as tensors."""
+def test_sample_of_text_is_an_error_that_names_its_type(part: Any) -> None:
+    """Texts cannot be stored as tensors."""
     with pytest.raises(InvalidTypeError) as caught:
         read(Samples((torch.zeros(2), part)))
     assert "Sample 0" in str(caught.value)
@@ -355,7 +355,7 @@ def test_sample_of_something_else_is_an_error_that_names_its_type(part: Any) -> 
 
 
 def test_array_of_a_dtype_that_torch_lacks_is_an_error_that_names_the_sample() -> None:
-    """Arrays of texts are refused in the library's own words."""
+    """Arrays of text raise the library's error."""
     with pytest.raises(InvalidTypeError, match="Sample 0"):
         read(Samples(np.array(["a", "b"])))
 
@@ -364,15 +364,15 @@ def test_array_of_a_dtype_that_torch_lacks_is_an_error_that_names_the_sample() -
 
 
 def memory_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Let the system say that so many bytes are free."""
+    """Make the system report a number of free bytes."""
     answers = {"SC_AVPHYS_PAGES": free, "SC_PAGE_SIZE": 1}
     monkeypatch.setattr(os, "sysconf", answers.__getitem__)
 
 
-def test_dataset_larger_than_the_free_memory_is_an_error_that_tells_both(
+def test_dataset_larger_than_the_free_memory_is_an_error_that_names_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before it is read: only the first sample is looked at."""
+    """The error is raised after only the first sample has been read."""
     memory_of(monkeypatch, 1_500_000)
     dataset = Samples(*[torch.zeros(250_000)] * 2)
     with pytest.raises(DataError) as caught:
@@ -383,13 +383,13 @@ def test_dataset_larger_than_the_free_memory_is_an_error_that_tells_both(
 
 
 def test_dataset_that_just_fits_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimate counts the bytes of the tensors, and nothing else."""
+    """The estimate is the number of bytes of the tensors."""
     memory_of(monkeypatch, 16)
     assert len(read(TensorDataset(torch.zeros(2, 2)))) == 2
 
 
 def test_memory_is_estimated_by_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes take a quarter of what floats take."""
+    """Bytes take a quarter of the memory of floats."""
     memory_of(monkeypatch, 8)
     assert len(read(TensorDataset(torch.zeros(2, 4, dtype=torch.uint8)))) == 2
     with pytest.raises(DataError):
@@ -397,10 +397,10 @@ def test_memory_is_estimated_by_the_dtype(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("error", [ValueError("unrecognized name"), OSError("not here")], ids=repr)
-def test_system_that_does_not_tell_its_memory_is_no_obstacle(
+def test_unknown_free_memory_is_not_an_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Where nobody knows how much is free, the dataset is read."""
+    """If the free memory is unknown, the dataset is read."""
 
     def refuse(name: str) -> int:
         raise error
@@ -409,17 +409,17 @@ def test_system_that_does_not_tell_its_memory_is_no_obstacle(
     assert len(read(TensorDataset(torch.zeros(2, 2)))) == 2
 
 
-def test_system_without_the_question_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_without_sysconf_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no `os.sysconf`."""
     monkeypatch.delattr(os, "sysconf")
     assert len(read(TensorDataset(torch.zeros(2, 2)))) == 2
 
 
-# Report and random states
+# Progress and random states
 
 
 def test_report_is_a_line_with_samples_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal there is one line on stderr."""
+    """Without a terminal the report is one line on stderr."""
     in_memory(TensorDataset(torch.zeros(1250, 200)))
     out, err = capsys.readouterr()
     assert out == ""
@@ -435,16 +435,16 @@ def test_report_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_report_on_a_terminal_tells_the_memory_before_it_is_taken(
+def test_report_on_a_terminal_shows_the_memory_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bar shows the estimate from its first moment on."""
+    """The progress bar shows the estimate from the start."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     in_memory(TensorDataset(torch.zeros(1250, 200)))
@@ -452,8 +452,8 @@ def test_report_on_a_terminal_tells_the_memory_before_it_is_taken(
     assert "1.0 MB" in first
 
 
-def test_bar_is_wiped_off_when_a_sample_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No half bar stands before the traceback."""
+def test_bar_is_removed_before_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No partial progress bar precedes the traceback."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     samples = [torch.zeros(2)] * 20
@@ -464,12 +464,12 @@ def test_bar_is_wiped_off_when_a_sample_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def draw_everywhere() -> tuple[list[float], float, float]:
-    """Draw from the global generators of torch, numpy and python."""
+    """Draw from the global generators of torch, numpy and Python."""
     return torch.rand(3).tolist(), float(np.random.rand()), random.random()  # noqa: NPY002
 
 
 class Drawing(Samples):
-    """Draws from every global generator at each reading, to no effect."""
+    """Draws from every global generator at each read, without using the numbers."""
 
     def __getitem__(self, index: int) -> Any:
         draw_everywhere()
@@ -477,8 +477,8 @@ class Drawing(Samples):
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["success", "error"])
-def test_random_states_are_put_back(fails: bool) -> None:
-    """Whatever the dataset draws, the caller's generators are as they were."""
+def test_random_states_are_restored(fails: bool) -> None:
+    """The global generators are unchanged, whatever the dataset draws."""
     dataset = Drawing(torch.zeros(2), torch.zeros(3 if fails else 2))
 
     def seeded() -> None:
@@ -513,8 +513,8 @@ def test_repr_is_one_line_with_the_shape_of_a_sample() -> None:
 
 @pytest.mark.slow
 @pytest.mark.mnist
-def test_mnist_in_memory_is_what_its_transform_gives(mnist_folder: Path) -> None:
-    """Bytes that are scaled a batch at a time are the values of ToTensor, bit for bit."""
+def test_mnist_in_memory_equals_its_transform(mnist_folder: Path) -> None:
+    """Bytes that are scaled per batch equal the values of ToTensor, bit for bit."""
     data = read(MNIST(mnist_folder, train=False), batch_transform=scaled)
     reference = MNIST(mnist_folder, train=False, transform=ToTensor())
     assert data.tensors[0].dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""Batches cut from tensors in memory."""
+"""Batches of tensors in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def numbered(samples: int, *, batch_size: int = 4, seed: int = 0) -> TensorBatch
 # Order
 
 
-def test_epoch_holds_every_sample_once() -> None:
+def test_epoch_contains_every_sample_once() -> None:
     """An epoch is a permutation of the data."""
     assert sorted(epoch_order(numbered(21), 0)) == list(range(21))
 
@@ -44,7 +44,7 @@ def test_epoch_is_shuffled() -> None:
 
 
 def test_order_is_the_same_for_the_same_seed_and_epoch() -> None:
-    """Other epochs that were read before, and other objects, do not matter."""
+    """It does not depend on epochs that were read before, or on the object."""
     batches = numbered(50)
     expected = epoch_order(batches, 3)
     epoch_order(batches, 0)
@@ -53,33 +53,33 @@ def test_order_is_the_same_for_the_same_seed_and_epoch() -> None:
 
 
 def test_order_differs_from_epoch_to_epoch() -> None:
-    """Each epoch has an order of its own."""
+    """Each epoch has a different order."""
     batches = numbered(50)
     assert len({tuple(epoch_order(batches, number)) for number in range(10)}) == 10
 
 
 def test_order_differs_from_seed_to_seed() -> None:
-    """Each seed has an order of its own, and none is that of another seed's next epoch."""
+    """Each seed has a different order, also from the next epoch of another seed."""
     orders = {tuple(epoch_order(numbered(50, seed=seed), e)) for seed in range(5) for e in range(5)}
     assert len(orders) == 25
 
 
 def test_order_does_not_depend_on_the_batch_size() -> None:
-    """Another batch size cuts the same order elsewhere."""
+    """A different batch size splits the same order differently."""
     orders = [epoch_order(numbered(50, batch_size=size), 1) for size in (1, 7, 64)]
     assert orders[0] == orders[1] == orders[2]
 
 
 def test_two_epochs_may_be_read_at_the_same_time() -> None:
-    """Iterators of one object do not disturb each other."""
+    """Iterators of one object are independent."""
     batches = numbered(8, batch_size=2)
     pairs = list(zip(batches.epoch(0), batches.epoch(1), strict=True))
     assert [int(row) for ((rows,), _) in pairs for row in rows] == epoch_order(batches, 0)
     assert [int(row) for (_, (rows,)) in pairs for row in rows] == epoch_order(batches, 1)
 
 
-def test_epoch_leaves_the_global_random_states_alone() -> None:
-    """No global generator is read or moved."""
+def test_epoch_does_not_change_the_global_random_states() -> None:
+    """No global generator is read or changed."""
     torch_state = torch.get_rng_state()
     numpy_state = np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
     python_state = random.getstate()
@@ -92,7 +92,7 @@ def test_epoch_leaves_the_global_random_states_alone() -> None:
 
 
 def test_rows_of_all_tensors_stay_together() -> None:
-    """Each input is met by its own target, in an epoch and in order."""
+    """Each input is returned with its target, shuffled or in order."""
     inputs = torch.arange(20.0).reshape(10, 2)
     batches = TensorBatches(inputs, torch.arange(10), batch_size=3)
     for rows, targets in [*batches.epoch(0), *batches.in_order()]:
@@ -100,7 +100,7 @@ def test_rows_of_all_tensors_stay_together() -> None:
 
 
 def test_epoch_keeps_dtypes_and_inner_shapes() -> None:
-    """A batch is rows of the tensors and nothing else."""
+    """A batch consists of rows of the tensors."""
     batches = TensorBatches(
         torch.zeros(5, 3, 2, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64), batch_size=2
     )
@@ -109,8 +109,8 @@ def test_epoch_keeps_dtypes_and_inner_shapes() -> None:
     assert (targets.shape, targets.dtype) == ((2,), torch.int64)
 
 
-def test_in_order_yields_the_rows_as_they_are() -> None:
-    """The rows come back in their own order."""
+def test_in_order_yields_the_rows_in_their_order() -> None:
+    """The rows are returned in their own order."""
     batches = numbered(10, batch_size=4)
     assert [rows.tolist() for (rows,) in batches.in_order()] == [
         [0, 1, 2, 3],
@@ -120,7 +120,7 @@ def test_in_order_yields_the_rows_as_they_are() -> None:
 
 
 def test_in_order_copies_nothing() -> None:
-    """Its batches are views of the tensors."""
+    """The batches are views of the tensors."""
     data = torch.arange(10)
     (first,) = next(TensorBatches(data, batch_size=4).in_order())
     assert first.data_ptr() == data.data_ptr()
@@ -130,7 +130,7 @@ def test_in_order_copies_nothing() -> None:
     ("samples", "sizes"), [(8, [4, 4]), (9, [4, 4, 1]), (3, [3]), (4, [4]), (1, [1])]
 )
 def test_short_last_batch_is_kept(samples: int, sizes: list[int]) -> None:
-    """Batches are full but for the last, and `steps` counts them all."""
+    """All batches except the last are full, and `steps` counts them all."""
     batches = numbered(samples, batch_size=4)
     assert [len(rows) for (rows,) in batches.epoch(0)] == sizes
     assert [len(rows) for (rows,) in batches.in_order()] == sizes
@@ -142,11 +142,11 @@ def test_tensor_batches_can_be_read_again() -> None:
     assert numbered(3).replayable
 
 
-# What is taken
+# Accepted data
 
 
-def test_numpy_arrays_are_taken() -> None:
-    """Arrays give the batches that tensors of the same values give."""
+def test_numpy_arrays_are_accepted() -> None:
+    """Arrays give the same batches as tensors with the same values."""
     array = np.arange(12.0, dtype=np.float32).reshape(6, 2)
     (from_array,) = next(TensorBatches(array, batch_size=4).epoch(0))
     (from_tensor,) = next(TensorBatches(torch.tensor(array), batch_size=4).epoch(0))
@@ -155,44 +155,44 @@ def test_numpy_arrays_are_taken() -> None:
 
 
 def test_numpy_arrays_share_their_memory() -> None:
-    """No second copy of the data is made."""
+    """The data is not copied."""
     array = np.zeros((4, 2))
     assert TensorBatches(array).tensors[0].data_ptr() == array.ctypes.data
 
 
 def test_tensors_are_not_copied() -> None:
-    """The data stays where it is."""
+    """The tensors share memory with the user's data."""
     tensor = torch.zeros(4, 2)
     assert TensorBatches(tensor).tensors[0].data_ptr() == tensor.data_ptr()
 
 
 def test_batches_of_a_tensor_with_gradients_have_none() -> None:
-    """Data that came out of a model does not drag its graph along."""
+    """Batches of a tensor that requires gradients have no graph."""
     data = torch.ones(4, 2, requires_grad=True) * 2
     (rows,) = next(TensorBatches(data).epoch(0))
     assert not rows.requires_grad
 
 
 def test_arguments_can_be_read_back() -> None:
-    """The object shows the data and the numbers that it works by."""
+    """The object has the data and the arguments as attributes."""
     batches = TensorBatches(torch.zeros(4), torch.ones(4), batch_size=3, seed=7)
     assert (len(batches.tensors), batches.batch_size, batches.seed) == (2, 3, 7)
 
 
 def test_batch_size_is_64_by_default() -> None:
-    """A batch holds 64 samples unless another size is asked for."""
+    """Batches have 64 samples by default."""
     (rows,) = next(TensorBatches(torch.zeros(100)).epoch(0))
     assert len(rows) == 64
 
 
 def test_samples_are_counted() -> None:
-    """The number of samples is that of the rows, whatever the batch size."""
+    """`samples` is the number of rows, whatever the batch size."""
     assert numbered(9, batch_size=4).samples == 9
 
 
 @pytest.mark.parametrize("order", ["epoch", "in order"])
-def test_batch_transform_is_given_the_inputs_a_batch_at_a_time(order: str) -> None:
-    """It is called once a batch with the rows of the first tensor, and what it makes is used."""
+def test_batch_transform_receives_a_batch_of_inputs(order: str) -> None:
+    """It is called once per batch with the rows of the first tensor."""
     shapes: list[tuple[int, ...]] = []
 
     def scaled(images: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def test_batch_transform_is_given_the_inputs_a_batch_at_a_time(order: str) -> No
     assert torch.equal(torch.cat([inputs for inputs, _ in found]), torch.ones(5, 3))
 
 
-def test_batch_transform_leaves_the_targets_alone() -> None:
+def test_batch_transform_does_not_change_the_targets() -> None:
     """Only the first tensor is transformed."""
     targets = torch.arange(5)
     batches = TensorBatches(torch.zeros(5), targets, batch_transform=lambda rows: rows + 1)
@@ -215,14 +215,14 @@ def test_batch_transform_leaves_the_targets_alone() -> None:
 
 
 def test_batch_transform_is_not_applied_to_the_data_itself() -> None:
-    """A second reading transforms the original rows again, and not the transformed ones."""
+    """A second epoch transforms the original rows again."""
     batches = TensorBatches(torch.ones(5), batch_transform=lambda rows: rows * 2)
     first, second = ([rows.tolist() for (rows,) in batches.in_order()] for _ in range(2))
     assert first == second == [[2.0] * 5]
 
 
 def test_all_targets_are_the_second_tensor() -> None:
-    """Targets in memory can be looked at before training."""
+    """Targets in memory are available before training."""
     targets = torch.arange(4)
     found = TensorBatches(torch.zeros(4), targets).all_targets()
     assert found is not None
@@ -230,16 +230,16 @@ def test_all_targets_are_the_second_tensor() -> None:
 
 
 def test_inputs_alone_have_no_targets() -> None:
-    """Without a second tensor there are none."""
+    """Without a second tensor there are no targets."""
     assert TensorBatches(torch.zeros(4)).all_targets() is None
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_batch_size_below_one_is_an_error_that_names_it(size: int) -> None:
-    """A batch holds at least one sample."""
+    """A batch has at least one sample."""
     with pytest.raises(InvalidArgumentError) as caught:
         numbered(4, batch_size=size)
     assert "`batch_size`" in str(caught.value)
@@ -247,7 +247,7 @@ def test_batch_size_below_one_is_an_error_that_names_it(size: int) -> None:
 
 
 def test_lengths_that_differ_are_an_error_that_names_them() -> None:
-    """Inputs and targets need as many rows as each other; both shapes are told."""
+    """The message contains both shapes."""
     with pytest.raises(DataError) as caught:
         TensorBatches(torch.zeros(5, 2), torch.zeros(4))
     assert "(5, 2)" in str(caught.value)
@@ -269,28 +269,28 @@ def test_repr_is_one_line_with_the_shapes() -> None:
 
 
 def test_no_tensor_is_an_error() -> None:
-    """Nothing is no data."""
+    """At least one tensor is required."""
     with pytest.raises(EmptyDataError):
         TensorBatches()
 
 
 def test_no_sample_is_an_error_that_names_the_shape() -> None:
-    """Tensors without rows are no data."""
+    """Tensors without rows are empty data."""
     with pytest.raises(EmptyDataError) as caught:
         TensorBatches(torch.zeros(0, 3), torch.zeros(0))
     assert "(0, 3)" in str(caught.value)
 
 
 def test_single_number_is_an_error_that_names_its_position() -> None:
-    """A tensor without rows is told from an empty one, and which one it is."""
+    """A tensor without dimensions raises a different error than an empty one."""
     with pytest.raises(DataError, match="Tensor 1") as caught:
         TensorBatches(torch.zeros(1), torch.tensor(3.0))
     assert not isinstance(caught.value, EmptyDataError)
 
 
 @pytest.mark.parametrize("value", [[1, 2], (1, 2), "ab", None, 3], ids=repr)
-def test_value_that_is_no_tensor_is_an_error_that_names_its_type(value: Any) -> None:
-    """Lists and the like are not converted in silence."""
+def test_value_that_is_not_a_tensor_is_an_error_that_names_its_type(value: Any) -> None:
+    """Lists are not converted silently."""
     with pytest.raises(InvalidTypeError, match=type(value).__name__):
         TensorBatches(value)
 
@@ -301,7 +301,7 @@ def test_value_that_is_no_tensor_is_an_error_that_names_its_type(value: Any) -> 
     ids=["text", "objects", "dates"],
 )
 def test_array_of_a_dtype_that_torch_lacks_is_an_error(array: np.ndarray[Any, Any]) -> None:
-    """The reason holds the array's dtype."""
+    """The message contains the array's dtype."""
     with pytest.raises(InvalidTypeError) as caught:
         TensorBatches(array)
     assert array.dtype.type.__name__ in str(caught.value)
@@ -313,12 +313,12 @@ def test_array_of_a_dtype_that_torch_lacks_is_an_error(array: np.ndarray[Any, An
 def test_array_that_torch_cannot_view_is_an_error_of_the_library(
     array: np.ndarray[Any, Any],
 ) -> None:
-    """A layout of memory that torch does not have is refused by name, like a dtype."""
+    """A memory layout that PyTorch lacks raises the library's error."""
     with pytest.raises((InvalidTypeError, DataError), match="array"):
         TensorBatches(array)
 
 
-# The two functions that others use
+# is_tensor_like and as_tensor
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_array_that_torch_cannot_view_is_an_error_of_the_library(
     ids=["tensor", "array", "list", "None", "number"],
 )
 def test_tensor_like_is_a_tensor_or_an_array(value: object, expected: bool) -> None:
-    """Nothing else counts."""
+    """Other types are not tensor-like."""
     assert is_tensor_like(value) is expected
 
 

@@ -1,4 +1,4 @@
-"""Building a multilayer perceptron, and what it takes and makes."""
+"""Building a multilayer perceptron, its forward pass and its errors."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def images(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("hidden", [[], [5], [7, 6, 5], (7, 6), range(3, 6)], ids=str)
 def test_widths_follow_the_request(hidden: Sequence[int]) -> None:
-    """Any sequence of hidden widths gives linear layers of these widths, one after the other."""
+    """Any sequence of widths gives linear layers of these widths in order."""
     model = build_mlp(4, hidden, 3)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     widths = [4, *hidden, 3]
     assert [(layer.in_features, layer.out_features) for layer in linear] == list(pairwise(widths))
 
 
-def test_no_hidden_layer_makes_a_linear_model() -> None:
+def test_no_hidden_layer_is_a_linear_model() -> None:
     """Without hidden layers the outputs are an affine function of the inputs."""
     model = build_mlp(4, [], 3)
     inputs = images(2, 4)
@@ -49,7 +49,7 @@ def test_no_hidden_layer_makes_a_linear_model() -> None:
 
 
 def test_the_model_is_its_head_on_its_backbone() -> None:
-    """The outputs are what the head makes of the backbone's features."""
+    """The outputs are the head applied to the backbone's features."""
     model = build_mlp(4, [5], 3)
     features = model.backbone(images(2, 4))
     assert features.shape == (2, 5)
@@ -57,18 +57,18 @@ def test_the_model_is_its_head_on_its_backbone() -> None:
 
 
 def test_hidden_layer_is_linear_normalization_activation_dropout() -> None:
-    """Each hidden layer holds its four parts in this order."""
+    """Each hidden layer has its four parts in this order."""
     model = build_mlp(4, [5, 6], 3, activation=nn.GELU, normalization=nn.BatchNorm1d, dropout=0.1)
     layer = [nn.Linear, nn.BatchNorm1d, nn.GELU, nn.Dropout]
     assert kinds(model.backbone) == [nn.Flatten, *layer, *layer]
 
 
 def test_hidden_layer_is_linear_and_relu_by_default() -> None:
-    """Without options there is no normalization and no dropout."""
+    """By default there is no normalization and no dropout."""
     assert kinds(build_mlp(4, [5], 3).backbone) == [nn.Flatten, nn.Linear, nn.ReLU]
 
 
-def test_activation_is_made_anew_for_each_layer() -> None:
+def test_each_layer_has_its_own_activation() -> None:
     """Activations with parameters are not shared between layers."""
     model = build_mlp(4, [5, 5], 3, activation=nn.PReLU)
     assert len({id(part) for part in model.modules() if isinstance(part, nn.PReLU)}) == 2
@@ -86,33 +86,33 @@ def test_normalization_gets_the_width_of_its_layer() -> None:
     assert widths == [7, 5]
 
 
-def test_dropout_has_the_share_that_was_asked_for() -> None:
-    """Every dropout of the model drops `dropout`."""
+def test_dropout_has_the_requested_probability() -> None:
+    """Each dropout module has the requested probability."""
     model = build_mlp(4, [5, 5], 3, dropout=0.25)
     assert [part.p for part in model.modules() if isinstance(part, nn.Dropout)] == [0.25, 0.25]
 
 
 def test_the_outputs_have_neither_activation_nor_dropout() -> None:
-    """The head stands last, so that its outputs are logits."""
+    """The head is the last module, so its outputs are logits."""
     model = build_mlp(4, [5], 3, dropout=0.5)
     assert isinstance(model.head, nn.Linear)
     assert list(dict(model.named_children())) == ["backbone", "head"]
 
 
 def test_new_model_is_in_train_mode() -> None:
-    """A model that was just built is ready to be trained."""
+    """A new model is in train mode."""
     assert all(module.training for module in build_mlp(4, [5], 3, dropout=0.1).modules())
 
 
-def test_new_model_is_made_on_the_default_device() -> None:
-    """A seed does not keep the model off the device that the user has chosen."""
+def test_new_model_is_on_the_default_device() -> None:
+    """With a seed, the model is still created on the default device."""
     with torch.device("meta"):
         model = build_mlp(4, [5], 3, seed=0)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_new_model_has_the_default_dtype() -> None:
-    """The dtype that the user has set as default holds for the parameters."""
+    """The parameters have PyTorch's default dtype."""
     former = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -126,29 +126,29 @@ def test_new_model_has_the_default_dtype() -> None:
 
 
 def test_same_seed_gives_the_same_weights() -> None:
-    """Two models of one seed are equal bit for bit, whatever was drawn in between."""
+    """Two models with the same seed are bitwise equal, whatever was drawn in between."""
     first = build_mlp(4, [5], 3, seed=1).state_dict()
     torch.rand(1)
     second = build_mlp(4, [5], 3, seed=1).state_dict()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_another_seed_gives_other_weights() -> None:
+def test_another_seed_gives_different_weights() -> None:
     """Every weight depends on the seed."""
     first = build_mlp(4, [5], 3, seed=1).state_dict()
     second = build_mlp(4, [5], 3, seed=2).state_dict()
     assert not any(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_seed_leaves_the_global_generator_alone() -> None:
-    """What is drawn after building does not depend on it."""
+def test_seed_does_not_change_the_global_generator() -> None:
+    """Building with a seed does not change what is drawn afterwards."""
     before = torch.get_rng_state()
     build_mlp(4, [5], 3, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_seed_draws_from_the_global_generator() -> None:
-    """Without `seed` the global generator decides, as in PyTorch."""
+    """Without `seed` the weights are drawn from the global generator, as in PyTorch."""
     state = torch.get_rng_state()
     first = build_mlp(4, [5], 3).get_parameter("head.weight")
     torch.set_rng_state(state)
@@ -160,28 +160,28 @@ def test_no_seed_draws_from_the_global_generator() -> None:
 
 
 def test_images_and_their_flat_form_give_equal_outputs() -> None:
-    """`(batch, 1, 28, 28)` is taken as `(batch, 784)` is."""
+    """`(batch, 1, 28, 28)` gives the same outputs as `(batch, 784)`."""
     model = build_mlp(784, [8], 10, seed=0)
     inputs = images(3, 1, 28, 28)
     assert torch.equal(model(inputs), model(inputs.reshape(3, 784)))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2])
-def test_outputs_have_one_row_a_sample(batch: int) -> None:
+def test_outputs_have_one_row_per_sample(batch: int) -> None:
     """Any number of samples gives `(batch, out_features)`."""
     assert build_mlp(6, [5], 3)(images(batch, 2, 3)).shape == (batch, 3)
 
 
 def test_samples_of_a_single_number_need_a_dimension_of_one() -> None:
-    """A model of one input takes `(batch, 1)`."""
+    """A model with one input accepts `(batch, 1)`."""
     assert build_mlp(1, [5], 3)(images(2, 1)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 2), (4,), (), (2, 0)], ids=str)
-def test_inputs_of_another_width_are_an_error_that_names_their_shape(
+def test_inputs_of_the_wrong_width_are_an_error_that_names_their_shape(
     shape: tuple[int, ...],
 ) -> None:
-    """The message holds what came and how many values a sample should have."""
+    """The message contains the shape and the number of values per sample."""
     with pytest.raises(InvalidInputError) as caught:
         build_mlp(4, [5], 3)(images(*shape))
     assert str(shape) in str(caught.value)
@@ -189,20 +189,20 @@ def test_inputs_of_another_width_are_an_error_that_names_their_shape(
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)
-def test_inputs_of_whole_numbers_are_an_error_that_names_their_dtype(dtype: torch.dtype) -> None:
-    """Bytes of an image, passed as they are, are met by name."""
+def test_integer_inputs_are_an_error_that_names_their_dtype(dtype: torch.dtype) -> None:
+    """Bytes of an image raise an error that contains their dtype."""
     with pytest.raises(InvalidInputError, match=str(dtype)):
         build_mlp(4, [5], 3)(torch.zeros(2, 4, dtype=dtype))
 
 
-def test_head_may_be_replaced_by_hand() -> None:
-    """A module that is assigned to `.head` makes the outputs."""
+def test_head_can_be_assigned() -> None:
+    """A module that is assigned to `.head` computes the outputs."""
     model = build_mlp(4, [5], 3)
     model.head = nn.Identity()
     assert torch.equal(model(images(2, 4)), model.backbone(images(2, 4)))
 
 
-# Errors of the builder
+# Errors of build_mlp
 
 
 @pytest.mark.parametrize("width", [0, -3])
@@ -220,8 +220,8 @@ def test_width_below_one_is_an_error_that_names_the_argument(width: int) -> None
 
 
 @pytest.mark.parametrize("width", [2.0, "5", None, True, [5]], ids=repr)
-def test_width_that_is_no_whole_number_is_an_error_that_names_it(width: Any) -> None:
-    """Each of the three arguments is named together with what it was."""
+def test_width_that_is_not_a_whole_number_is_an_error_that_names_it(width: Any) -> None:
+    """The message contains the argument and its value."""
     arguments: dict[str, tuple[Any, Any, Any]] = {
         "`in_features`": (width, [5], 3),
         "`hidden_features[1]`": (4, [5, width], 3),
@@ -236,7 +236,7 @@ def test_width_that_is_no_whole_number_is_an_error_that_names_it(width: Any) -> 
 
 @pytest.mark.parametrize("hidden", [500, "500", b"500", None, {5: 6}], ids=repr)
 def test_hidden_features_must_be_a_sequence(hidden: Any) -> None:
-    """A single number, or text, is met by the argument's name and by what it was."""
+    """The message contains the argument and its value."""
     with pytest.raises(InvalidTypeError) as caught:
         build_mlp(4, hidden, 3)
     assert "`hidden_features`" in str(caught.value)
@@ -245,7 +245,7 @@ def test_hidden_features_must_be_a_sequence(hidden: Any) -> None:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 50, float("nan")])
 def test_dropout_outside_its_range_is_an_error_that_names_it(dropout: float) -> None:
-    """A percentage, or a share of everything, makes no sense."""
+    """A percentage, or dropping everything, is an error."""
     with pytest.raises(InvalidArgumentError) as caught:
         build_mlp(4, [5], 3, dropout=dropout)
     assert "`dropout`" in str(caught.value)
@@ -254,15 +254,15 @@ def test_dropout_outside_its_range_is_an_error_that_names_it(dropout: float) -> 
 
 @pytest.mark.parametrize("dropout", ["a", None, [0.1]], ids=repr)
 def test_dropout_that_is_not_a_number_is_an_error_that_shows_it(dropout: Any) -> None:
-    """Text and lists are refused with the argument's name and its value."""
+    """The message contains the argument and its value."""
     with pytest.raises(InvalidTypeError) as caught:
         build_mlp(4, [5], 3, dropout=dropout)
     assert "`dropout`" in str(caught.value)
     assert repr(dropout) in str(caught.value)
 
 
-def test_refused_request_leaves_the_global_generator_alone() -> None:
-    """An error at the door comes before anything is drawn."""
+def test_error_does_not_change_the_global_generator() -> None:
+    """The error is raised before anything is drawn."""
     before = torch.get_rng_state()
     with pytest.raises(InvalidArgumentError):
         build_mlp(4, [5], 0)
@@ -273,12 +273,12 @@ def test_refused_request_leaves_the_global_generator_alone() -> None:
 
 
 def test_class_is_pickled_under_its_public_path() -> None:
-    """A model that was saved whole names the path that users import from."""
+    """A pickled model refers to its public import path."""
     assert b"finetunelib.models\n" in pickle.dumps(MLP, protocol=0)
 
 
 def test_model_survives_a_pickle() -> None:
-    """A copy through pickle computes the same outputs."""
+    """A copy made by pickle computes the same outputs."""
     model = build_mlp(4, [5], 3, seed=0)
     copy = pickle.loads(pickle.dumps(model))
     assert isinstance(copy, MLP)

@@ -1,4 +1,4 @@
-"""Callbacks: when they are called, what they see, what they may ask for, and their errors."""
+"""Callbacks: when they are called, what they see, what they can request, and their errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VALIDATION = ["on_validation_start", "on_validation_end"]
 
 
 class Recorder(Callback):
-    """Writes every call into a list that several recorders may share."""
+    """Records each call in a list that several recorders may share."""
 
     def __init__(self, calls: list[str] | None = None, name: str = "") -> None:
         self.calls = [] if calls is None else calls
@@ -83,7 +83,7 @@ class Failing(Recorder):
 
 
 class Stop(Recorder):
-    """Asks to stop in one hook, at its n-th call."""
+    """Requests a stop in the n-th call of one hook."""
 
     def __init__(self, hook: str, call: int = 1, reason: str = "enough") -> None:
         super().__init__()
@@ -99,8 +99,8 @@ class Stop(Recorder):
 # When they are called
 
 
-def test_hooks_are_called_in_the_order_of_a_training() -> None:
-    """Two epochs of two steps with validation, exactly."""
+def test_hooks_are_called_in_the_order_of_a_run() -> None:
+    """The order for two epochs of two steps with validation."""
     recorder = Recorder()
     quiet_trainer(plain_network(), callbacks=[recorder]).fit(points(8), points(8), epochs=2)
     epoch = [*EPOCH_OF_TWO_STEPS, *VALIDATION, "on_epoch_end"]
@@ -108,14 +108,14 @@ def test_hooks_are_called_in_the_order_of_a_training() -> None:
 
 
 def test_hooks_of_validation_are_not_called_without_validation() -> None:
-    """Where nothing is validated, nobody hears of it."""
+    """Without validation data the validation hooks are not called."""
     recorder = Recorder()
     quiet_trainer(plain_network(), callbacks=[recorder]).fit(points(8), epochs=1)
     assert recorder.calls == ["on_fit_start", *EPOCH_OF_TWO_STEPS, "on_epoch_end", "on_fit_end"]
 
 
 def test_evaluate_and_predict_call_no_hook() -> None:
-    """Callbacks belong to a training."""
+    """Callbacks are only called by `fit`."""
     recorder = Recorder()
     trainer = quiet_trainer(plain_network(), callbacks=[recorder])
     trainer.evaluate(points(8))
@@ -124,7 +124,7 @@ def test_evaluate_and_predict_call_no_hook() -> None:
 
 
 def test_order_of_the_list_is_the_order_of_the_calls() -> None:
-    """Each hook goes through the list from its first to its last."""
+    """Each hook is called for the callbacks in the order of the list."""
     calls: list[str] = []
     recorders = [Recorder(calls, "a:"), Recorder(calls, "b:")]
     quiet_trainer(plain_network(), callbacks=recorders).fit(points(4), points(4), epochs=1)
@@ -142,8 +142,8 @@ def test_second_fit_calls_the_hooks_again() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_callback_may_extend_a_single_hook(hook: str) -> None:
-    """Every other hook of the base class does nothing."""
+def test_callback_may_override_a_single_hook(hook: str) -> None:
+    """All other hooks of the base class do nothing."""
     calls: list[str] = []
 
     def note(self: Callback, context: TrainContext) -> None:
@@ -155,7 +155,7 @@ def test_callback_may_extend_a_single_hook(hook: str) -> None:
 
 
 def test_start_of_a_fit_comes_after_the_data_was_checked() -> None:
-    """No callback hears of a training that cannot begin, so that none opens a file for it."""
+    """If the data is wrong, no hook is called."""
     recorder = Recorder()
     inputs, targets = points(8)
     with pytest.raises(ValueError, match="`train`"):
@@ -164,11 +164,11 @@ def test_start_of_a_fit_comes_after_the_data_was_checked() -> None:
 
 
 def test_start_of_an_epoch_comes_before_its_data_is_read() -> None:
-    """A sampler that is told the epoch there, as torch's own for several processes, obeys it."""
+    """A sampler that receives the epoch in `on_epoch_start` uses it."""
     seen: list[int] = []
 
     class ByEpoch(Sampler[int]):
-        """Notes the epoch that it was told when it is read."""
+        """A sampler that records its epoch when it is read."""
 
         epoch = 0
 
@@ -180,7 +180,7 @@ def test_start_of_an_epoch_comes_before_its_data_is_read() -> None:
             return 8
 
     class Tell(Callback):
-        """Tells the sampler which epoch begins."""
+        """Passes the epoch to the sampler."""
 
         def on_epoch_start(self, context: TrainContext) -> None:
             sampler.epoch = context.state.epoch
@@ -191,19 +191,19 @@ def test_start_of_an_epoch_comes_before_its_data_is_read() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_callbacks_change_nothing_of_the_weights() -> None:
-    """A training that is looked at is the one that is not."""
+def test_callbacks_do_not_change_the_weights() -> None:
+    """A run with callbacks gives the same weights as one without."""
     watched, alone = network(), network()
     quiet_trainer(watched, callbacks=[Recorder()]).fit(points(), points(8), epochs=2)
     quiet_trainer(alone).fit(points(), points(8), epochs=2)
     assert same_weights(watched, alone)
 
 
-# What they see
+# The context
 
 
 class Look(Recorder):
-    """Keeps what a context showed in every hook."""
+    """Stores what the context showed in each hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Look(Recorder):
 
 
 def test_counters_are_those_of_the_moment() -> None:
-    """Epochs count when they have ended, steps when they are done, rows when they are written."""
+    """Epochs are counted when they end, steps and rows when they are complete."""
     look = Look()
     quiet_trainer(plain_network(), callbacks=[look]).fit(points(8), points(8), epochs=2)
     assert look.seen == {
@@ -230,7 +230,7 @@ def test_counters_are_those_of_the_moment() -> None:
 
 
 def test_context_shows_the_objects_of_the_trainer() -> None:
-    """Model, optimizer, state and history are those that the user has."""
+    """Model, optimizer, state and history are those of the Trainer."""
     contexts: list[TrainContext] = []
 
     class Keep(Callback):
@@ -251,7 +251,7 @@ def test_context_shows_the_objects_of_the_trainer() -> None:
 
 @pytest.mark.parametrize("val", [None, points(4)], ids=["no validation", "validation"])
 def test_measures_are_the_columns_of_the_rows_to_come(val: Any) -> None:
-    """They are known from the start, whatever is measured."""
+    """The names are known from the start, with and without validation."""
     measures: list[str] = []
 
     class Keep(Callback):
@@ -286,7 +286,7 @@ def test_repr_of_a_context_is_one_line() -> None:
 
 
 def test_request_within_an_epoch_ends_it_after_the_step() -> None:
-    """The epoch's row is still written and validated, and no other step is made."""
+    """No further step is made; the epoch is validated and its row written."""
     recorder = Recorder()
     trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_step_end", 3), recorder])
     history = trainer.fit(points(), points(8), epochs=5)
@@ -296,8 +296,8 @@ def test_request_within_an_epoch_ends_it_after_the_step() -> None:
     assert trainer.state.epoch == 1
 
 
-def test_request_at_an_epochs_end_is_the_end_of_the_training() -> None:
-    """No further epoch is begun."""
+def test_request_at_an_epochs_end_ends_the_run() -> None:
+    """No further epoch is started."""
     recorder = Recorder()
     trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_epoch_end", 2), recorder])
     assert trainer.fit(points(8), epochs=5)["step"] == [2, 4]
@@ -305,7 +305,7 @@ def test_request_at_an_epochs_end_is_the_end_of_the_training() -> None:
 
 
 def test_request_before_the_first_epoch_trains_nothing() -> None:
-    """A callback that has nothing to train for is heard."""
+    """A request in `on_fit_start` ends the run before its first step."""
     model = plain_network()
     before = weights_of(model)
     history = quiet_trainer(model, callbacks=[Stop("on_fit_start")]).fit(points(8), epochs=5)
@@ -313,16 +313,16 @@ def test_request_before_the_first_epoch_trains_nothing() -> None:
     assert same_bits(weights_of(model), before)
 
 
-def test_request_is_of_one_fit_alone() -> None:
-    """A second `fit` trains on."""
+def test_request_ends_one_fit_only() -> None:
+    """A second `fit` continues training."""
     trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_step_end", 1)])
     trainer.fit(points(8), epochs=2)
     assert trainer.fit(points(8), epochs=2)["step"] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("hook", ["on_step_end", "on_epoch_end"])
-def test_reason_of_a_stop_is_said(capsys: pytest.CaptureFixture[str], hook: str) -> None:
-    """The report on stderr holds the words of the callback, wherever it asked."""
+def test_reason_of_a_stop_is_reported(capsys: pytest.CaptureFixture[str], hook: str) -> None:
+    """The report on stderr contains the reason, whichever hook requested the stop."""
     quiet_trainer(
         plain_network(), progress=True, callbacks=[Stop(hook, reason="it has converged")]
     ).fit(points(8), epochs=5)
@@ -330,7 +330,7 @@ def test_reason_of_a_stop_is_said(capsys: pytest.CaptureFixture[str], hook: str)
 
 
 def test_first_reason_of_several_is_kept() -> None:
-    """Who asks first decides what is said."""
+    """The first request determines the reason."""
     contexts: list[TrainContext] = []
 
     class Keep(Callback):
@@ -349,7 +349,7 @@ def test_first_reason_of_several_is_kept() -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_error_in_a_hook_names_the_callback_and_the_hook(hook: str) -> None:
-    """The message holds who failed, where and why, and the cause is chained."""
+    """The message contains callback, hook and reason, and the cause is chained."""
     failing = Failing(hook)
     with pytest.raises(CallbackError) as caught:
         quiet_trainer(plain_network(), callbacks=[failing]).fit(points(8), points(8), epochs=1)
@@ -360,8 +360,8 @@ def test_error_in_a_hook_names_the_callback_and_the_hook(hook: str) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_error_in_a_hook_leaves_modes_random_states_and_gradients_as_they_were(hook: str) -> None:
-    """What a training takes up is put back on the error's path too."""
+def test_error_in_a_hook_restores_modes_random_states_and_gradients(hook: str) -> None:
+    """They are also restored after an error."""
     model = network()
     model.get_submodule("backbone.2").eval()
     modes, states = modes_of(model), random_states()
@@ -374,7 +374,7 @@ def test_error_in_a_hook_leaves_modes_random_states_and_gradients_as_they_were(h
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_error_in_a_hook_does_not_keep_other_callbacks_from_the_end(hook: str) -> None:
-    """`on_fit_end` of every other callback is called, before and after it in the list."""
+    """`on_fit_end` is called for all other callbacks."""
     first, last = Recorder(), Recorder()
     with pytest.raises(CallbackError, match=f"`{hook}`"):
         quiet_trainer(plain_network(), callbacks=[first, Failing(hook), last]).fit(
@@ -385,7 +385,7 @@ def test_error_in_a_hook_does_not_keep_other_callbacks_from_the_end(hook: str) -
 
 
 def test_error_of_validation_does_not_keep_callbacks_from_its_end() -> None:
-    """What was begun for a validation that fails is ended, for every callback."""
+    """`on_validation_end` is called for each callback if validation fails."""
     first, last = Recorder(), Recorder()
     with pytest.raises(CallbackError, match="`on_validation_end`"):
         quiet_trainer(plain_network(), callbacks=[first, Failing("on_validation_end"), last]).fit(
@@ -395,27 +395,27 @@ def test_error_of_validation_does_not_keep_callbacks_from_its_end() -> None:
     assert last.calls.count("on_validation_end") == 1
 
 
-def test_first_error_is_the_one_that_comes_out() -> None:
-    """A callback that fails at the end, too, does not hide why the training ended."""
+def test_first_error_is_raised() -> None:
+    """An error in `on_fit_end` does not hide the error that ended the run."""
     with pytest.raises(CallbackError, match="`on_step_end`"):
         quiet_trainer(
             plain_network(), callbacks=[Failing("on_step_end"), Failing("on_fit_end")]
         ).fit(points(8), epochs=1)
 
 
-def test_first_of_several_failures_at_the_end_is_the_one_that_comes_out() -> None:
-    """Of two callbacks that fail in the same hook, the first of the list is named."""
+def test_first_of_several_failures_at_the_end_is_raised() -> None:
+    """If two callbacks fail in one hook, the first one is named."""
     first, second = Failing("on_fit_end"), Failing("on_fit_end")
     with pytest.raises(CallbackError) as caught:
         quiet_trainer(plain_network(), callbacks=[first, second]).fit(points(8), epochs=1)
     assert caught.value.__cause__ is first.error
 
 
-def test_error_in_the_data_ends_the_training_for_every_callback() -> None:
-    """An error that is no callback's comes out as it is, after `on_fit_end`."""
+def test_error_in_the_data_calls_on_fit_end() -> None:
+    """An error of the data is raised unchanged, after `on_fit_end`."""
 
     class Broken:
-        """Yields one batch, then fails."""
+        """Yields one batch, then raises."""
 
         def __iter__(self) -> Any:
             yield points(4)
@@ -427,8 +427,8 @@ def test_error_in_the_data_ends_the_training_for_every_callback() -> None:
     assert recorder.calls == ["on_fit_start", "on_epoch_start", "on_step_end", "on_fit_end"]
 
 
-def test_interruption_by_the_user_comes_out_as_it_is() -> None:
-    """Ctrl-C in a callback is no failure of the callback."""
+def test_interruption_by_the_user_is_raised_unchanged() -> None:
+    """Ctrl-C in a callback is not an error of the callback."""
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
         quiet_trainer(
@@ -437,8 +437,8 @@ def test_interruption_by_the_user_comes_out_as_it_is() -> None:
     assert recorder.calls[-1] == "on_fit_end"
 
 
-def test_training_goes_on_after_an_error() -> None:
-    """The steps that were made are counted, and a second `fit` trains on."""
+def test_training_can_continue_after_an_error() -> None:
+    """The steps before the error count, and a second `fit` continues."""
     trainer = quiet_trainer(plain_network(), callbacks=[Failing("on_epoch_end")])
     with pytest.raises(CallbackError):
         trainer.fit(points(8), epochs=3)
@@ -446,8 +446,8 @@ def test_training_goes_on_after_an_error() -> None:
     assert trainer.history["step"] == [2]
 
 
-def test_error_at_the_end_comes_out_of_a_training_that_follows_another_error() -> None:
-    """Who trains anew while an error of their own is handled still hears of a failed callback."""
+def test_error_at_the_end_is_raised_while_another_error_is_handled() -> None:
+    """A failed callback is reported in a run started from an except block."""
     trainer = quiet_trainer(plain_network(), callbacks=[Failing("on_fit_end")])
     try:
         int("a number that never was")
@@ -456,11 +456,11 @@ def test_error_at_the_end_comes_out_of_a_training_that_follows_another_error() -
             trainer.fit(points(8), epochs=1)
 
 
-# What is refused
+# Invalid callbacks
 
 
 def test_class_of_a_callback_is_an_error_that_names_it() -> None:
-    """A class instead of an object is told by its place and name."""
+    """The message contains the position and the name of the class."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), callbacks=[Recorder(), Recorder])
     assert "callbacks[1]" in str(caught.value)
@@ -468,8 +468,8 @@ def test_class_of_a_callback_is_an_error_that_names_it() -> None:
 
 
 @pytest.mark.parametrize("callback", [print, "stop", None, nn.Identity()], ids=["f", "s", "N", "m"])
-def test_object_that_is_no_callback_is_an_error_that_names_its_type(callback: Any) -> None:
-    """Whatever does not derive from Callback is told by its place and type."""
+def test_object_that_is_not_a_callback_is_an_error_that_names_its_type(callback: Any) -> None:
+    """The message contains the position and the type of the object."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), callbacks=[callback])
     assert "callbacks[0]" in str(caught.value)
@@ -477,14 +477,14 @@ def test_object_that_is_no_callback_is_an_error_that_names_its_type(callback: An
 
 
 @pytest.mark.parametrize("callbacks", [Recorder(), None, 3], ids=["one", "None", "number"])
-def test_callbacks_that_are_no_list_are_an_error_that_names_the_argument(callbacks: Any) -> None:
-    """A single callback without a list around it is refused in the library's own words."""
+def test_callbacks_that_are_not_a_list_are_an_error_that_names_the_argument(callbacks: Any) -> None:
+    """A single callback outside a list raises the library's error."""
     with pytest.raises(InvalidTypeError, match="`callbacks`"):
         quiet_trainer(plain_network(), callbacks=callbacks)
 
 
 def test_gradients_of_the_update_can_be_seen_after_the_step() -> None:
-    """`on_step_end` comes before the gradients are forgotten, so that a logger can read them."""
+    """Gradients are cleared after `on_step_end`, so a logger can read them."""
     norms: list[float] = []
 
     class Norms(Callback):

@@ -1,4 +1,4 @@
-"""`predict` and `evaluate`: order, weights of short batches, and a model left as it was."""
+"""`predict` and `evaluate`: order, short batches, and a model that is left unchanged."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ ALONE: dict[str, Callable[[], Any]] = {
 
 
 def expected_outputs() -> Tensor:
-    """Return what the model computes for the inputs in eval mode."""
+    """Return the model's outputs for the inputs in eval mode."""
     with torch.no_grad():
         outputs: Tensor = network().eval()(INPUTS)
     return outputs
 
 
 def assert_close(outputs: Tensor, expected: Tensor) -> None:
-    """Assert equality but for the kernels, which add differently for other sizes of a batch."""
+    """Assert equality up to kernels that sum differently for other batch sizes."""
     torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -100,45 +100,45 @@ def assert_close(outputs: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_outputs_are_in_the_order_of_the_data(kind: str) -> None:
-    """Nothing is shuffled, nothing is left out, and targets are passed over."""
+    """Nothing is shuffled or omitted, and targets are ignored."""
     assert_close(quiet_trainer(network()).predict(PAIRS[kind]()), expected_outputs())
 
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_inputs_without_targets_are_enough(kind: str) -> None:
-    """A bare tensor or array, and every other form of inputs alone."""
+    """Inputs may be a single tensor or array, or any other type of data."""
     assert_close(quiet_trainer(network()).predict(ALONE[kind]()), expected_outputs())
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 64])
 def test_size_of_a_batch_does_not_matter(size: int) -> None:
-    """Short last batches and single ones give the same rows."""
+    """Short last batches and single samples give the same rows."""
     assert_close(quiet_trainer(network(), batch_size=size).predict(INPUTS), expected_outputs())
 
 
-def test_outputs_of_one_batch_are_the_models_bits() -> None:
-    """Where nothing is cut, nothing is changed either."""
+def test_outputs_of_one_batch_equal_the_models() -> None:
+    """The outputs of a single batch equal the model's, bit for bit."""
     predicted = quiet_trainer(network(), batch_size=10).predict(INPUTS)
     assert torch.equal(predicted, expected_outputs())
 
 
-def test_outputs_lie_on_the_cpu_without_a_graph() -> None:
-    """They can be turned into an array at once."""
+def test_outputs_are_on_the_cpu_without_a_graph() -> None:
+    """They can be converted to an array directly."""
     predicted = quiet_trainer(network()).predict(INPUTS)
     assert predicted.device == torch.device("cpu")
     assert predicted.numpy().shape == (10, 3)
 
 
 def test_outputs_share_no_memory_with_the_data() -> None:
-    """A model that returns its inputs does not hand out the user's tensor."""
+    """A model that returns its inputs does not expose the user's tensor."""
     predicted = quiet_trainer(nn.Identity()).predict(INPUTS)
     predicted.zero_()
     assert not torch.equal(INPUTS, predicted)
 
 
 @pytest.mark.parametrize("kind", ["tensors", "list of batches"])
-def test_outputs_of_any_shape_are_joined(kind: str) -> None:
-    """One number a sample, and several dimensions a sample."""
+def test_outputs_of_any_shape_are_concatenated(kind: str) -> None:
+    """A sample may have a single output or several dimensions."""
     flat = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
     deep = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)))
     assert quiet_trainer(flat).predict(PAIRS[kind]()).shape == (10,)
@@ -146,7 +146,7 @@ def test_outputs_of_any_shape_are_joined(kind: str) -> None:
 
 
 def test_outputs_keep_their_dtype() -> None:
-    """Class indices stay whole numbers."""
+    """Class indices stay integers."""
 
     class Classes(nn.Module):
         """Returns the index of the largest value."""
@@ -159,7 +159,7 @@ def test_outputs_keep_their_dtype() -> None:
 
 
 def test_probabilities_and_classes_are_one_line_each() -> None:
-    """What the documentation says of them."""
+    """The lines in the documentation work."""
     trainer = quiet_trainer(network())
     outputs = trainer.predict(INPUTS)
     assert torch.equal(outputs.softmax(1).argmax(1), outputs.argmax(1))
@@ -167,14 +167,14 @@ def test_probabilities_and_classes_are_one_line_each() -> None:
 
 
 class Pooled(nn.Module):
-    """Returns one row a batch."""
+    """Returns one row per batch."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs.mean(0, keepdim=True)
 
 
 class Doubled(nn.Module):
-    """Returns two rows a sample."""
+    """Returns two rows per sample."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.cat([inputs, inputs])
@@ -183,7 +183,7 @@ class Doubled(nn.Module):
 @pytest.mark.parametrize("model", [Pooled, Doubled])
 @pytest.mark.parametrize("kind", ["tensors", "dataset", "loader", "list of batches"])
 def test_model_that_changes_the_number_of_rows_is_an_error(kind: str, model: Any) -> None:
-    """Rows that were never computed are not made up, and none is left out."""
+    """The number of rows must equal the number of samples."""
     with pytest.raises(DataError):
         quiet_trainer(model()).predict(PAIRS[kind]())
 
@@ -199,21 +199,21 @@ def expected_measures() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_measures_are_means_over_samples(kind: str) -> None:
-    """A short last batch counts for its samples, whatever the data is."""
+def test_metrics_are_means_over_samples(kind: str) -> None:
+    """A short last batch is weighted by its samples, for every type of data."""
     measured = quiet_trainer(network()).evaluate(PAIRS[kind]())
     # The losses are float32, to seven digits.
     assert measured == pytest.approx(expected_measures(), rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10])
-def test_measures_do_not_depend_on_the_size_of_a_batch(size: int) -> None:
-    """Nine and one are weighted like five and five."""
+def test_metrics_do_not_depend_on_the_size_of_a_batch(size: int) -> None:
+    """Batches of nine and one give the same means as two of five."""
     measured = quiet_trainer(network(), batch_size=size).evaluate((INPUTS, TARGETS))
     assert measured == pytest.approx(expected_measures(), rel=1e-6)  # float32, as above
 
 
-def test_measures_are_plain_floats() -> None:
+def test_metrics_are_plain_floats() -> None:
     """They can be printed, stored and compared."""
     metrics = {"top2": Accuracy(2), "mean": lambda outputs, targets: outputs.mean()}
     measured = quiet_trainer(network(), metrics=metrics).evaluate((INPUTS, TARGETS))
@@ -221,13 +221,13 @@ def test_measures_are_plain_floats() -> None:
 
 
 def test_loss_of_ignored_targets_alone_is_nan() -> None:
-    """Where no target counts there is no mean, and no zero in its place."""
+    """Without a counted target there is no mean."""
     measured = quiet_trainer(network()).evaluate((INPUTS, torch.full((10,), -100)))
     assert math.isnan(measured["loss"])
 
 
 def test_batch_of_ignored_targets_alone_does_not_spoil_the_loss() -> None:
-    """Its nan is no part of the whole."""
+    """Its nan is not added to the mean."""
     targets = TARGETS.clone()
     targets[:BATCH] = -100
     measured = quiet_trainer(network()).evaluate((INPUTS, targets))
@@ -237,8 +237,8 @@ def test_batch_of_ignored_targets_alone_does_not_spoil_the_loss() -> None:
 
 
 @pytest.mark.parametrize("samples", [1024, 2500])
-def test_many_batches_are_averaged_like_few(samples: int) -> None:
-    """Thousands of batches are folded without losing one."""
+def test_many_batches_are_averaged(samples: int) -> None:
+    """The mean of thousands of batches includes each of them."""
     inputs, targets = points(samples)
     model = nn.Linear(6, 3)
     one = quiet_trainer(model, batch_size=1).evaluate((inputs, targets))
@@ -247,7 +247,7 @@ def test_many_batches_are_averaged_like_few(samples: int) -> None:
 
 
 def test_evaluate_is_what_validation_measures() -> None:
-    """The numbers after the last epoch are those of the last row."""
+    """The values after the last epoch equal those of the last row."""
     trainer = quiet_trainer(network())
     history = trainer.fit(points(), (INPUTS, TARGETS), epochs=2)
     measured = trainer.evaluate((INPUTS, TARGETS))
@@ -257,7 +257,7 @@ def test_evaluate_is_what_validation_measures() -> None:
     }
 
 
-# Both
+# evaluate and predict
 
 
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
@@ -268,8 +268,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", PAIRS)
-def test_model_and_random_states_are_left_as_they_were(call: str, kind: str) -> None:
-    """Weights, statistics, modes, gradients and global generators stay."""
+def test_model_and_random_states_are_unchanged(call: str, kind: str) -> None:
+    """Weights, buffers, modes, gradients and global generators are unchanged."""
     model = network()
     model.get_submodule("backbone.2").eval()
     untouched = Untouched(model)
@@ -278,7 +278,7 @@ def test_model_and_random_states_are_left_as_they_were(call: str, kind: str) -> 
 
 
 class Raising(nn.Module):
-    """Fails at its third batch."""
+    """Raises at its third batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,8 +294,8 @@ class Raising(nn.Module):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_model_and_random_states_are_left_as_they_were_after_an_error(call: str) -> None:
-    """An error in the middle of the data puts everything back."""
+def test_model_and_random_states_are_restored_after_an_error(call: str) -> None:
+    """They are also restored after an error in the middle of the data."""
     model = Raising()
     untouched = Untouched(model)
     with pytest.raises(KeyError, match="third"):
@@ -304,8 +304,8 @@ def test_model_and_random_states_are_left_as_they_were_after_an_error(call: str)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_loader_that_shuffles_moves_no_global_generator(call: str) -> None:
-    """What a loader draws is put back."""
+def test_loader_that_shuffles_does_not_change_the_global_generator(call: str) -> None:
+    """The random states are restored."""
     before = random_states()
     loader = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=4, shuffle=True)
     CALLS[call](quiet_trainer(network()), loader)
@@ -314,11 +314,11 @@ def test_loader_that_shuffles_moves_no_global_generator(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_model_runs_in_eval_mode_without_gradients(call: str) -> None:
-    """Dropout is off, statistics are used, and no graph is recorded."""
+    """Dropout is off, running statistics are used, and no graph is recorded."""
     seen: set[tuple[bool, bool]] = set()
 
     class Look(nn.Module):
-        """Notes mode and graph."""
+        """Records the mode, and whether a graph is recorded."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -335,7 +335,7 @@ def test_model_runs_in_eval_mode_without_gradients(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_optimizer_is_not_built_for_it(call: str) -> None:
-    """A model without parameters to train can be applied and measured."""
+    """A model without trainable parameters can be evaluated."""
     model = network()
     model.requires_grad_(False)
     trainer = quiet_trainer(model)
@@ -348,14 +348,14 @@ def test_optimizer_is_not_built_for_it(call: str) -> None:
     "data", [[], (INPUTS[:0], TARGETS[:0]), iter(())], ids=["list", "tensors", "iterator"]
 )
 def test_data_without_a_sample_is_an_error_that_names_it(call: str, data: Any) -> None:
-    """There is nothing to compute, and nan would be no answer."""
+    """Empty data raises an error instead of returning nan."""
     with pytest.raises(EmptyDataError):
         CALLS[call](quiet_trainer(network()), data)
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_generator_of_wrong_inputs_is_an_error_of_the_library(call: str) -> None:
-    """What can be read only once is checked as it is read."""
+    """Data that can be read only once is checked while it is read."""
     batches = iter([(INPUTS[:, :5], TARGETS)])
     with pytest.raises(InvalidInputError, match="`data`"):
         CALLS[call](quiet_trainer(nn.Linear(6, 3)), batches)
@@ -363,8 +363,8 @@ def test_generator_of_wrong_inputs_is_an_error_of_the_library(call: str) -> None
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("data", ["mnist", 3, None], ids=repr)
-def test_data_of_no_known_form_is_an_error_that_names_its_type(call: str, data: Any) -> None:
-    """What came is told, beside the name of the argument."""
+def test_data_of_an_unknown_type_is_an_error_that_names_it(call: str, data: Any) -> None:
+    """The message contains the argument and the type of its value."""
     with pytest.raises(InvalidTypeError) as caught:
         CALLS[call](quiet_trainer(network()), data)
     assert "`data`" in str(caught.value)
@@ -372,6 +372,6 @@ def test_data_of_no_known_form_is_an_error_that_names_its_type(call: str, data: 
 
 
 def test_evaluation_of_inputs_alone_is_an_error_that_says_what_is_missing() -> None:
-    """A loss needs targets."""
+    """The loss needs targets."""
     with pytest.raises(InvalidTypeError, match="targets"):
         quiet_trainer(network()).evaluate(INPUTS)

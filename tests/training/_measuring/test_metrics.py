@@ -17,7 +17,7 @@ from training.tiny import CLASSES, plain_network, points, quiet_trainer
 
 
 def error_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean absolute distance of the first logit to the class."""
+    """Return the mean absolute difference between the first logit and the class."""
     return (outputs[:, 0] - targets).abs().mean()
 
 
@@ -41,11 +41,11 @@ class Count:
         self.samples = 0
 
 
-# Which metrics there are
+# Names
 
 
 def test_default_metric_is_accuracy() -> None:
-    """Without `metrics` a classifier's rows and measurements hold the accuracy."""
+    """Without `metrics`, the history and `evaluate` contain the accuracy."""
     trainer = quiet_trainer(plain_network())
     history = trainer.fit(points(), points(8), epochs=1)
     assert {"train_accuracy", "val_accuracy"} <= set(history.names)
@@ -53,7 +53,7 @@ def test_default_metric_is_accuracy() -> None:
 
 
 def test_no_metrics_gives_losses_alone() -> None:
-    """`metrics={}` leaves nothing but the losses, the rate and the times."""
+    """With `metrics={}` only the losses, the learning rate and the times are left."""
     trainer = quiet_trainer(plain_network(), metrics={})
     history = trainer.fit(points(), points(8), epochs=1)
     assert history.names == (
@@ -69,13 +69,13 @@ def test_no_metrics_gives_losses_alone() -> None:
 
 
 def test_loss_of_the_user_has_no_default_metric() -> None:
-    """Accuracy makes no sense for whatever else is compared."""
+    """Accuracy may not apply to a custom loss."""
     trainer = quiet_trainer(plain_network(), loss_fn=nn.CrossEntropyLoss())
     assert set(trainer.evaluate(points())) == {"loss"}
 
 
 def test_task_of_the_user_has_no_default_metric() -> None:
-    """What a task's outputs are, its user knows."""
+    """The meaning of a custom task's outputs is unknown."""
 
     class Plain(Task):
         """Computes the cross-entropy."""
@@ -88,8 +88,8 @@ def test_task_of_the_user_has_no_default_metric() -> None:
     assert set(quiet_trainer(plain_network(), task=Plain()).evaluate(points())) == {"loss"}
 
 
-def test_metrics_stand_under_their_names() -> None:
-    """Each is measured in training, in validation and in `evaluate`, in the given order."""
+def test_metrics_have_their_names() -> None:
+    """Each metric is in the history and in `evaluate`, in the given order."""
     metrics = {"error": error_of, "top2": Accuracy(2)}
     trainer = quiet_trainer(plain_network(), metrics=metrics)
     names = trainer.fit(points(), points(8), epochs=1).names
@@ -108,7 +108,7 @@ def test_metrics_stand_under_their_names() -> None:
 
 
 def test_function_is_averaged_over_samples() -> None:
-    """A short last batch counts for its samples, not for a batch."""
+    """A short last batch is weighted by its samples."""
     inputs, targets = points(9)
     model = plain_network()
     measured = quiet_trainer(model, metrics={"error": error_of}).evaluate((inputs, targets))
@@ -127,7 +127,7 @@ def test_function_may_return_a_number() -> None:
 
 
 def test_function_sees_detached_outputs() -> None:
-    """A metric cannot reach into the graph, in training either."""
+    """A metric has no access to the graph, also during training."""
     graphs: list[bool] = []
 
     def look(outputs: Tensor, targets: Tensor) -> float:
@@ -138,8 +138,8 @@ def test_function_sees_detached_outputs() -> None:
     assert graphs == [False] * 6
 
 
-def test_function_is_measured_anew_each_epoch() -> None:
-    """With a rate of 0 every epoch measures the same."""
+def test_function_is_reset_each_epoch() -> None:
+    """With a learning rate of 0 each epoch has the same value."""
     history = quiet_trainer(plain_network(), lr=0.0, metrics={"error": error_of}).fit(
         points(20), epochs=3
     )
@@ -151,14 +151,14 @@ def test_function_is_measured_anew_each_epoch() -> None:
 
 
 def test_object_is_reset_updated_and_computed() -> None:
-    """A pass over data is one reset, an update a batch, and one reading."""
+    """A pass is one reset, one update per batch, and one compute."""
     count = Count()
     quiet_trainer(plain_network(), metrics={"count": count}).evaluate(points(9))
     assert count.calls == ["reset", "update", "update", "update", "compute"]
 
 
-def test_evaluate_after_fit_measures_its_own_data_alone() -> None:
-    """What validation left in a metric is no part of a later measurement."""
+def test_evaluate_after_fit_measures_its_own_data_only() -> None:
+    """Values left by validation are not included."""
     trainer = quiet_trainer(plain_network(), metrics={"count": Count(), "top1": Accuracy()})
     trainer.fit(points(), points(8), epochs=1)
     inputs = points(6)[0]
@@ -171,7 +171,7 @@ def test_evaluate_after_fit_measures_its_own_data_alone() -> None:
 
 
 def test_object_counts_training_and_validation_apart() -> None:
-    """One object serves both, and never mixes them."""
+    """One object is used for both without mixing their values."""
     history = quiet_trainer(plain_network(), metrics={"count": Count()}).fit(
         points(22), points(9), epochs=2
     )
@@ -180,13 +180,13 @@ def test_object_counts_training_and_validation_apart() -> None:
 
 
 def test_evaluate_twice_measures_the_same() -> None:
-    """Nothing of an earlier pass is left in a metric."""
+    """Values left by an earlier pass are not included."""
     trainer = quiet_trainer(plain_network(), metrics={"count": Count(), "top2": Accuracy(2)})
     assert trainer.evaluate(points(9)) == trainer.evaluate(points(9))
 
 
 def test_evaluation_from_a_callback_does_not_disturb_the_epoch() -> None:
-    """Measuring on the side, in the middle of an epoch, leaves the epoch's row as it was."""
+    """`evaluate` in the middle of an epoch does not change the epoch's row."""
 
     class MeasureBetween(Callback):
         """Evaluates after each step."""
@@ -203,8 +203,8 @@ def test_evaluation_from_a_callback_does_not_disturb_the_epoch() -> None:
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 0.25), (2, 0.75), (3, 1.0)])
-def test_accuracy_is_the_share_of_classes_among_the_largest(k: int, expected: float) -> None:
-    """The class counts when it is among the k largest logits."""
+def test_accuracy_is_the_fraction_of_classes_among_the_largest(k: int, expected: float) -> None:
+    """A sample counts if its class is among the k largest logits."""
     logits = torch.tensor([[0.9, 0.5, 0.1]] * 4)
     accuracy = Accuracy(k)
     accuracy.update(logits, torch.tensor([0, 1, 1, 2]))
@@ -212,7 +212,7 @@ def test_accuracy_is_the_share_of_classes_among_the_largest(k: int, expected: fl
 
 
 def test_accuracy_of_several_batches_is_over_samples() -> None:
-    """Three hits of four and none of one are three of five."""
+    """Three of four and none of one are three of five."""
     accuracy = Accuracy()
     logits = torch.tensor([[1.0, 0.0]] * 4)
     accuracy.update(logits, torch.tensor([0, 0, 0, 1]))
@@ -221,8 +221,8 @@ def test_accuracy_of_several_batches_is_over_samples() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_accuracy_counts_every_place_of_an_output(k: int) -> None:
-    """Segmentation's logits `(batch, classes, height, width)` are counted by pixel."""
+def test_accuracy_counts_every_pixel(k: int) -> None:
+    """Segmentation logits `(batch, classes, height, width)` are counted per pixel."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 3, 5, generator=generator)
     targets = torch.randint(0, 4, (2, 3, 5), generator=generator)
@@ -233,7 +233,7 @@ def test_accuracy_counts_every_place_of_an_output(k: int) -> None:
 
 
 def test_accuracy_of_nothing_is_nan() -> None:
-    """A share of no samples is no number, before the first update and after a reset."""
+    """Without samples the accuracy is nan, before the first update and after a reset."""
     accuracy = Accuracy()
     assert math.isnan(accuracy.compute())
     accuracy.update(torch.zeros(2, 3), torch.zeros(2).long())
@@ -243,14 +243,14 @@ def test_accuracy_of_nothing_is_nan() -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_accuracy_of_less_than_one_is_an_error_that_shows_it(k: int) -> None:
-    """No class is among the zero largest."""
+    """`top_k` must be at least 1."""
     with pytest.raises(InvalidArgumentError, match=f"`top_k`.*{k}"):
         Accuracy(k)
 
 
 @pytest.mark.parametrize("k", [1.5, "2", True], ids=repr)
 def test_accuracy_of_a_number_that_is_not_whole_is_an_error_that_shows_it(k: Any) -> None:
-    """Logits are counted in whole numbers."""
+    """The message contains the argument and its value."""
     with pytest.raises(InvalidTypeError, match=f"`top_k`.*{k!r}"):
         Accuracy(k)
 
@@ -261,7 +261,7 @@ def test_repr_of_accuracy_shows_its_argument() -> None:
 
 
 def test_accuracy_among_more_classes_than_there_are_is_an_error_that_names_both() -> None:
-    """The five largest of three logits are no five, and nothing is trained for it."""
+    """`top_k=5` is an error for three classes, before any training."""
     trainer = quiet_trainer(plain_network(), metrics={"top5": Accuracy(5)})
     with pytest.raises(FinetuneLibError) as caught:
         trainer.fit(points(), epochs=1)
@@ -269,8 +269,8 @@ def test_accuracy_among_more_classes_than_there_are_is_an_error_that_names_both(
     assert "5" in str(caught.value)
 
 
-def test_accuracy_passes_over_ignored_targets() -> None:
-    """Targets that the default loss ignores are neither hits nor misses."""
+def test_accuracy_skips_ignored_targets() -> None:
+    """Targets that the default loss ignores are not counted."""
     inputs, targets = points(8)
     predicted = plain_network()(inputs).argmax(1)
     targets = predicted.clone()
@@ -283,7 +283,7 @@ def test_accuracy_passes_over_ignored_targets() -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_accuracy_of_torchmetrics_agrees_with_ours(k: int) -> None:
-    """Both measure the same in training, in validation and in `evaluate`."""
+    """Both have the same value in training, in validation and in `evaluate`."""
     theirs = MulticlassAccuracy(num_classes=CLASSES, average="micro", top_k=k)
     trainer = quiet_trainer(plain_network(), metrics={"ours": Accuracy(k), "theirs": theirs})
     history = trainer.fit(points(), points(9), epochs=2)
@@ -294,8 +294,8 @@ def test_accuracy_of_torchmetrics_agrees_with_ours(k: int) -> None:
     assert measured["theirs"] == pytest.approx(measured["ours"], rel=1e-6)
 
 
-def test_metric_that_is_no_mean_is_computed_over_the_whole_pass() -> None:
-    """An F1 score over all samples is not the mean of the batches' scores."""
+def test_metric_that_is_not_a_mean_is_computed_over_all_batches() -> None:
+    """The F1 score over all samples is not the mean of the batches' scores."""
     inputs, targets = points()
     model = plain_network()
     score = MulticlassF1Score(num_classes=CLASSES)
@@ -305,7 +305,7 @@ def test_metric_that_is_no_mean_is_computed_over_the_whole_pass() -> None:
 
 
 def test_regression_metric_of_torchmetrics_works() -> None:
-    """The squared error as a metric is the squared error as the loss."""
+    """The squared error as a metric equals the squared error as the loss."""
     inputs, _ = points()
     trainer = quiet_trainer(
         nn.Linear(6, 1), loss_fn=nn.MSELoss(), metrics={"mse": MeanSquaredError()}
@@ -315,11 +315,11 @@ def test_regression_metric_of_torchmetrics_works() -> None:
     assert measured["mse"] == pytest.approx(measured["loss"], rel=1e-5)
 
 
-# What is refused
+# Errors
 
 
 def test_metric_without_compute_is_an_error_that_names_both() -> None:
-    """Half a metric is told by its name and by what it lacks."""
+    """The message contains the metric's name and the missing method."""
 
     class NoCompute:
         """Has two of three methods."""
@@ -336,7 +336,7 @@ def test_metric_without_compute_is_an_error_that_names_both() -> None:
 
 @pytest.mark.parametrize("metric", [Accuracy, MulticlassAccuracy])
 def test_class_of_a_metric_is_an_error_that_names_both(metric: Any) -> None:
-    """A class instead of an object is told by its name."""
+    """The message contains the metric's name and the class."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), metrics={"score": metric})
     assert "'score'" in str(caught.value)
@@ -344,8 +344,8 @@ def test_class_of_a_metric_is_an_error_that_names_both(metric: Any) -> None:
 
 
 @pytest.mark.parametrize("metric", [0.5, "accuracy", None], ids=repr)
-def test_metric_that_is_none_is_an_error_that_names_its_type(metric: Any) -> None:
-    """Numbers and names measure nothing."""
+def test_value_that_is_not_a_metric_is_an_error_that_names_its_type(metric: Any) -> None:
+    """Numbers and strings are not metrics."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), metrics={"score": metric})
     assert "'score'" in str(caught.value)
@@ -353,13 +353,13 @@ def test_metric_that_is_none_is_an_error_that_names_its_type(metric: Any) -> Non
 
 
 @pytest.mark.parametrize("metrics", [[Accuracy()], Accuracy(), "accuracy"], ids=["list", "one", ""])
-def test_metrics_that_are_no_mapping_are_an_error_that_names_the_argument(metrics: Any) -> None:
-    """Metrics need names, so that a list or a single one is refused."""
+def test_metrics_that_are_not_a_mapping_are_an_error_that_names_the_argument(metrics: Any) -> None:
+    """Metrics need names, so a list or a single metric is an error."""
     with pytest.raises(InvalidTypeError, match="`metrics`"):
         quiet_trainer(plain_network(), metrics=metrics)
 
 
 def test_metric_named_loss_is_an_error_that_names_it() -> None:
-    """It would hide the loss: `train_loss` would hold something else in silence."""
+    """It would replace the loss in the history."""
     with pytest.raises(InvalidArgumentError, match="'loss'"):
         quiet_trainer(plain_network(), metrics={"loss": error_of})

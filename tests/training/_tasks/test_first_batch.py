@@ -1,4 +1,4 @@
-"""Mistakes are found at the door: before the first step, and with nothing changed."""
+"""Mistakes raise an error before the first step, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INPUTS, TARGETS = points(12)
 
 
 def image_network() -> nn.Module:
-    """Return a small convolutional network with BatchNorm, for images of three channels."""
+    """Return a small convolutional network with BatchNorm, for images with three channels."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
     )
@@ -50,7 +50,7 @@ def refused_fit(
     options: dict[str, Any] | None = None,
     **limits: Any,
 ) -> None:
-    """Assert that `fit` raises with these values in the message, and has changed nothing."""
+    """Assert that `fit` raises with these values in the message and changes nothing."""
     model = network() if model is None else model
     trainer = quiet_trainer(model, **(options or {}))
     untouched = Untouched(model)
@@ -71,7 +71,7 @@ def refused_data(
     good: Any = (INPUTS, TARGETS),
     **options: Any,
 ) -> None:
-    """Assert that data is refused as `train`, as `val` and by `evaluate`, each by its name."""
+    """Assert that data raises an error as `train`, as `val` and in `evaluate`, with its name."""
     model = network() if model is None else model
     refused_fit(error, data, None, "`train`", *values, model=model, options=options)
     trainer = quiet_trainer(model, **options)
@@ -91,13 +91,13 @@ def refused_data(
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)
-def test_inputs_of_whole_numbers_are_an_error_that_names_the_dtype(dtype: torch.dtype) -> None:
-    """A linear layer takes no bytes; the message says which dtype came."""
+def test_integer_inputs_are_an_error_that_names_the_dtype(dtype: torch.dtype) -> None:
+    """A linear layer does not accept bytes; the message contains the dtype."""
     refused_fit(InvalidInputError, ((INPUTS * 9).to(dtype), TARGETS), None, "`train`", str(dtype))
 
 
-def test_wrong_inputs_are_refused_wherever_data_comes_in() -> None:
-    """`train`, `val` and `data` are told apart."""
+def test_wrong_inputs_are_an_error_in_every_argument() -> None:
+    """The message says whether `train`, `val` or `data` is wrong."""
     model = nn.Linear(6, 3)
     calls: list[tuple[str, Callable[[Trainer, Any], object]]] = [
         ("`train`", lambda trainer, data: trainer.fit(data, epochs=1)),
@@ -115,7 +115,7 @@ def test_wrong_inputs_are_refused_wherever_data_comes_in() -> None:
 
 
 def test_inputs_of_the_wrong_width_are_an_error_that_names_both_widths() -> None:
-    """What came and what the first layer takes stand in the message."""
+    """The message contains the width and that of the first layer."""
     refused_fit(
         InvalidInputError,
         (INPUTS[:, :5], TARGETS),
@@ -127,12 +127,12 @@ def test_inputs_of_the_wrong_width_are_an_error_that_names_both_widths() -> None
 
 
 def test_inputs_of_the_wrong_width_for_an_mlp_are_an_error_that_names_both() -> None:
-    """The MLP's own check speaks."""
+    """The message is that of the MLP's own check."""
     refused_fit(InvalidInputError, (INPUTS[:, :5], TARGETS), None, "(4, 5)", "6")
 
 
 def test_images_of_the_wrong_number_of_channels_are_an_error_that_names_both() -> None:
-    """Grey images for a network of colours are told, and BatchNorm's statistics stay."""
+    """Gray images raise an error, and BatchNorm's statistics are unchanged."""
     model = image_network()
     model(torch.zeros(2, 3, 5, 5))
     refused_fit(
@@ -146,7 +146,7 @@ def test_images_of_the_wrong_number_of_channels_are_an_error_that_names_both() -
 
 
 def test_inputs_of_double_precision_are_an_error_that_names_the_dtype() -> None:
-    """Numpy's default dtype is not that of a model."""
+    """Numpy's default dtype differs from that of the model."""
     array = INPUTS.double().numpy()
     refused_fit(
         InvalidInputError,
@@ -158,15 +158,15 @@ def test_inputs_of_double_precision_are_an_error_that_names_the_dtype() -> None:
 
 
 def test_index_outside_an_embedding_is_an_error_that_names_the_data() -> None:
-    """A token beyond the vocabulary is an input that the model cannot take."""
+    """A token outside the vocabulary is an error of the inputs."""
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 3))
     refused_fit(
         InvalidInputError, (torch.full((4, 2), 10), TARGETS[:4]), None, "`train`", model=model
     )
 
 
-def test_index_outside_a_bag_of_embeddings_is_told_as_what_it_is() -> None:
-    """A model of whole numbers is not asked for floating-point ones."""
+def test_index_outside_an_embedding_bag_is_reported_as_such() -> None:
+    """The message for a model of indices does not ask for floating point."""
     model = nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 3))
     with pytest.raises(InvalidInputError, match="`train`") as caught:
         quiet_trainer(model).fit((torch.full((12, 2), 10), TARGETS), epochs=1)
@@ -174,10 +174,10 @@ def test_index_outside_a_bag_of_embeddings_is_told_as_what_it_is() -> None:
 
 
 def test_inputs_of_a_model_without_layers_are_an_error_that_shows_their_shape() -> None:
-    """Where there is no first layer to speak of, torch's own reason is told."""
+    """Without a first layer, the message contains PyTorch's reason."""
 
     class Product(nn.Module):
-        """Multiplies by a matrix of its own."""
+        """Multiplies by a matrix."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -192,7 +192,7 @@ def test_inputs_of_a_model_without_layers_are_an_error_that_shows_their_shape() 
 
 
 def test_wrong_inputs_by_name_are_an_error_that_shows_every_shape() -> None:
-    """Of a mapping each part is told, and the model's own words."""
+    """The message contains each shape, and the model's own reason."""
     batch = {"input": INPUTS, "other": INPUTS[:, :2], "labels": TARGETS}
     refused_fit(
         InvalidInputError, [batch], None, "input of shape (12, 6)", "other of shape (12, 2)"
@@ -200,8 +200,8 @@ def test_wrong_inputs_by_name_are_an_error_that_shows_every_shape() -> None:
 
 
 @pytest.mark.parametrize("model", [network(), nn.Linear(6, 3)], ids=["MLP", "Linear"])
-def test_inputs_that_are_no_tensor_are_an_error_that_describes_them(model: nn.Module) -> None:
-    """A batch whose inputs are a list of rows is told as such."""
+def test_inputs_that_are_not_a_tensor_are_an_error_that_describes_them(model: nn.Module) -> None:
+    """The message says that the inputs are a list."""
     refused_fit(
         InvalidInputError, [([1.0, 2.0], TARGETS[:2])], None, "list of length 2", model=model
     )
@@ -211,7 +211,7 @@ def test_inputs_that_a_model_asserts_against_are_an_error_that_names_the_data() 
     """Torchvision's transformers assert the size of an image."""
 
     class Asserting(nn.Module):
-        """Takes samples of six values."""
+        """Accepts samples of six values."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -232,7 +232,7 @@ def test_inputs_that_a_model_asserts_against_are_an_error_that_names_the_data() 
 
 
 class FromBytes(nn.Module):
-    """Takes bytes and scales them itself."""
+    """Accepts bytes and scales them itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class FromBytes(nn.Module):
 
 
 class LateEmbedding(nn.Module):
-    """Has an embedding that is declared after its linear layer."""
+    """Has an embedding that is registered after its linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,10 +264,10 @@ class LateEmbedding(nn.Module):
     ],
     ids=["scales bytes itself", "late embedding", "embedding", "bag of embeddings"],
 )
-def test_model_that_takes_whole_numbers_is_trained_on_them(
+def test_model_that_accepts_integers_is_trained_on_them(
     model: nn.Module, dtype: torch.dtype
 ) -> None:
-    """Only what a model cannot take is refused."""
+    """Integer inputs are valid if the model accepts them."""
     inputs = torch.arange(72).remainder(10).view(12, 6).to(dtype)
     assert len(quiet_trainer(model).fit((inputs, TARGETS), epochs=1)) == 1
 
@@ -289,56 +289,58 @@ def test_model_that_takes_whole_numbers_is_trained_on_them(
     ],
     ids=["too large", "negative", "float", "int32", "uint8", "one-hot", "one-hot float", "(n, 1)"],
 )
-def test_targets_that_are_no_class_indices_are_an_error(targets: Tensor, values: list[str]) -> None:
-    """The dtype, shape or range that came stands in the message, with the way out."""
+def test_targets_that_are_not_class_indices_are_an_error(
+    targets: Tensor, values: list[str]
+) -> None:
+    """The message contains the dtype, shape or range, and the fix."""
     refused_data(InvalidTargetError, (INPUTS, targets), *values)
 
 
-def test_single_wrong_target_in_a_late_batch_is_found_at_the_door() -> None:
-    """Of tensors all targets are looked at, and not those of the first batch alone."""
+def test_single_wrong_target_in_a_late_batch_is_found_before_training() -> None:
+    """All targets in memory are checked, not only those of the first batch."""
     targets = TARGETS.clone()
     targets[-1] = 7
     refused_data(InvalidTargetError, (INPUTS, targets), "7")
 
 
-def test_wrong_target_in_a_late_batch_of_a_dataset_is_an_error_that_tells_the_classes() -> None:
-    """Where samples are read one by one, the batch that holds it is where it is found."""
+def test_wrong_target_in_a_late_batch_of_a_dataset_is_an_error_that_names_the_classes() -> None:
+    """In a dataset it is found when its batch is read."""
     targets = TARGETS.clone()
     targets[-1] = 7
     with pytest.raises(InvalidTargetError, match="0 to 2"):
         quiet_trainer(network()).fit(ready_batches((INPUTS, targets)), epochs=1)
 
 
-def test_targets_that_the_default_loss_ignores_are_taken() -> None:
-    """-100 is torch's own word for a target that does not count."""
+def test_targets_that_the_default_loss_ignores_are_accepted() -> None:
+    """Targets of -100 are valid."""
     targets = TARGETS.clone()
     targets[3] = -100
     assert len(quiet_trainer(network()).fit((INPUTS, targets), epochs=1)) == 1
 
 
 def test_model_of_one_dimension_is_an_error_of_the_default_loss() -> None:
-    """Outputs `(batch,)` are no logits."""
+    """Outputs `(batch,)` are not logits."""
     model = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
     refused_fit(InvalidTargetError, (INPUTS, TARGETS), None, "(4,)", model=model)
 
 
 def test_inputs_and_targets_swapped_are_an_error() -> None:
-    """(targets, inputs) is found by what the model takes."""
+    """The model does not accept the targets as inputs."""
     refused_fit(InvalidInputError, (TARGETS, INPUTS), None, "`train`", "torch.int64")
 
 
 def test_inputs_and_targets_of_different_length_are_an_error_that_names_both() -> None:
-    """Eleven targets for twelve inputs."""
+    """The message contains both lengths."""
     refused_fit(DataError, (INPUTS, TARGETS[:11]), None, "(12, 6)", "(11,)")
 
 
 def test_inputs_and_targets_of_different_length_in_a_batch_are_an_error_that_names_both() -> None:
-    """A ready batch is looked at too."""
+    """Ready batches are checked too."""
     refused_fit(InvalidTargetError, [(INPUTS, TARGETS[:11])], None, "(12,", "(11,)")
 
 
-def test_targets_that_are_no_tensor_are_an_error_that_describes_them() -> None:
-    """A list of numbers in a ready batch is not converted in silence."""
+def test_targets_that_are_not_a_tensor_are_an_error_that_describes_them() -> None:
+    """A list of numbers in a ready batch is not converted silently."""
     refused_fit(
         InvalidTypeError, [(INPUTS, TARGETS.tolist())], None, "`train`", "list of length 12"
     )
@@ -348,17 +350,17 @@ def test_targets_that_are_no_tensor_are_an_error_that_describes_them() -> None:
 
 
 def swapped(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Call torch's cross-entropy the wrong way round."""
+    """Call cross-entropy with its arguments swapped."""
     return nn.functional.cross_entropy(targets, outputs)
 
 
 def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Forget to average."""
+    """Return one loss per sample."""
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
 def test_loss_with_its_arguments_swapped_is_an_error_that_shows_both_shapes() -> None:
-    """The message says what was passed, and what comes first."""
+    """The message contains both shapes and the order of the arguments."""
     refused_fit(
         InvalidTargetError,
         (INPUTS, TARGETS),
@@ -370,8 +372,8 @@ def test_loss_with_its_arguments_swapped_is_an_error_that_shows_both_shapes() ->
     )
 
 
-def test_target_outside_the_classes_of_the_users_loss_is_an_error_that_tells_them() -> None:
-    """nn.CrossEntropyLoss that is passed by hand is checked on the first batch too."""
+def test_target_outside_the_classes_of_a_custom_loss_is_an_error_that_names_them() -> None:
+    """An explicit nn.CrossEntropyLoss is checked on the first batch too."""
     refused_fit(
         InvalidTargetError,
         (INPUTS, torch.full((12,), 3)),
@@ -381,8 +383,8 @@ def test_target_outside_the_classes_of_the_users_loss_is_an_error_that_tells_the
     )
 
 
-def test_loss_that_is_no_scalar_is_an_error_that_shows_its_shape() -> None:
-    """A loss a sample cannot be trained on."""
+def test_loss_that_is_not_a_scalar_is_an_error_that_shows_its_shape() -> None:
+    """A loss per sample must be reduced."""
     refused_fit(
         InvalidArgumentError,
         (INPUTS, TARGETS),
@@ -393,7 +395,7 @@ def test_loss_that_is_no_scalar_is_an_error_that_shows_its_shape() -> None:
     )
 
 
-def test_loss_that_is_no_tensor_is_an_error_that_names_its_type() -> None:
+def test_loss_that_is_not_a_tensor_is_an_error_that_names_its_type() -> None:
     """A Python number has no gradient."""
     refused_fit(
         InvalidArgumentError,
@@ -409,7 +411,7 @@ def test_loss_that_is_no_tensor_is_an_error_that_names_its_type() -> None:
     "loss_fn", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss()], ids=str
 )
 def test_regression_of_two_shapes_is_an_error_that_shows_both(loss_fn: nn.Module) -> None:
-    """(n,) against (n, 1) would compare every sample with every other."""
+    """(n,) and (n, 1) would be broadcast."""
     refused_data(
         InvalidTargetError,
         (INPUTS, INPUTS.sum(1)),
@@ -422,7 +424,7 @@ def test_regression_of_two_shapes_is_an_error_that_shows_both(loss_fn: nn.Module
 
 
 def test_multi_label_of_two_shapes_is_an_error_that_shows_both() -> None:
-    """Class indices for BCEWithLogitsLoss are no labels."""
+    """BCEWithLogitsLoss does not accept class indices."""
     refused_fit(
         InvalidTargetError,
         (INPUTS, TARGETS.float()),
@@ -438,7 +440,7 @@ def test_multi_label_of_two_shapes_is_an_error_that_shows_both() -> None:
 def test_loss_that_does_not_average_is_an_error_that_names_its_reduction(
     loss: Any, reduction: str
 ) -> None:
-    """A sum would make the learning rate depend on the size of a batch."""
+    """With a sum, the learning rate would depend on the batch size."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(network(), loss_fn=loss(reduction=reduction))
     assert "`loss_fn`" in str(caught.value)
@@ -446,7 +448,7 @@ def test_loss_that_does_not_average_is_an_error_that_names_its_reduction(
 
 
 def test_class_of_a_loss_is_an_error_that_names_it() -> None:
-    """`nn.MSELoss` for `nn.MSELoss()`."""
+    """`nn.MSELoss` is passed instead of `nn.MSELoss()`."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(network(), loss_fn=nn.MSELoss)
     assert "`loss_fn`" in str(caught.value)
@@ -455,7 +457,7 @@ def test_class_of_a_loss_is_an_error_that_names_it() -> None:
 
 @pytest.mark.parametrize("loss_fn", ["mse", 3], ids=repr)
 def test_loss_that_cannot_be_called_is_an_error_that_shows_it(loss_fn: Any) -> None:
-    """A name is no loss."""
+    """A string is not a loss."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(network(), loss_fn=loss_fn)
     assert "`loss_fn`" in str(caught.value)
@@ -468,8 +470,8 @@ def test_loss_that_cannot_be_called_is_an_error_that_shows_it(loss_fn: Any) -> N
 @pytest.mark.parametrize(
     "model", [nn.Linear, build_mlp, "resnet", None], ids=["class", "function", "text", "None"]
 )
-def test_model_that_is_none_is_an_error_that_shows_it(model: Any) -> None:
-    """A class or function in place of a module."""
+def test_value_that_is_not_a_model_is_an_error_that_shows_it(model: Any) -> None:
+    """A class or a function is not a module."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(model)
     assert "`model`" in str(caught.value)
@@ -487,7 +489,7 @@ def test_model_that_is_none_is_an_error_that_shows_it(model: Any) -> None:
     ],
 )
 def test_number_below_its_least_value_is_an_error_that_names_both(name: str, value: int) -> None:
-    """The argument and what it was stand in the message."""
+    """The message contains the argument and its value."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(network(), **{name: value})
     assert f"`{name}`" in str(caught.value)
@@ -496,8 +498,8 @@ def test_number_below_its_least_value_is_an_error_that_names_both(name: str, val
 
 @pytest.mark.parametrize("name", ["batch_size", "num_workers", "gradient_accumulation_steps"])
 @pytest.mark.parametrize("value", [1.5, "4", None], ids=repr)
-def test_number_that_is_no_whole_number_is_an_error_that_names_both(name: str, value: Any) -> None:
-    """A float or a text is found when the Trainer is made, in the library's own words."""
+def test_number_that_is_not_whole_is_an_error_that_names_both(name: str, value: Any) -> None:
+    """A float or a string raises an error when the Trainer is created."""
     with pytest.raises(FinetuneLibError) as caught:
         quiet_trainer(network(), **{name: value})
     assert f"`{name}`" in str(caught.value)
@@ -505,8 +507,8 @@ def test_number_that_is_no_whole_number_is_an_error_that_names_both(name: str, v
 
 
 @pytest.mark.parametrize("name", ["lr", "max_grad_norm"])
-def test_rate_that_is_no_number_is_an_error_that_names_both(name: str) -> None:
-    """A text, as a configuration file gives it, is refused in the library's own words."""
+def test_rate_that_is_not_a_number_is_an_error_that_names_both(name: str) -> None:
+    """A string, as from a configuration file, raises the library's error."""
     with pytest.raises(FinetuneLibError) as caught:
         quiet_trainer(network(), **{name: "0.1"})
     assert f"`{name}`" in str(caught.value)
@@ -514,8 +516,8 @@ def test_rate_that_is_no_number_is_an_error_that_names_both(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [1.5, "a", None], ids=repr)
-def test_seed_that_is_no_whole_number_is_an_error_that_shows_it(seed: Any) -> None:
-    """What is no seed is refused, and not made one in silence."""
+def test_seed_that_is_not_a_whole_number_is_an_error_that_shows_it(seed: Any) -> None:
+    """Other values are not converted silently."""
     with pytest.raises(FinetuneLibError) as caught:
         quiet_trainer(network(), seed=seed)
     assert "`seed`" in str(caught.value)
@@ -524,7 +526,7 @@ def test_seed_that_is_no_whole_number_is_an_error_that_shows_it(seed: Any) -> No
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x"], ids=repr)
 def test_unknown_device_is_an_error_that_shows_it(device: str) -> None:
-    """A device that is not there, or no device at all."""
+    """The device is missing or does not exist."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(network(), device=device)
     assert "`device`" in str(caught.value)
@@ -533,12 +535,12 @@ def test_unknown_device_is_an_error_that_shows_it(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=repr)
 def test_device_may_be_a_name_or_an_object(device: Any) -> None:
-    """Both are the same device."""
+    """Both select the same device."""
     assert quiet_trainer(network(), device=device).device == torch.device("cpu")
 
 
-def test_device_is_an_accelerator_where_there_is_one() -> None:
-    """`"auto"` is what torch calls the current accelerator, and else the CPU."""
+def test_device_is_an_accelerator_if_there_is_one() -> None:
+    """`"auto"` is the current accelerator, or the CPU without one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     assert quiet_trainer(network()).device == (accelerator or torch.device("cpu"))
 
@@ -548,21 +550,21 @@ def test_device_is_an_accelerator_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("name", ["epochs", "max_steps"])
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "3"], ids=repr)
-def test_limit_that_is_no_count_is_an_error_that_names_both(name: str, value: Any) -> None:
-    """A limit is a whole number of at least one; `True` is none."""
+def test_limit_that_is_not_a_count_is_an_error_that_names_both(name: str, value: Any) -> None:
+    """A limit is a whole number of at least 1, and not `True`."""
     refused_fit(
         InvalidArgumentError, (INPUTS, TARGETS), None, f"`{name}`", repr(value), **{name: value}
     )
 
 
 def test_no_limit_is_an_error_that_names_both() -> None:
-    """A training without an end is refused."""
+    """A run without a limit is an error."""
     refused_fit(
         InvalidArgumentError, (INPUTS, TARGETS), None, "`epochs`", "`max_steps`", epochs=None
     )
 
 
-# Data that is none
+# Data of unknown types
 
 
 @pytest.mark.parametrize(
@@ -578,14 +580,14 @@ def test_no_limit_is_an_error_that_names_both() -> None:
     ],
     ids=["text", "number", "dict", "triple", "list of targets", "inputs alone", "None"],
 )
-def test_data_of_no_known_form_is_an_error_that_names_its_type(data: Any, value: str) -> None:
-    """What came is told, beside the argument that it came in."""
+def test_data_of_an_unknown_type_is_an_error_that_names_it(data: Any, value: str) -> None:
+    """The message contains the argument and the type of its value."""
     refused_fit(InvalidTypeError, data, None, "`train`", value)
 
 
 @pytest.mark.parametrize("data", [INPUTS, INPUTS.numpy()], ids=["tensor", "array"])
 def test_inputs_without_targets_are_an_error_that_says_so(data: Any) -> None:
-    """A bare tensor is for `predict` alone."""
+    """A single tensor is valid for `predict` only."""
     refused_fit(InvalidTypeError, data, None, "`train`", "targets")
 
 
@@ -600,7 +602,7 @@ class NoSamples(Dataset[Any]):
 
 
 class NoStream(IterableDataset[Any]):
-    """A stream that ends at once."""
+    """An iterable dataset without samples."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
@@ -619,7 +621,7 @@ class NoStream(IterableDataset[Any]):
     ids=["list", "dataset", "stream", "tensors", "loader", "iterator"],
 )
 def test_data_without_a_sample_is_an_error(data: Any) -> None:
-    """Nothing to train on is told before anything is done."""
+    """Empty training data raises an error before anything is changed."""
     refused_fit(EmptyDataError, data)
 
 
@@ -629,19 +631,19 @@ def test_data_without_a_sample_is_an_error(data: Any) -> None:
     ids=["list", "dataset", "stream", "tensors"],
 )
 def test_validation_data_without_a_sample_is_an_error(data: Any) -> None:
-    """Nothing to validate on is told before the first step."""
+    """Empty validation data raises an error before the first step."""
     refused_fit(EmptyDataError, (INPUTS, TARGETS), data)
 
 
 def test_exhausted_generator_is_an_error_that_names_the_argument() -> None:
-    """A generator that was read once is empty."""
+    """A generator is empty after it has been read once."""
     batches = iter(ready_batches((INPUTS, TARGETS)))
     list(batches)
     refused_fit(EmptyDataError, batches, None, "`train`")
 
 
 def test_exhausted_generator_of_validation_is_an_error_that_names_the_argument() -> None:
-    """A loss over no sample is no loss."""
+    """An empty generator has no validation loss."""
     batches = iter(ready_batches((INPUTS, TARGETS)))
     list(batches)
     with pytest.raises(EmptyDataError, match="`val`"):
@@ -653,7 +655,7 @@ def test_exhausted_generator_of_validation_is_an_error_that_names_the_argument()
 def test_iterator_for_more_than_one_epoch_is_an_error_that_names_it(
     which: str, limits: dict[str, Any]
 ) -> None:
-    """It can be read only once, so that the second epoch would be empty."""
+    """It would be empty in the second epoch."""
     data: dict[str, Any] = {"train": (INPUTS, TARGETS), "val": (INPUTS, TARGETS)}
     data[which] = iter(ready_batches((INPUTS, TARGETS)))
     refused_fit(
@@ -671,8 +673,8 @@ class Once:
         return self.iterator
 
 
-def test_validation_that_can_be_read_only_once_is_measured_whole_or_refused() -> None:
-    """The batch that was read for the check is not missing from the measurement in silence."""
+def test_validation_that_can_be_read_only_once_is_measured_completely_or_not_at_all() -> None:
+    """The batch that was read for the check is measured too."""
     val = Once(ready_batches((INPUTS, TARGETS)))
     weight = nn.functional.cross_entropy
     samples: list[int] = []
@@ -688,20 +690,20 @@ def test_validation_that_can_be_read_only_once_is_measured_whole_or_refused() ->
 
 
 def test_source_that_can_be_read_only_once_is_an_error_for_two_epochs() -> None:
-    """An iterable that hides an iterator is no silent epoch without a step."""
+    """An iterable that returns the same iterator is treated as an iterator."""
     with pytest.raises(InvalidArgumentError, match="`train`"):
         quiet_trainer(network()).fit(Once(ready_batches((INPUTS, TARGETS))), epochs=2)
 
 
 def test_loader_of_single_tensors_is_an_error_that_describes_a_batch() -> None:
-    """A DataLoader over inputs alone yields lists of one."""
+    """A DataLoader of inputs only yields lists of length one."""
     refused_fit(
         InvalidTypeError, DataLoader(TensorDataset(INPUTS), batch_size=4), None, "list of length 1"
     )
 
 
 def test_loader_of_bare_tensors_is_an_error_that_describes_a_batch() -> None:
-    """A DataLoader over a tensor yields tensors."""
+    """A DataLoader of a tensor yields tensors."""
     loader: DataLoader[Any] = DataLoader(INPUTS, batch_size=4)  # type: ignore[arg-type]
     refused_fit(InvalidTypeError, loader, None, "tensor of shape (4, 6)")
 
@@ -723,11 +725,11 @@ def test_loader_of_bare_tensors_is_an_error_that_describes_a_batch() -> None:
     ids=["width", "classes", "batches", "dataset", "loader", "tensor", "text"],
 )
 def test_wrong_validation_data_is_found_before_the_first_step(val: Any) -> None:
-    """An epoch of training is not spent on it."""
+    """The error is raised before any training."""
     refused_fit(FinetuneLibError, (INPUTS, TARGETS), val, "`val`")
 
 
-# What a check itself must not do
+# Side effects of the checks
 
 
 class Counting(nn.Module):
@@ -744,14 +746,14 @@ class Counting(nn.Module):
 
 
 def test_check_runs_the_model_in_eval_mode() -> None:
-    """No statistics are moved and nothing is dropped by a dry run."""
+    """A dry run updates no statistics and uses no dropout."""
     model = Counting()
     quiet_trainer(model).fit((INPUTS, TARGETS), epochs=1)
     assert model.calls == [False, True, True, True]
 
 
-def test_check_is_made_once_a_fit() -> None:
-    """Later epochs cost no dry run."""
+def test_check_is_made_once_per_fit() -> None:
+    """Later epochs have no dry run."""
     model = Counting()
     quiet_trainer(model).fit((INPUTS, TARGETS), (INPUTS[:4], TARGETS[:4]), epochs=3)
     # The dry runs of both data, and the three epochs' validations.
@@ -759,19 +761,19 @@ def test_check_is_made_once_a_fit() -> None:
 
 
 def test_first_batch_is_trained_on_after_its_check() -> None:
-    """A batch that was read for the check is not lost."""
+    """The batch that was read for the check is also trained on."""
     history = quiet_trainer(network(), lr=0.0).fit(iter(ready_batches((INPUTS, TARGETS))), epochs=1)
     assert history["step"] == [3]
 
 
 def test_batches_of_the_library_may_be_passed_as_data() -> None:
-    """`TensorBatches` are taken as they are, with their own size."""
+    """`TensorBatches` keep their own batch size."""
     batches: Any = TensorBatches(INPUTS, TARGETS, batch_size=6)
     assert quiet_trainer(network()).fit(batches, epochs=1)["step"] == [2]
 
 
-def test_arrays_of_the_wrong_dtype_are_told_in_words_of_torch() -> None:
-    """Numpy's int32 targets are an error that names the dtype that is needed."""
+def test_arrays_of_the_wrong_dtype_are_reported_with_the_torch_dtype() -> None:
+    """For numpy's int32 targets the message contains the required dtype."""
     refused_fit(
         InvalidTargetError, (INPUTS.numpy(), TARGETS.numpy().astype(np.int32)), None, "torch.int64"
     )

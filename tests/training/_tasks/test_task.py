@@ -1,4 +1,4 @@
-"""Tasks: the default one over pairs and mappings, and those that users write."""
+"""The default task for pairs and mappings, and custom tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.tiny import cut, plain_network, points, quiet_trainer, ready_batch
 
 
 class ByName(nn.Module):
-    """Takes its inputs by name and answers with `.logits`, as models of transformers do."""
+    """Accepts its inputs by name and returns `.logits`, like models of transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class ByName(nn.Module):
 
 
 class Cut(NamedTuple):
-    """A batch with names."""
+    """A batch as a named tuple."""
 
     inputs: Tensor
     targets: Tensor
 
 
 def mappings(kind: Any = dict) -> list[Any]:
-    """Return batches as mappings that `ByName` takes, with `labels`."""
+    """Return batches as mappings with `labels`, for `ByName`."""
     return [
         kind({"values": inputs, "scale": torch.ones(len(inputs)), "labels": targets})
         for inputs, targets in ready_batches(points())
@@ -45,7 +45,7 @@ def mappings(kind: Any = dict) -> list[Any]:
 
 
 def test_mappings_are_trained_on_like_pairs() -> None:
-    """`labels` are the targets, and the rest goes to the model by name."""
+    """`labels` are the targets, and the rest is passed to the model by name."""
     by_name, plain = ByName(), plain_network()
     quiet_trainer(by_name, lr=0.1).fit(mappings(), epochs=2)
     quiet_trainer(plain, lr=0.1).fit(ready_batches(points()), epochs=2)
@@ -53,8 +53,8 @@ def test_mappings_are_trained_on_like_pairs() -> None:
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict], ids=["dict", "UserDict"])
-def test_every_kind_of_mapping_counts_its_samples(kind: Any) -> None:
-    """Batches as tokenizers give them, no dict but a mapping, are batches too."""
+def test_every_type_of_mapping_counts_its_samples(kind: Any) -> None:
+    """Mappings that are not dicts, as tokenizers return, are batches too."""
     history = quiet_trainer(ByName(), lr=0.1).fit(mappings(kind), epochs=1)
     assert history["samples_per_second"][0] > 0.0
     assert history["step"] == [6]
@@ -68,7 +68,7 @@ def test_mapping_keeps_its_labels() -> None:
 
 
 def test_mapping_without_labels_can_be_predicted() -> None:
-    """`predict` needs no targets, and passes them over where they are."""
+    """`predict` needs no targets and ignores them."""
     with_labels = mappings()
     without = [{name: batch[name] for name in ("values", "scale")} for batch in with_labels]
     trainer = quiet_trainer(ByName())
@@ -80,8 +80,8 @@ def test_mapping_without_labels_can_be_predicted() -> None:
     [tuple, list, lambda pair: Cut(*pair)],
     ids=["tuple", "list", "NamedTuple"],
 )
-def test_pairs_of_every_kind_are_trained_on_alike(make: Any) -> None:
-    """A pair is a pair, with names or without."""
+def test_pairs_of_every_type_are_trained_on_alike(make: Any) -> None:
+    """A pair may be a tuple, a list or a named tuple."""
     model, expected = plain_network(), plain_network()
     quiet_trainer(model).fit([make(pair) for pair in ready_batches(points())], epochs=1)
     quiet_trainer(expected).fit(ready_batches(points()), epochs=1)
@@ -99,15 +99,15 @@ def test_pairs_of_every_kind_are_trained_on_alike(make: Any) -> None:
     ],
     ids=["tensor", "triple", "single", "mapping", "text"],
 )
-def test_batch_of_another_form_is_an_error_that_describes_it(batch: Any, told: str) -> None:
-    """What is neither a pair nor a mapping with labels is told in a few words."""
+def test_batch_of_an_unknown_form_is_an_error_that_describes_it(batch: Any, told: str) -> None:
+    """The message describes a batch that is neither a pair nor a mapping with labels."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network()).fit([batch], epochs=1)
     assert told in str(caught.value)
 
 
-def test_model_that_returns_no_tensor_is_an_error_that_describes_it() -> None:
-    """A tuple of outputs needs a task of its own."""
+def test_model_that_does_not_return_a_tensor_is_an_error_that_describes_it() -> None:
+    """A model that returns a tuple needs a custom task."""
 
     class Pair(nn.Module):
         """Returns two outputs."""
@@ -123,7 +123,7 @@ def test_model_that_returns_no_tensor_is_an_error_that_describes_it() -> None:
         quiet_trainer(Pair()).fit(points(), epochs=1)
 
 
-# Tasks of users
+# Custom tasks
 
 
 class TwoInputs(Task):
@@ -141,7 +141,7 @@ class TwoInputs(Task):
 
 
 def triples(samples: int = 12) -> list[tuple[Tensor, ...]]:
-    """Return batches of two inputs and a target that a bilinear form can be fitted to."""
+    """Return batches of two inputs and a target for a bilinear model."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(samples, 2, generator=generator)
     right = torch.randn(samples, 3, generator=generator)
@@ -150,7 +150,7 @@ def triples(samples: int = 12) -> list[tuple[Tensor, ...]]:
 
 
 def bilinear() -> nn.Bilinear:
-    """Return a small model of two inputs with fixed weights."""
+    """Return a small model with two inputs and fixed weights."""
     model = nn.Bilinear(2, 3, 1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -158,8 +158,8 @@ def bilinear() -> nn.Bilinear:
     return model
 
 
-def test_task_of_two_inputs_is_the_hand_written_loop_bit_for_bit() -> None:
-    """A step that the user writes is what a training repeats."""
+def test_task_with_two_inputs_equals_the_hand_written_loop() -> None:
+    """A custom task gives the same weights as a hand-written loop."""
     model, expected = bilinear(), bilinear()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9)
     for _ in range(2):
@@ -172,8 +172,8 @@ def test_task_of_two_inputs_is_the_hand_written_loop_bit_for_bit() -> None:
     assert same_weights(model, expected)
 
 
-def test_task_of_two_inputs_is_evaluated_and_predicts() -> None:
-    """The same task measures, and applies the model to batches without targets."""
+def test_task_with_two_inputs_is_evaluated_and_predicts() -> None:
+    """The same task is used for evaluation, and for predictions without targets."""
     trainer = quiet_trainer(
         bilinear(), task=TwoInputs(), metrics={"error": lambda o, t: (o - t).abs().mean()}
     )
@@ -187,10 +187,10 @@ def test_task_of_two_inputs_is_evaluated_and_predicts() -> None:
 
 
 def test_predict_of_a_task_is_the_outputs_of_its_step_by_default() -> None:
-    """A task that extends `step` alone predicts what its metrics see."""
+    """A task with only `step` predicts the outputs that its metrics receive."""
 
     class StepAlone(Task):
-        """Has no `predict` of its own."""
+        """Has no `predict`."""
 
         def step(self, model: nn.Module, batch: Any) -> StepOutput:
             outputs = model(batch[0])
@@ -206,7 +206,7 @@ def test_predict_of_a_task_is_the_outputs_of_its_step_by_default() -> None:
 
 
 def test_multi_label_classification_needs_no_task() -> None:
-    """Several classes a sample, with BCEWithLogitsLoss, are the hand-written loop bit for bit."""
+    """With BCEWithLogitsLoss the weights equal those of the hand-written loop, bit for bit."""
     inputs, _ = points()
     targets = (inputs[:, :3] > 0).float()
     model, expected = plain_network(), plain_network()
@@ -225,7 +225,7 @@ def test_multi_label_classification_needs_no_task() -> None:
 
 
 class Distillation(Task):
-    """Teaches a model what another one knows."""
+    """Trains a model on the outputs of another one."""
 
     def __init__(self, teacher: nn.Module) -> None:
         self.teacher = teacher.eval()
@@ -242,7 +242,7 @@ class Distillation(Task):
 
 
 def test_distillation_brings_a_student_to_its_teacher() -> None:
-    """A teacher that the task holds is untouched, and what it says is learned."""
+    """The student learns the teacher's outputs, and the teacher is unchanged."""
     teacher, kept = plain_network(), plain_network()
     student = nn.Linear(6, 3)
     nn.init.zeros_(student.weight)
@@ -257,7 +257,7 @@ def test_distillation_brings_a_student_to_its_teacher() -> None:
 
 
 class Auxiliary(nn.Module):
-    """Has a second output in training, as Inception and GoogLeNet have."""
+    """Has a second output in train mode, like Inception and GoogLeNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Auxiliary(nn.Module):
 
 
 class WithAuxiliary(Task):
-    """Adds the loss of the second output where there is one."""
+    """Adds the loss of the second output if there is one."""
 
     def step(self, model: nn.Module, batch: Any) -> StepOutput:
         inputs, targets = batch
@@ -299,20 +299,20 @@ def test_auxiliary_outputs_are_trained_and_not_validated() -> None:
     assert trainer.evaluate((inputs, targets))["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("task", [Distillation, "distillation", nn.Identity(), 3], ids=str)
-def test_task_that_is_none_is_an_error_that_shows_it(task: Any) -> None:
-    """A class, a name or a module is no task."""
+def test_value_that_is_not_a_task_is_an_error_that_shows_it(task: Any) -> None:
+    """A class, a string or a module is not a task."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), task=task)
     assert "`task`" in str(caught.value)
     assert repr(task) in str(caught.value)
 
 
-def test_loss_beside_a_task_is_an_error_that_names_both() -> None:
-    """The task computes the loss itself, so that `loss_fn` would be ignored."""
+def test_loss_with_a_task_is_an_error_that_names_both() -> None:
+    """The task computes its own loss, so `loss_fn` would be ignored."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(plain_network(), task=TwoInputs(), loss_fn=nn.MSELoss())
     assert "`loss_fn`" in str(caught.value)
@@ -329,13 +329,13 @@ def test_loss_beside_a_task_is_an_error_that_names_both() -> None:
     ],
     ids=["nothing", "loss alone", "loss of a shape", "loss as a number"],
 )
-def test_step_that_returns_something_else_is_an_error_that_names_both(
+def test_step_that_does_not_return_a_step_output_is_an_error_that_names_both(
     returned: Any, told: str
 ) -> None:
-    """A forgotten `return` or mean is told with the name of the task."""
+    """The message contains the task's name and what was returned."""
 
     class Wrong(Task):
-        """Returns what the test says."""
+        """Returns the value that the test sets."""
 
         def step(self, model: nn.Module, batch: Any) -> Any:
             return returned
@@ -346,8 +346,8 @@ def test_step_that_returns_something_else_is_an_error_that_names_both(
     assert told in str(caught.value)
 
 
-def test_task_without_a_step_cannot_be_made() -> None:
-    """`step` is what a task is."""
+def test_task_without_a_step_cannot_be_created() -> None:
+    """`step` is abstract."""
     with pytest.raises(TypeError, match="step"):
         type("Empty", (Task,), {})()
 
@@ -356,7 +356,7 @@ def test_task_without_a_step_cannot_be_made() -> None:
 
 
 def tiny_bert() -> nn.Module:
-    """Return a BERT of one layer for three classes, with fixed weights."""
+    """Return a BERT with one layer, three classes and fixed weights."""
     from transformers import AutoModelForSequenceClassification, BertConfig
 
     sizes: dict[str, Any] = {
@@ -376,7 +376,7 @@ def tiny_bert() -> nn.Module:
 
 
 class Sentences:
-    """A dataset as Hugging Face's are: items are mappings, and tokens lists of numbers."""
+    """A dataset like those of Hugging Face: items are mappings, and tokens are lists of numbers."""
 
     def __init__(self, samples: int = 24) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -396,8 +396,8 @@ class Sentences:
 
 
 @pytest.mark.slow
-def test_model_of_transformers_trains_without_code_of_the_user() -> None:
-    """A sequence classifier from a config learns from mappings of tokens."""
+def test_model_of_transformers_trains_without_a_task() -> None:
+    """A sequence classifier learns from mappings of tokens."""
     trainer = quiet_trainer(tiny_bert(), optimizer=torch.optim.AdamW, lr=0.01, batch_size=8)
     history = trainer.fit(Sentences(), Sentences(), epochs=15)
     assert history["val_accuracy"][-1] > 0.9
@@ -406,7 +406,7 @@ def test_model_of_transformers_trains_without_code_of_the_user() -> None:
 
 @pytest.mark.slow
 def test_model_of_transformers_trains_like_its_hand_written_loop() -> None:
-    """The loss is the one that the model itself computes from its labels, bit for bit."""
+    """The loss equals the one that the model computes from its labels, bit for bit."""
     data = Sentences(8)
     batch = {
         "input_ids": data.tokens,
@@ -445,7 +445,7 @@ def test_repr_of_a_step_output_is_one_line() -> None:
 
 
 class FromTexts(Task):
-    """Learns the length of texts, which it turns into tensors itself."""
+    """Learns the length of texts, which it converts to tensors itself."""
 
     def step(self, model: nn.Module, batch: Any) -> StepOutput:
         lengths = torch.tensor([[float(len(text))] for text in batch["texts"]])
@@ -454,10 +454,10 @@ class FromTexts(Task):
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"numbers": [torch.zeros(3)]}], ids=["texts alone", "tensors beside them"]
+    "extra", [{}, {"numbers": [torch.zeros(3)]}], ids=["texts alone", "tensors too"]
 )
 def test_task_may_take_batches_without_tensors(extra: dict[str, Any]) -> None:
-    """Whatever a task understands is a batch; its samples are counted where they can be."""
+    """A custom task accepts any batch; its samples are counted if it contains tensors."""
     batch = {"texts": ["a", "bcd", "ef"]} | extra
     history = quiet_trainer(nn.Linear(1, 1), task=FromTexts()).fit([batch], epochs=1)
     assert history["step"] == [1]
