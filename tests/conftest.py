@@ -1,4 +1,4 @@
-"""Fixtures that every folder of tests may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: on tensors this small, several wait more than they compute."""
+    """Run torch on one thread, which is faster for small tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
-    """The folder that holds the real MNIST; without it a test is skipped, and in CI fails."""
+    """The folder with the real MNIST. Without it a test is skipped, or fails in CI."""
     default = Path(__file__).parents[2] / "shared" / "datasets"
     folder = Path(os.environ.get("FINETUNELIB_DATA") or default)
     if not (folder / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():

@@ -33,7 +33,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--remote-debugging-pipe",
-    # Whatever the browser itself or a page wants to know of the world, it finds nobody.
+    # No host name can be resolved.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
@@ -102,7 +102,7 @@ def find_chromium() -> str | None:
 
 @dataclass
 class Page:
-    """What a page showed and asked for."""
+    """The content and the requests of a page."""
 
     requests: list[str]
     nodes: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Page:
 
 
 class Chromium:
-    """A running browser; one connection, used from one thread."""
+    """A running browser with one connection, used from one thread."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], write: int, read: int, size: tuple[int, int]
@@ -129,7 +129,7 @@ class Chromium:
         self._opened = 0.0
 
     def graph(self, url: str) -> Page:
-        """Open Netron's page, wait until its graph is drawn, and take a picture of it."""
+        """Open Netron's page, wait until its graph is drawn, and take a screenshot."""
         with self._tab(url) as session:
             return self._drawn(session, session)
 
@@ -147,7 +147,7 @@ class Chromium:
             return page
 
     def framed(self, url: str) -> Page:
-        """Open a page that holds Netron's in a frame of another site, and wait for its graph."""
+        """Open a page of another site with Netron's page in a frame, and wait for its graph."""
         with self._tab(url) as session:
             self._evaluate(session, _LOADED)
             (frame,) = [
@@ -198,7 +198,7 @@ class Chromium:
             session = attached["sessionId"]
             self._watch(session)
             self._call("Page.enable", session)
-            # The window's own size would count the bar of its title.
+            # The size of the window would include its title bar.
             width, height = self._size
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             self._call("Emulation.setDeviceMetricsOverride", session, **screen)
@@ -212,7 +212,7 @@ class Chromium:
             watchdog.join()
 
     def _watch(self, session: str) -> None:
-        """Record the requests of a page, and of its frames and workers from their beginning on."""
+        """Record the requests of a page, and all requests of its frames and workers."""
         self._send("Network.enable", session)
         attach = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
         self._send("Target.setAutoAttach", session, **attach)
@@ -271,7 +271,7 @@ class Chromium:
 
 @contextlib.contextmanager
 def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Chromium]:
-    """Run a browser with a profile of its own.
+    """Run a browser with a temporary profile.
 
     It is killed after a minute on one page, or ten in all, so that nothing hangs.
 

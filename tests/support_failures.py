@@ -1,4 +1,4 @@
-"""What an export that fails must leave alone, and failures to put in its way."""
+"""Failures of an export, and the state that an export must not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support_untouched import changed_since, snapshot
 
 
 class Model(nn.Module):
-    """A small model with a forward that leaves traces, as real ones do."""
+    """A small model whose forward changes buffers and attributes, as in real models."""
 
     calls: Tensor
 
@@ -66,12 +66,12 @@ def raising(error: BaseException) -> Callable[..., NoReturn]:
 
 
 def full() -> OSError:
-    """Return what the system raises when no space is left."""
+    """Return the error of a full disk."""
     return OSError(errno.ENOSPC, "No space left on device")
 
 
 class FailingSession:
-    """A session whose run fails, or returns something else."""
+    """A session whose run fails or returns changed outputs."""
 
     def __init__(self, real: Any, run: Callable[[list[Any]], list[Any]]) -> None:
         self._real, self._run = real, run
@@ -80,18 +80,18 @@ class FailingSession:
         return getattr(self._real, name)
 
     def run(self, names: Any, feed: Any) -> list[Any]:
-        """Run, and change what comes out."""
+        """Run, and change the outputs."""
         return self._run(self._real.run(names, feed))
 
 
 def running(run: Callable[[list[Any]], list[Any]]) -> Callable[..., Any]:
-    """Return what opens sessions whose outputs go through a function."""
+    """Return a function that opens sessions whose outputs go through a function."""
     real = onnxruntime.InferenceSession
     return lambda *args, **options: FailingSession(real(*args, **options), run)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Return all that is in a folder."""
+    """Return the content of a folder."""
     return {
         str(entry.relative_to(folder)): entry.read_bytes() if entry.is_file() else b""
         for entry in folder.rglob("*")
@@ -99,7 +99,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def _process() -> dict[str, Any]:
-    """Return what an export may not leave changed in the process."""
+    """Return the state of the process that an export must not change."""
     names = ("", *exporter._LOGGERS, "onnxruntime", "finetunelib")
     return {
         "filters": list(warnings.filters),
@@ -127,7 +127,7 @@ def _attributes(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 class Watch:
-    """What an export must leave alone, before it and after it."""
+    """The state that an export must not change, recorded before it."""
 
     def __init__(self, model: nn.Module, folder: Path, temporary: Path) -> None:
         self._model, self._folders = model, (folder, temporary)
@@ -139,11 +139,11 @@ class Watch:
         return [folders, _process(), _attributes(self._model)]
 
     def forget_folder(self) -> None:
-        """Leave out what is in the destination's folder, after an export that succeeded."""
+        """Ignore the content of the destination folder, after a successful export."""
         self._before[0][0] = content(self._folders[0])
 
     def check(self, capfd: pytest.CaptureFixture[str]) -> None:
-        """Assert that nothing is left."""
+        """Assert that nothing has changed."""
         assert self._now() == self._before
         assert changed_since(self._snapshot, self._model) == []
         assert capfd.readouterr() == ("", "")

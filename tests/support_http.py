@@ -1,4 +1,4 @@
-"""Requests to a server on loopback, byte for byte as they are given, and small servers."""
+"""Raw requests to a server on loopback, and small servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Answer:
-    """What a server answered."""
+    """The response of a server."""
 
     status: int
     headers: Message
@@ -23,7 +23,7 @@ class Answer:
 
 
 def request(url: str, path: str = "/", *, method: str = "GET", host: str | None = None) -> Answer:
-    """Send one request to the server of `url`, for `path` as it stands, under any Host header."""
+    """Send one request to the server of `url` for an unescaped `path`, with any Host header."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
     try:
@@ -37,7 +37,7 @@ def request(url: str, path: str = "/", *, method: str = "GET", host: str | None 
 
 
 def raw(url: str, content: bytes) -> bytes:
-    """Send bytes to the server of `url`, and return all that it answers."""
+    """Send bytes to the server of `url`, and return the whole response."""
     with connected(url) as connection:
         connection.sendall(content)
         answer = b""
@@ -70,7 +70,7 @@ def answering(answer: Callable[[str, str], tuple[int, str, bytes]]) -> Iterator[
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))

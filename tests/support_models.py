@@ -1,4 +1,4 @@
-"""Small models that an exporter has to get right, or must not."""
+"""Small models, some of which cannot be exported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Function(nn.Module):
-    """A model that is one function."""
+    """A model that calls a function."""
 
     def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -20,14 +20,14 @@ class Function(nn.Module):
 
 
 class Difference(nn.Module):
-    """A model of two inputs that must not be taken for each other."""
+    """A model of two inputs that are not interchangeable."""
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return left - 2 * right
 
 
 class Branching(nn.Module):
-    """A model that cannot be exported: which way it goes depends on the values of its inputs."""
+    """A model that cannot be exported, because it branches on the values of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Branching(nn.Module):
 
 
 class Deceiving(nn.Module):
-    """A model that computes something else while it is exported; `other` says what."""
+    """A model whose outputs go through `other` while it is exported."""
 
     def __init__(self, other: Callable[[Tensor], Tensor] = lambda outputs: outputs + 0.5) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Deceiving(nn.Module):
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """Make a model with the same weights every time, and leave the global generator."""
+    """Build a model with the same weights every time, without the global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return make()
@@ -66,12 +66,12 @@ def linear() -> nn.Module:
 
 
 def samples(*shape: int, seed: int = 1) -> Tensor:
-    """Return normally distributed numbers that depend on the seed alone."""
+    """Return normally distributed numbers that depend on the seed only."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outputs_of(model: nn.Module, *inputs: Tensor) -> Tensor:
-    """Return what a model computes in eval mode."""
+    """Return the outputs of a model in eval mode."""
     with torch.no_grad():
         outputs: Tensor = model.eval()(*inputs)
         return outputs

@@ -1,4 +1,4 @@
-"""Changes of an ONNX graph, each of one place, and the check that such a file is found out."""
+"""Single changes to an ONNX graph, and a check that each of them is detected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Mutation = Callable[[ModelProto], None]
 
 
 def node(model: ModelProto, output: str) -> NodeProto:
-    """Return the node that makes a value."""
+    """Return the node that computes a value."""
     found: NodeProto = next(n for n in model.graph.node if output in n.output)
     return found
 
@@ -78,14 +78,14 @@ def attributes(output: str, **changed: Any) -> Mutation:
 
 
 def set_attributes(of: NodeProto, changed: Mapping[str, Any]) -> None:
-    """Set attributes of a node, in place of those of the same names."""
+    """Set attributes of a node, replacing those with the same names."""
     kept = [attribute for attribute in of.attribute if attribute.name not in changed]
     del of.attribute[:]
     of.attribute.extend([*kept, *(helper.make_attribute(k, v) for k, v in changed.items())])
 
 
 def operator(output: str, name: str, **changed: Any) -> Mutation:
-    """Make a node another operator, with these attributes and no others."""
+    """Change the operator and the attributes of a node."""
 
     def mutate(model: ModelProto) -> None:
         found = node(model, output)
@@ -98,7 +98,7 @@ def operator(output: str, name: str, **changed: Any) -> Mutation:
 
 
 def removed(output: str, *, source: int = 0) -> Mutation:
-    """Remove a node; who took its output takes one of its inputs."""
+    """Remove a node, and use one of its inputs in place of its output."""
 
     def mutate(model: ModelProto) -> None:
         found = node(model, output)
@@ -110,7 +110,7 @@ def removed(output: str, *, source: int = 0) -> Mutation:
 
 
 def rewired(output: str, position: int, source: str) -> Mutation:
-    """Let a node take another value."""
+    """Change an input of a node."""
 
     def mutate(model: ModelProto) -> None:
         node(model, output).input[position] = source
@@ -119,7 +119,7 @@ def rewired(output: str, position: int, source: str) -> Mutation:
 
 
 def inserted(output: str, *operators: tuple[str, dict[str, Any], list[float]]) -> Mutation:
-    """Put operators after a node, of which the last one has the name of its output."""
+    """Insert operators after a node. The output of the last one has the name of the node's."""
 
     def mutate(model: ModelProto) -> None:
         found = node(model, output)
@@ -141,7 +141,7 @@ def inserted(output: str, *operators: tuple[str, dict[str, Any], list[float]]) -
 
 
 def both(*mutations: Mutation) -> Mutation:
-    """Make several changes."""
+    """Apply several changes."""
 
     def mutate(model: ModelProto) -> None:
         for mutation in mutations:
@@ -161,7 +161,7 @@ def fixed_input(size: int) -> Mutation:
 
 @dataclass(frozen=True)
 class Exported:
-    """A model, the file of it, and batches to compare them on."""
+    """A model, its exported file, and batches to compare them on."""
 
     model: nn.Module
     file: onnx.ModelProto
@@ -187,7 +187,7 @@ def verify(made: Exported, mutation: Mutation, path: Path) -> Verification:
 def check_found(
     made: Exported, mutation: Mutation, path: Path, node: str | None, module: str
 ) -> None:
-    """Assert that a changed file is found out, at this node, which does these modules' work."""
+    """Assert that a changed file is detected, and that the node and modules are named."""
     with pytest.raises(ExportMismatchError) as caught:
         verify(made, mutation, path)
     assert (caught.value.node, caught.value.module) == (node, module)
@@ -196,7 +196,7 @@ def check_found(
 
 
 def trace_once(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Any]) -> None:
-    """Trace a model once for all of its files, since their changes do not change it."""
+    """Trace a model once for all of its changed files."""
     real = exporter.trace
 
     def trace(model: nn.Module, inputs: Any, *, axes: Any, **rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""ONNX files that are written by hand, so that a test needs no exporter, and a run of them."""
+"""Writing ONNX files without the exporter, and running them."""
 
 from __future__ import annotations
 

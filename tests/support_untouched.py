@@ -1,4 +1,4 @@
-"""What a function must leave as it was, in a form that two moments can be compared in."""
+"""Snapshots of a model and the process, to show that a function changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return everything of a model and of the process that is to stay, as plain values."""
+    """Return the state of a model and of the process as plain values."""
     parameters = dict(model.named_parameters())
     numpy_state: Any = np.random.get_state()  # noqa: NPY002 - the global state is what users seed
     torch_loggers = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
@@ -36,9 +36,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def changed_since(before: dict[str, Any], model: nn.Module) -> list[str]:
-    """Return the names of what differs now from a snapshot: an empty list when nothing does."""
+    """Return the names of the entries that differ from a snapshot."""
     after = snapshot(model)
-    # Loggers that came to be in between are as their library made them.
+    # Loggers that were created in between are ignored.
     after["levels"] = {name: after["levels"][name] for name in before["levels"]}
     return [name for name in before if before[name] != after[name]]
 

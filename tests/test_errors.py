@@ -1,4 +1,4 @@
-"""The exception tree: what its module's docstring draws is what the classes are."""
+"""The exception tree: the docstring of the module shows the base classes of each exception."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def error_class(name: str) -> type[BaseException]:
 
 
 def test_the_drawn_tree_names_exactly_the_public_exceptions() -> None:
-    """The docstring draws every name of `__all__`, each once, but for the one outside of it."""
+    """The docstring shows every name of `__all__` once, except the one outside the tree."""
     drawn = [*(entry.name for entry in TREE), "TrainingInterrupted"]
     assert sorted(drawn) == sorted(errors.__all__)
-    assert "`TrainingInterrupted` alone stands outside" in str(errors.__doc__)
+    assert "`TrainingInterrupted` is not part of the tree" in str(errors.__doc__)
 
 
 def test_all_lists_every_exception_of_the_module() -> None:
-    """An exception that is defined in the module is public."""
+    """Every exception in the module is public."""
     defined = {
         name
         for name, value in vars(errors).items()
@@ -76,7 +76,7 @@ def test_exception_derives_from_the_root(entry: Entry) -> None:
     "entry", [entry for entry in TREE if entry.parent], ids=lambda entry: entry.name
 )
 def test_exception_derives_directly_from_the_parent_that_is_drawn(entry: Entry) -> None:
-    """The class stands where the tree shows it."""
+    """The base classes are those that the tree shows."""
     assert entry.parent is not None
     assert error_class(entry.parent) in error_class(entry.name).__bases__
 
@@ -85,14 +85,14 @@ def test_exception_derives_directly_from_the_parent_that_is_drawn(entry: Entry) 
     "entry", [entry for entry in TREE if entry.builtin], ids=lambda entry: entry.name
 )
 def test_exception_derives_from_the_builtin_in_brackets(entry: Entry) -> None:
-    """Code that was written for the builtin catches the library's exception too."""
+    """Code that handles the builtin also catches the library's exception."""
     assert entry.builtin is not None
     with pytest.raises(error_class(entry.builtin), match="a message"):
         raise error_class(entry.name)("a message")
 
 
 def test_every_exception_but_the_groups_is_some_builtin() -> None:
-    """Only the root and the two groups that are never raised derive from no builtin."""
+    """Only the root and the two groups that are never raised have no builtin base."""
     bare = {
         name
         for name in errors.__all__
@@ -102,7 +102,7 @@ def test_every_exception_but_the_groups_is_some_builtin() -> None:
 
 
 def ancestry(name: str) -> list[type]:
-    """Return the classes that an exception derives from, without what all exceptions share."""
+    """Return the base classes of an exception, except those that all exceptions have."""
     return [
         base for base in error_class(name).__mro__ if base not in (Exception, BaseException, object)
     ]

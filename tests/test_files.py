@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the checks of paths."""
+"""Atomic writing of files, and the checks of paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetunelib._files import check_readable, check_writable, whole_file, write_whole
+from finetunelib._files import atomic_file, check_readable, check_writable, write_atomically
 from finetunelib.errors import FileMissingError, PathNotWritableError
 
 
@@ -28,7 +28,7 @@ def disk_full(*_: object, **__: object) -> None:
 
 @contextlib.contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than `size` bytes to a file of this process."""
+    """Limit the size of files that this process writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -41,14 +41,14 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 def test_check_readable_returns_the_file_as_a_path(tmp_path: Path) -> None:
-    """A string that names a file comes back as a `Path`."""
+    """The path of a file may be a string."""
     file = tmp_path / "weights.bin"
     file.write_bytes(b"x")
     assert check_readable(str(file), purpose="weights file") == file
 
 
 def test_check_readable_names_a_missing_file_and_its_purpose(tmp_path: Path) -> None:
-    """The message holds the path and what was looked for."""
+    """The message contains the path and the purpose."""
     file = tmp_path / "nowhere.bin"
     with pytest.raises(FileMissingError) as caught:
         check_readable(file, purpose="weights file")
@@ -56,10 +56,10 @@ def test_check_readable_names_a_missing_file_and_its_purpose(tmp_path: Path) -> 
     assert "weights file" in str(caught.value)
 
 
-def test_check_readable_tells_where_a_relative_path_was_looked_up(
+def test_check_readable_names_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message names the working folder that a relative path starts from."""
+    """A relative path is resolved against it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileMissingError) as caught:
         check_readable("nowhere.bin", purpose="weights file")
@@ -67,14 +67,14 @@ def test_check_readable_tells_where_a_relative_path_was_looked_up(
 
 
 def test_check_readable_refuses_a_folder(tmp_path: Path) -> None:
-    """A folder is no file to read, and is named."""
+    """The message names the folder."""
     with pytest.raises(FileMissingError) as caught:
         check_readable(tmp_path, purpose="weights file")
     assert str(tmp_path) in str(caught.value)
 
 
 def test_check_readable_names_a_path_that_is_too_long(tmp_path: Path) -> None:
-    """No file can have a name of a thousand letters, so none is there."""
+    """A file with such a name cannot exist."""
     with pytest.raises(FileMissingError, match=r"a{1000}"):
         check_readable(tmp_path / ("a" * 1000), purpose="weights file")
 
@@ -83,28 +83,26 @@ def test_check_readable_names_a_path_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_check_writable_returns_the_file_as_a_path(tmp_path: Path) -> None:
-    """A string that names a file to be comes back as a `Path`."""
+    """The path of a new file may be a string."""
     assert check_writable(str(tmp_path / "new.bin")) == tmp_path / "new.bin"
 
 
 def test_check_writable_creates_nothing(tmp_path: Path) -> None:
-    """Asking whether a file can be written makes neither the file nor its folders."""
+    """The check creates neither the file nor its folders."""
     check_writable(tmp_path / "a" / "b" / "new.bin")
     assert names_in(tmp_path) == []
 
 
 def test_check_writable_refuses_a_folder(tmp_path: Path) -> None:
-    """A folder is no file to write, and is named."""
+    """The message names the folder."""
     with pytest.raises(PathNotWritableError) as caught:
         check_writable(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("below", ["new.bin", "a/b/new.bin"])
-def test_check_writable_names_the_file_that_stands_in_for_a_folder(
-    tmp_path: Path, below: str
-) -> None:
-    """Nothing can be written below a file, at any depth, and that file is named."""
+def test_check_writable_names_a_file_that_should_be_a_folder(tmp_path: Path, below: str) -> None:
+    """A path below a file cannot be written at any depth."""
     obstacle = tmp_path / "obstacle.txt"
     obstacle.write_text("a file")
     with pytest.raises(PathNotWritableError) as caught:
@@ -115,7 +113,7 @@ def test_check_writable_names_the_file_that_stands_in_for_a_folder(
 def test_check_writable_names_a_read_only_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that the user may not write to is an error that names it."""
+    """The message names a folder that the user may not write to."""
 
     def may_not(path: os.PathLike[str], mode: int) -> bool:
         return Path(path) != tmp_path
@@ -128,85 +126,85 @@ def test_check_writable_names_a_read_only_folder(
 
 
 def test_check_writable_names_a_path_that_is_too_long(tmp_path: Path) -> None:
-    """A name of a thousand letters is refused like any other path that cannot be written."""
+    """It is an error of the library, as for other paths that cannot be written."""
     with pytest.raises(PathNotWritableError, match=r"a{1000}"):
         check_writable(tmp_path / ("a" * 1000))
 
 
-# whole_file and write_whole
+# atomic_file and write_atomically
 
 
-def test_write_whole_writes_the_content(tmp_path: Path) -> None:
-    """The file holds exactly the bytes that were given."""
-    write_whole(tmp_path / "new.bin", b"\x00\r\n\xff")
+def test_write_atomically_writes_the_content(tmp_path: Path) -> None:
+    """The file contains exactly the given bytes."""
+    write_atomically(tmp_path / "new.bin", b"\x00\r\n\xff")
     assert (tmp_path / "new.bin").read_bytes() == b"\x00\r\n\xff"
 
 
-def test_write_whole_returns_the_path(tmp_path: Path) -> None:
-    """A string comes back as the `Path` of the file."""
-    assert write_whole(str(tmp_path / "new.bin"), b"x") == tmp_path / "new.bin"
+def test_write_atomically_returns_the_path(tmp_path: Path) -> None:
+    """The result is a `Path`, also for a string."""
+    assert write_atomically(str(tmp_path / "new.bin"), b"x") == tmp_path / "new.bin"
 
 
-def test_write_whole_replaces_a_former_file(tmp_path: Path) -> None:
-    """Nothing of a longer former file remains."""
+def test_write_atomically_replaces_a_previous_file(tmp_path: Path) -> None:
+    """Nothing remains of a longer previous file."""
     file = tmp_path / "new.bin"
-    file.write_bytes(b"the former content")
-    write_whole(file, b"new")
+    file.write_bytes(b"the previous content")
+    write_atomically(file, b"new")
     assert file.read_bytes() == b"new"
 
 
-def test_write_whole_makes_missing_folders(tmp_path: Path) -> None:
-    """Parent folders that do not exist are made."""
-    write_whole(tmp_path / "a" / "b" / "new.bin", b"x")
+def test_write_atomically_creates_missing_folders(tmp_path: Path) -> None:
+    """Missing parent folders are created."""
+    write_atomically(tmp_path / "a" / "b" / "new.bin", b"x")
     assert (tmp_path / "a" / "b" / "new.bin").read_bytes() == b"x"
 
 
-def test_write_whole_takes_a_path_relative_to_the_working_folder(
+def test_write_atomically_takes_a_path_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bare name is written into the working folder."""
+    """A bare name is a file in the working directory."""
     monkeypatch.chdir(tmp_path)
-    write_whole("new.bin", b"x")
+    write_atomically("new.bin", b"x")
     assert (tmp_path / "new.bin").read_bytes() == b"x"
 
 
-def test_write_whole_leaves_no_temporary_file(tmp_path: Path) -> None:
+def test_write_atomically_leaves_no_temporary_file(tmp_path: Path) -> None:
     """Only the file itself is in the folder afterwards."""
-    write_whole(tmp_path / "new.bin", b"x")
+    write_atomically(tmp_path / "new.bin", b"x")
     assert names_in(tmp_path) == ["new.bin"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_written_file_has_the_permissions_of_an_ordinary_file(tmp_path: Path, mask: int) -> None:
-    """The user's umask decides who may read the file, as for every file that a program makes."""
-    former = os.umask(mask)
+    """The umask determines who may read the file, as for any new file."""
+    before = os.umask(mask)
     try:
-        write_whole(tmp_path / "new.bin", b"x")
+        write_atomically(tmp_path / "new.bin", b"x")
     finally:
-        os.umask(former)
+        os.umask(before)
     assert stat.S_IMODE((tmp_path / "new.bin").stat().st_mode) == 0o666 & ~mask
 
 
-def test_whole_file_yields_a_path_beside_the_file_with_its_ending(tmp_path: Path) -> None:
-    """Writers that go by a path's ending see the one of the file to be."""
-    with whole_file(tmp_path / "model.onnx") as temporary:
+def test_atomic_file_yields_a_path_next_to_the_file_with_its_suffix(tmp_path: Path) -> None:
+    """Some writers choose a format by the suffix."""
+    with atomic_file(tmp_path / "model.onnx") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".onnx"
 
 
-def test_whole_file_shows_the_former_file_until_the_block_ends(tmp_path: Path) -> None:
-    """A reader meets the former file or the new one, never a part."""
+def test_atomic_file_keeps_the_previous_file_until_the_block_ends(tmp_path: Path) -> None:
+    """A reader sees the previous file or the new one, never a part."""
     file = tmp_path / "new.bin"
-    file.write_bytes(b"former")
-    with whole_file(file) as temporary:
+    file.write_bytes(b"previous")
+    with atomic_file(file) as temporary:
         temporary.write_bytes(b"half of the new")
-        assert file.read_bytes() == b"former"
+        assert file.read_bytes() == b"previous"
 
 
-def test_whole_file_makes_the_bytes_durable_before_the_name(
+def test_atomic_file_makes_the_bytes_durable_before_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is synced, then renamed, then its folder is synced, so that a crash is harmless."""
+    """The file is synced, then renamed, then its folder is synced."""
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -221,41 +219,41 @@ def test_whole_file_makes_the_bytes_durable_before_the_name(
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
     monkeypatch.setattr(os, "replace", recording_replace)
-    write_whole(tmp_path / "new.bin", b"x")
+    write_atomically(tmp_path / "new.bin", b"x")
     assert events == ["sync file", "rename", "sync folder"]
 
 
 class Stop(BaseException):
-    """Stands for whatever may end a block, KeyboardInterrupt included."""
+    """An exception that is not an `Exception`, like KeyboardInterrupt."""
 
 
 def fail_half_way(file: Path, error: type[BaseException]) -> None:
     """Write a part of a file, and raise."""
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         temporary.write_bytes(b"half of the new")
         raise error
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, Stop])
-def test_whole_file_passes_on_what_the_block_raises(
+def test_atomic_file_passes_on_what_the_block_raises(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
-    """An error of the block is the caller's own, and comes out as it is."""
-    with pytest.raises(error) as caught, whole_file(tmp_path / "new.bin"):
+    """An error in the block is passed on unchanged."""
+    with pytest.raises(error) as caught, atomic_file(tmp_path / "new.bin"):
         raise error("mine")
     assert type(caught.value) is error
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, Stop])
-def test_former_file_is_unchanged_when_the_block_raises(
+def test_previous_file_is_unchanged_when_the_block_raises(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
-    """A block that fails after writing leaves the former bytes."""
+    """A block that fails after writing has no effect on it."""
     file = tmp_path / "new.bin"
-    file.write_bytes(b"former")
+    file.write_bytes(b"previous")
     with pytest.raises(error):
         fail_half_way(file, error)
-    assert file.read_bytes() == b"former"
+    assert file.read_bytes() == b"previous"
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, Stop])
@@ -268,44 +266,44 @@ def test_no_temporary_file_remains_when_the_block_raises(
     assert names_in(tmp_path) == []
 
 
-def test_whole_file_refuses_before_the_block_runs(tmp_path: Path) -> None:
-    """Whether the path can be written is known before any work is done."""
+def test_atomic_file_refuses_before_the_block_runs(tmp_path: Path) -> None:
+    """The path is checked before any work is done."""
     ran = False
-    with pytest.raises(PathNotWritableError), whole_file(tmp_path):
+    with pytest.raises(PathNotWritableError), atomic_file(tmp_path):
         ran = True
     assert not ran
 
 
-def test_write_whole_refuses_a_path_below_a_file(tmp_path: Path) -> None:
+def test_write_atomically_refuses_a_path_below_a_file(tmp_path: Path) -> None:
     """A file cannot be the folder of another one."""
     (tmp_path / "obstacle.txt").write_text("a file")
     with pytest.raises(PathNotWritableError) as caught:
-        write_whole(tmp_path / "obstacle.txt" / "new.bin", b"x")
+        write_atomically(tmp_path / "obstacle.txt" / "new.bin", b"x")
     assert str(tmp_path / "obstacle.txt") in str(caught.value)
 
 
 def failing_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when the bytes are to reach it."""
+    """Make the disk full when the file is flushed."""
     monkeypatch.setattr(os, "fsync", disk_full)
 
 
 def failing_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when the file is to be renamed."""
+    """Make the disk full when the file is renamed."""
     monkeypatch.setattr(os, "replace", disk_full)
 
 
 def failing_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when the bytes are written."""
+    """Make the disk full when the file is written."""
     monkeypatch.setattr(Path, "write_bytes", disk_full)
 
 
 def failing_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when the temporary file is made."""
+    """Make the disk full when the temporary file is created."""
     monkeypatch.setattr("tempfile.mkstemp", disk_full)
 
 
 def failing_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when the folder is made."""
+    """Make the disk full when the folder is created."""
     monkeypatch.setattr(Path, "mkdir", disk_full)
 
 
@@ -316,45 +314,45 @@ FAILURES = [failing_fsync, failing_rename, failing_write, failing_start, failing
 def test_full_disk_is_an_error_that_names_the_file_and_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """Wherever the system refuses, the library's own error tells which file and why."""
+    """The library's error names both, whichever system call fails."""
     with monkeypatch.context() as patch:
         failing(patch)
         with pytest.raises(PathNotWritableError) as caught:
-            write_whole(tmp_path / "new.bin", b"x")
+            write_atomically(tmp_path / "new.bin", b"x")
     assert str(tmp_path / "new.bin") in str(caught.value)
     assert "No space left on device" in str(caught.value)
 
 
 @pytest.mark.parametrize("failing", FAILURES)
-def test_full_disk_leaves_the_folder_as_it_was(
+def test_full_disk_leaves_the_folder_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """The former file keeps its bytes and no temporary file stays behind."""
+    """The previous file is unchanged and no temporary file remains."""
     file = tmp_path / "new.bin"
-    file.write_bytes(b"former")
+    file.write_bytes(b"previous")
     with monkeypatch.context() as patch:
         failing(patch)
         with pytest.raises(PathNotWritableError):
-            write_whole(file, b"new")
+            write_atomically(file, b"new")
     assert names_in(tmp_path) == ["new.bin"]
-    assert file.read_bytes() == b"former"
+    assert file.read_bytes() == b"previous"
 
 
-def test_write_that_the_system_breaks_off_leaves_the_former_file(tmp_path: Path) -> None:
-    """A file that grows beyond the user's limit is given up, without a part of it."""
+def test_interrupted_write_leaves_the_previous_file(tmp_path: Path) -> None:
+    """A file that exceeds the user's limit leaves no part behind."""
     file = tmp_path / "new.bin"
-    file.write_bytes(b"former")
+    file.write_bytes(b"previous")
     with files_limited_to(1000), pytest.raises(PathNotWritableError):
-        write_whole(file, b"x" * 100_000)
+        write_atomically(file, b"x" * 100_000)
     assert names_in(tmp_path) == ["new.bin"]
-    assert file.read_bytes() == b"former"
+    assert file.read_bytes() == b"previous"
 
 
 def test_error_of_the_system_is_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error number stays within reach, for a caller that wants to look at it."""
+    """A caller can read the error number from it."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", disk_full)
         with pytest.raises(PathNotWritableError) as caught:
-            write_whole(tmp_path / "new.bin", b"x")
+            write_atomically(tmp_path / "new.bin", b"x")
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC

@@ -1,4 +1,4 @@
-"""Folders written whole or not at all, deleted whole, and swept."""
+"""Atomic writing and deleting of folders, and cleaning up after a crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetunelib._files import former_folder, remove_folder, sweep_unfinished, whole_folder
+from finetunelib._files import atomic_folder, previous_folder, remove_folder, sweep_unfinished
 from finetunelib.errors import PathNotWritableError
 
 NAMES = ("a.txt", "b.txt")
@@ -17,7 +17,7 @@ NAMES = ("a.txt", "b.txt")
 
 def write(path: Path, text: str = "new") -> None:
     """Write a folder with both files."""
-    with whole_folder(path, names=NAMES) as folder:
+    with atomic_folder(path, names=NAMES) as folder:
         for name in NAMES:
             (folder / name).write_text(text)
 
@@ -36,7 +36,7 @@ def disk_full(*_: object, **__: object) -> None:
 
 
 def test_a_folder_appears_with_all_of_its_files(tmp_path: Path) -> None:
-    """Missing parents are made, and nothing is left beside the folder."""
+    """Missing parents are created, and nothing else is left."""
     write(tmp_path / "deep" / "one")
     assert tree(tmp_path) == {
         "deep": "/",
@@ -46,9 +46,9 @@ def test_a_folder_appears_with_all_of_its_files(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
-    """While it is written, nothing has its name."""
-    with whole_folder(tmp_path / "one", names=NAMES) as folder:
+def test_a_folder_does_not_exist_before_it_is_complete(tmp_path: Path) -> None:
+    """While it is written, it has another name."""
+    with atomic_folder(tmp_path / "one", names=NAMES) as folder:
         assert folder.parent == tmp_path
         assert not (tmp_path / "one").exists()
         for name in NAMES:
@@ -57,15 +57,15 @@ def test_a_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_a_block_that_raises_leaves_the_former_folder(
+def test_a_block_that_raises_leaves_the_previous_folder(
     tmp_path: Path, failure: BaseException
 ) -> None:
-    """What it raised comes out, and the files that it wrote are gone."""
+    """The error is passed on, and the files that the block wrote are removed."""
     write(tmp_path / "one", "old")
     before = tree(tmp_path)
 
     def fail() -> None:
-        with whole_folder(tmp_path / "one", names=NAMES) as folder:
+        with atomic_folder(tmp_path / "one", names=NAMES) as folder:
             (folder / "a.txt").write_text("half")
             raise failure
 
@@ -74,17 +74,17 @@ def test_a_block_that_raises_leaves_the_former_folder(
     assert tree(tmp_path) == before
 
 
-def test_a_block_that_writes_too_little_is_an_error(tmp_path: Path) -> None:
-    """A folder without one of its files is not whole."""
+def test_a_block_that_does_not_write_every_file_is_an_error(tmp_path: Path) -> None:
+    """An incomplete folder is not renamed."""
     with (
         pytest.raises(PathNotWritableError, match="one"),
-        whole_folder(tmp_path / "one", names=NAMES) as folder,
+        atomic_folder(tmp_path / "one", names=NAMES) as folder,
     ):
         (folder / "a.txt").write_text("new")
     assert tree(tmp_path) == {}
 
 
-def test_every_file_reaches_the_disk_before_the_folder_has_its_name(
+def test_every_file_is_flushed_before_the_folder_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the files, then the folder, then the rename, then the parent."""
@@ -103,17 +103,17 @@ def test_every_file_reaches_the_disk_before_the_folder_has_its_name(
     monkeypatch.setattr(os, "rename", renamed)
     write(tmp_path / "one")
     if not Path("/proc/self/fd").exists():
-        pytest.skip("the system does not tell what a descriptor is")
+        pytest.skip("the system does not name the files of descriptors")
     *files, folder, renaming, parent = events
     assert files == list(NAMES)
     assert folder.endswith(".unfinished")
     assert (renaming, parent) == ("rename", tmp_path.name)
 
 
-def test_a_former_folder_comes_back_where_the_new_one_cannot_take_its_place(
+def test_the_previous_folder_is_restored_if_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last rename fails, and the former folder has its name and files again."""
+    """The last rename fails, and the previous folder has its name and files again."""
     write(tmp_path / "one", "old")
     before = tree(tmp_path)
     rename = os.rename
@@ -131,7 +131,7 @@ def test_a_former_folder_comes_back_where_the_new_one_cannot_take_its_place(
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
-    """The error names what would be lost."""
+    """The error names the files that would be lost."""
     write(tmp_path / "one", "old")
     (tmp_path / "one" / "notes.txt").write_text("keep")
     before = tree(tmp_path)
@@ -140,26 +140,26 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
-def test_a_message_about_a_file_names_the_folder_that_the_user_asked_for(tmp_path: Path) -> None:
-    """The name of the moment is nobody's business."""
+def test_a_message_about_a_file_names_the_folder_that_the_user_passed(tmp_path: Path) -> None:
+    """The temporary name is not shown."""
     with (
         pytest.raises(PathNotWritableError) as caught,
-        whole_folder(tmp_path / "one", names=NAMES) as folder,
+        atomic_folder(tmp_path / "one", names=NAMES) as folder,
     ):
         raise PathNotWritableError(f"`{folder / 'a.txt'}` could not be written")
     assert str(caught.value) == f"`{tmp_path / 'one' / 'a.txt'}` could not be written"
 
 
 def test_remove_folder_deletes_its_own_files(tmp_path: Path) -> None:
-    """The folder goes with them, and a missing one is no error."""
+    """The folder is deleted too, and a missing one is not an error."""
     write(tmp_path / "one")
     remove_folder(tmp_path / "one", names=NAMES)
     remove_folder(tmp_path / "one", names=NAMES)
     assert tree(tmp_path) == {}
 
 
-def test_remove_folder_leaves_the_files_of_others(tmp_path: Path) -> None:
-    """They keep their place."""
+def test_remove_folder_leaves_other_files(tmp_path: Path) -> None:
+    """They stay in the folder."""
     write(tmp_path / "one")
     (tmp_path / "one" / "notes.txt").write_text("keep")
     remove_folder(tmp_path / "one", names=NAMES)
@@ -167,7 +167,7 @@ def test_remove_folder_leaves_the_files_of_others(tmp_path: Path) -> None:
 
 
 def test_remove_folder_does_not_follow_a_name_out_of_the_folder(tmp_path: Path) -> None:
-    """A link among the files is deleted, and what it leads to is not."""
+    """A link among the files is deleted, but not its target."""
     (tmp_path / "secret").write_text("keep")
     write(tmp_path / "one")
     (tmp_path / "one" / "a.txt").unlink()
@@ -177,17 +177,17 @@ def test_remove_folder_does_not_follow_a_name_out_of_the_folder(tmp_path: Path) 
 
 
 def test_remove_folder_needs_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full disk nothing new can be made, and old folders have to be deleted all the same."""
+    """Old folders can be deleted on a full disk."""
     write(tmp_path / "one")
     monkeypatch.setattr(os, "mkdir", disk_full)
     remove_folder(tmp_path / "one", names=NAMES)
     assert tree(tmp_path) == {}
 
 
-def test_remove_folder_names_what_it_cannot_delete(
+def test_remove_folder_names_a_folder_that_it_cannot_delete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is whole as before."""
+    """The folder is unchanged."""
     write(tmp_path / "one")
     before = tree(tmp_path)
     monkeypatch.setattr(os, "rename", disk_full)
@@ -197,11 +197,11 @@ def test_remove_folder_names_what_it_cannot_delete(
     assert tree(tmp_path) == before
 
 
-# What a crash leaves
+# After a crash
 
 
 def left(tmp_path: Path, name: str) -> Path:
-    """Write a folder under a name that only a crash leaves."""
+    """Write a folder with a name that only a crash leaves."""
     write(tmp_path / "made", "old")
     return (tmp_path / "made").rename(tmp_path / name)
 
@@ -213,7 +213,7 @@ def test_a_sweep_of_a_missing_folder_does_nothing(tmp_path: Path) -> None:
 
 
 def test_a_sweep_deletes_unfinished_folders(tmp_path: Path) -> None:
-    """Whole ones stay."""
+    """Complete ones are kept."""
     write(tmp_path / "one")
     before = tree(tmp_path)
     left(tmp_path, ".one-0a1b2c3d.unfinished")
@@ -223,31 +223,31 @@ def test_a_sweep_deletes_unfinished_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clean", [sweep_unfinished, None])
-def test_a_former_folder_that_nothing_replaced_is_found(
+def test_a_previous_folder_that_was_not_replaced_is_found(
     tmp_path: Path, clean: Callable[..., None] | None
 ) -> None:
-    """A crash between two renames left nothing under the name: the former one is still there."""
-    former = left(tmp_path, ".one-0a1b2c3d.former")
-    left(tmp_path, ".one-two-0a1b2c3d.former")  # Of a folder whose name begins alike.
-    assert former_folder(tmp_path / "one") == former
+    """After a crash between two renames, there is only the previous folder."""
+    previous = left(tmp_path, ".one-0a1b2c3d.former")
+    left(tmp_path, ".one-two-0a1b2c3d.former")  # Of another folder with the same prefix.
+    assert previous_folder(tmp_path / "one") == previous
     if clean is not None:
         clean(tmp_path, names=NAMES)
-        assert former_folder(tmp_path / "one") is None
+        assert previous_folder(tmp_path / "one") is None
         assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one-two"]
 
 
-def test_a_former_folder_that_was_replaced_is_deleted(tmp_path: Path) -> None:
-    """A crash before its deletion left it beside the new one."""
+def test_a_previous_folder_that_was_replaced_is_deleted(tmp_path: Path) -> None:
+    """A crash happened after the second rename."""
     left(tmp_path, ".one-0a1b2c3d.former")
     write(tmp_path / "other", "new")
     (tmp_path / "other").rename(tmp_path / "one")
-    assert former_folder(tmp_path / "one") is None
+    assert previous_folder(tmp_path / "one") is None
     sweep_unfinished(tmp_path, names=NAMES)
     assert tree(tmp_path) == {"one": "/", "one/a.txt": "new", "one/b.txt": "new"}
 
 
-def test_the_next_write_deletes_a_former_folder(tmp_path: Path) -> None:
-    """Who writes the same folder again and again leaves nothing behind after all."""
+def test_the_next_write_deletes_a_previous_folder(tmp_path: Path) -> None:
+    """Writing the same folder repeatedly leaves nothing behind."""
     left(tmp_path, ".one-0a1b2c3d.former")
     write(tmp_path / "one")
     assert tree(tmp_path) == {"one": "/", "one/a.txt": "new", "one/b.txt": "new"}

@@ -1,4 +1,4 @@
-"""Imports of packages that may not be there."""
+"""Imports of optional packages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_require_returns_the_module() -> None:
 
 
 def test_require_imports_a_submodule_by_its_dotted_name() -> None:
-    """The module that was named comes back, and not the package around it."""
+    """The result is the named module and not its package."""
     assert require("importlib.metadata", extra="plots").__name__ == "importlib.metadata"
 
 
 @pytest.mark.parametrize("package", ["no_such_package_of_ours", "no_such_package_of_ours.part"])
 def test_require_names_the_missing_package_and_the_command_that_installs_it(package: str) -> None:
-    """The message can be acted upon: it holds the name and the line for pip."""
+    """The message contains the name and the pip command."""
     with pytest.raises(MissingDependencyError) as caught:
         require(package, extra="plots")
     assert f"`{package}`" in str(caught.value)
@@ -37,10 +37,10 @@ def test_require_sets_the_name_that_import_errors_have() -> None:
     assert caught.value.name == "no_such_package_of_ours"
 
 
-def test_require_passes_on_what_an_installed_package_lacks(
+def test_require_passes_on_a_missing_dependency_of_an_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package that is there and lacks one of its own is not reported as missing."""
+    """The installed package itself is not reported as missing."""
     (tmp_path / "half_installed_of_ours.py").write_text("import no_such_package_of_ours\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError) as caught:

@@ -1,4 +1,4 @@
-"""Modes and random states are put back, and seeds are derived."""
+"""Restoring modes and random states, and deriving seeds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def modes(model: nn.Module) -> dict[str, bool]:
 
 
 def draw_everywhere() -> tuple[list[float], list[float], float]:
-    """Draw from the global generators of torch, numpy and python."""
+    """Draw from the global generators of torch, numpy and Python."""
     return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002
 
 
@@ -43,7 +43,7 @@ def draw_everywhere() -> tuple[list[float], list[float], float]:
 
 
 def test_modes_preserved_restores_every_submodule() -> None:
-    """A model of mixed modes has the same ones after the block."""
+    """A model with mixed modes has the same modes after the block."""
     model = model_of_mixed_modes()
     before = modes(model)
     with modes_preserved(model):
@@ -52,7 +52,7 @@ def test_modes_preserved_restores_every_submodule() -> None:
 
 
 def test_modes_preserved_restores_after_an_error() -> None:
-    """The modes are put back when the block raises, and the error comes out."""
+    """The modes are restored if the block raises, and the error is passed on."""
     model = model_of_mixed_modes()
     before = modes(model)
     with pytest.raises(KeyError), modes_preserved(model):
@@ -61,21 +61,21 @@ def test_modes_preserved_restores_after_an_error() -> None:
 
 
 def test_evaluating_puts_every_submodule_into_eval_mode() -> None:
-    """Nothing is in train mode within the block."""
+    """No submodule is in train mode inside the block."""
     model = model_of_mixed_modes()
     with evaluating(model):
         assert not any(modes(model).values())
 
 
 def test_evaluating_records_no_gradients() -> None:
-    """Outputs made within the block have no graph."""
+    """Outputs computed inside the block have no graph."""
     model = model_of_mixed_modes()
     with evaluating(model):
         assert not model(torch.ones(3, 2)).requires_grad
 
 
 def test_evaluating_restores_modes_and_gradients_after_an_error() -> None:
-    """Modes and the recording of gradients are as before when the block raises."""
+    """Both are restored if the block raises."""
     model = model_of_mixed_modes()
     before = modes(model)
     with pytest.raises(KeyError), evaluating(model):
@@ -88,7 +88,7 @@ def test_evaluating_restores_modes_and_gradients_after_an_error() -> None:
 
 
 def test_random_state_preserved_restores_torch_numpy_and_python() -> None:
-    """All three draw after the block what they would have drawn without it."""
+    """All three generate the same numbers after the block as without it."""
     with random_state_preserved():
         expected = draw_everywhere()
     with random_state_preserved():
@@ -99,7 +99,7 @@ def test_random_state_preserved_restores_torch_numpy_and_python() -> None:
 
 
 def test_random_state_preserved_restores_after_an_error() -> None:
-    """The random states are put back when the block raises, and the error comes out."""
+    """The random states are restored if the block raises, and the error is passed on."""
     with random_state_preserved():
         expected = draw_everywhere()
     with pytest.raises(KeyError), random_state_preserved():
@@ -108,7 +108,7 @@ def test_random_state_preserved_restores_after_an_error() -> None:
         assert draw_everywhere() == expected
 
 
-def test_random_state_preserved_restores_cuda_where_it_has_started(
+def test_random_state_preserved_restores_cuda_if_it_is_initialized(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The states of all CUDA devices are read before the block and written after it."""
@@ -122,7 +122,7 @@ def test_random_state_preserved_restores_cuda_where_it_has_started(
     assert restored == [states]
 
 
-def test_random_state_preserved_restores_mps_where_it_is_available(
+def test_random_state_preserved_restores_mps_if_it_is_available(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The state of Apple's device is read before the block and written after it."""
@@ -156,7 +156,7 @@ def test_reseed_with_another_seed_changes_all_three() -> None:
 
 
 def test_reseed_takes_every_derived_seed() -> None:
-    """Seeds of 63 bits are fine, though numpy's global generator takes 32."""
+    """Seeds have 63 bits, but NumPy's global generator takes 32."""
     with random_state_preserved():
         reseed(2**63 - 1)
         first = draw_everywhere()
@@ -165,13 +165,13 @@ def test_reseed_takes_every_derived_seed() -> None:
 
 
 def test_reseed_seeds_the_accelerators_that_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA, where it has started, and MPS, where there is one, get the seed."""
+    """CUDA is seeded if it is initialized, and MPS if it is available."""
     seeds: list[tuple[str, int]] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeds.append(("cuda", seed)))
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: seeds.append(("mps", seed)))
     with random_state_preserved():
-        # Only now: the block itself must not look for a device that is not there.
+        # Set here because the context manager above would read the state of the device.
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda _: None)
         reseed(5)
@@ -182,24 +182,24 @@ def test_reseed_seeds_the_accelerators_that_are_in_use(monkeypatch: pytest.Monke
 
 
 def test_derive_seed_is_distinct_for_neighbouring_seeds_and_epochs() -> None:
-    """The second epoch of seed 0 is not the first of seed 1, nor is any other pair the same."""
+    """No two pairs of a seed and an epoch give the same seed."""
     seeds = {derive_seed(seed, epoch) for seed, epoch in product(range(30), range(30))}
     assert len(seeds) == 900
 
 
 def test_derive_seed_keeps_the_numbers_of_a_path_apart() -> None:
-    """Paths that read alike when joined have different seeds."""
+    """Paths whose digits are the same when joined give different seeds."""
     paths = [(1,), (1, 0), (0, 1), (11,), (1, 1), (1, 1, 1), (11, 1), (1, 11), (111,)]
     assert len({derive_seed(*path) for path in paths}) == len(paths)
 
 
 def test_derive_seed_is_the_same_in_every_process() -> None:
-    """A seed is a function of its arguments alone, so that a run replays on another day."""
+    """A seed depends on its arguments only."""
     assert derive_seed(0, 0) == 6_213_027_144_842_677_344
 
 
 def test_derive_seed_fits_a_generator() -> None:
-    """Every seed is in [0, 2**63), whatever the numbers are."""
+    """Every seed is in [0, 2**63)."""
     numbers = [-(2**70), -1, 0, 1, 2**70]
     assert all(0 <= derive_seed(one, other) < 2**63 for one, other in product(numbers, numbers))
 
@@ -230,7 +230,7 @@ def test_initialising_with_another_seed_gives_other_weights() -> None:
 
 
 def test_initialising_with_leaves_the_global_generator_alone() -> None:
-    """What is drawn after the block does not depend on it."""
+    """The block does not affect the numbers generated after it."""
     before = torch.get_rng_state()
     with initialising_with(1):
         weights()
@@ -238,7 +238,7 @@ def test_initialising_with_leaves_the_global_generator_alone() -> None:
 
 
 def test_initialising_with_restores_the_generator_after_an_error() -> None:
-    """The generator is put back when the block raises, and the error comes out."""
+    """The generator is restored if the block raises, and the error is passed on."""
     before = torch.get_rng_state()
     with pytest.raises(KeyError), initialising_with(1):
         raise KeyError(weights())
@@ -246,7 +246,7 @@ def test_initialising_with_restores_the_generator_after_an_error() -> None:
 
 
 def test_initialising_with_none_draws_from_the_global_generator() -> None:
-    """Without a seed the weights are those that PyTorch would draw, and its state advances."""
+    """Without a seed, PyTorch draws the weights and its generator advances."""
     with random_state_preserved():
         torch.manual_seed(3)
         expected, state = weights(), torch.get_rng_state()
@@ -257,15 +257,15 @@ def test_initialising_with_none_draws_from_the_global_generator() -> None:
 
 
 def test_initialising_with_draws_on_the_cpu_under_another_default_device() -> None:
-    """A seed gives the same weights wherever the model will live."""
+    """A seed gives the same weights on every device."""
     with initialising_with(1):
         expected = weights()
     with torch.device("meta"), initialising_with(1):
         assert torch.equal(weights(), expected)
 
 
-def test_random_states_are_kept_where_new_tensors_have_no_data() -> None:
-    """Inside `torch.device("meta")`, too, the states are real numbers."""
+def test_random_states_are_restored_under_the_meta_device() -> None:
+    """Inside `torch.device("meta")` the saved states have data too."""
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)

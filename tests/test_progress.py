@@ -20,16 +20,16 @@ from finetunelib._progress import (
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A text stream that reports to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Let stderr be a terminal whose text can be read.
+    """Replace stderr by a terminal whose text can be read.
 
-    No fixture: pytest puts its own stderr in place between a test's setup and its call.
+    Not a fixture, because pytest replaces stderr between the setup of a test and its call.
     """
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -37,7 +37,7 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def make_bars_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tqdm draw every step, where it would wait for a tenth of a second."""
+    """Make tqdm draw every step; by default it waits for a tenth of a second."""
     lazy = tqdm.tqdm
 
     def eager(**options: Any) -> Any:
@@ -47,19 +47,19 @@ def make_bars_eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ZMQInteractiveShell:
-    """Stands for the shell of a notebook's kernel, which is known by its name."""
+    """Has the name of the shell of a notebook kernel."""
 
     def __init__(self) -> None:
         self.config: dict[str, object] = {}
 
 
 def enter_notebook(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
-    """Let IPython be loaded and run in `shell`."""
+    """Pretend that IPython is loaded and runs in `shell`."""
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
 
-def tell_a_stretch(progress: Progress) -> None:
-    """Report a stretch of two steps."""
+def report_a_phase(progress: Progress) -> None:
+    """Report a phase of two steps."""
     progress.start("epoch 1", 2)
     progress.advance()
     progress.advance()
@@ -70,7 +70,7 @@ def tell_a_stretch(progress: Progress) -> None:
 
 
 def test_choose_progress_is_silent_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`progress=False` says nothing, even on a terminal."""
+    """`progress=False` shows nothing, even on a terminal."""
     open_terminal(monkeypatch)
     assert type(choose_progress(False)) is SilentProgress
 
@@ -81,7 +81,7 @@ def test_choose_progress_takes_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPat
     assert type(choose_progress(True)) is BarProgress
 
 
-def test_choose_progress_takes_lines_where_stderr_is_no_terminal(
+def test_choose_progress_takes_lines_if_stderr_is_not_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A log file or a pipe gets plain lines."""
@@ -90,47 +90,47 @@ def test_choose_progress_takes_lines_where_stderr_is_no_terminal(
 
 
 def test_choose_progress_takes_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notebook shows a bar, though its stderr is no terminal."""
+    """A notebook shows a bar, although its stderr is not a terminal."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     enter_notebook(monkeypatch, ZMQInteractiveShell())
     assert type(choose_progress(True)) is BarProgress
 
 
 @pytest.mark.parametrize("shell", [None, object()], ids=["no shell", "another shell"])
-def test_choose_progress_knows_a_notebook_from_ipython_alone(
+def test_choose_progress_distinguishes_a_notebook_from_ipython(
     monkeypatch: pytest.MonkeyPatch, shell: object
 ) -> None:
-    """IPython that is imported but runs no notebook makes no bar."""
+    """There is no bar if IPython is imported without a notebook."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     enter_notebook(monkeypatch, shell)
     assert type(choose_progress(True)) is LineProgress
 
 
 def test_progress_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program without a console, whose stderr is None, trains on in silence."""
+    """A program without a console, whose stderr is None, shows nothing."""
     monkeypatch.setattr(sys, "stderr", None)
-    tell_a_stretch(choose_progress(True))
+    report_a_phase(choose_progress(True))
 
 
-# The three kinds
+# The three classes
 
 
 def test_silent_progress_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither stream gets a letter."""
-    tell_a_stretch(SilentProgress())
+    """Both streams stay empty."""
+    report_a_phase(SilentProgress())
     assert capsys.readouterr() == ("", "")
 
 
 def test_line_progress_writes_the_closing_line_to_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A stretch is one line on stderr, and nothing on stdout."""
-    tell_a_stretch(LineProgress())
+    """A phase is one line on stderr, and nothing on stdout."""
+    report_a_phase(LineProgress())
     assert capsys.readouterr() == ("", "epoch 1 is done\n")
 
 
 def test_line_progress_writes_nothing_when_aborted(capsys: pytest.CaptureFixture[str]) -> None:
-    """A stretch that failed has no closing line."""
+    """A phase that failed has no closing line."""
     progress = LineProgress()
     progress.start("epoch 1", 2)
     progress.advance()
@@ -139,7 +139,7 @@ def test_line_progress_writes_nothing_when_aborted(capsys: pytest.CaptureFixture
 
 
 def test_bar_progress_shows_the_title_and_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar is there before the first step, with what is under way and how long it is."""
+    """The bar appears before the first step."""
     terminal = open_terminal(monkeypatch)
     progress = BarProgress()
     progress.start("epoch 1", 2)
@@ -175,14 +175,14 @@ def test_bar_progress_counts_steps_of_an_unknown_total(monkeypatch: pytest.Monke
 def test_bar_progress_leaves_the_closing_line_in_place_of_the_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After the end the line stands alone: the bar has been wiped off with blanks."""
+    """The bar is overwritten with blanks."""
     terminal = open_terminal(monkeypatch)
-    tell_a_stretch(BarProgress())
+    report_a_phase(BarProgress())
     assert terminal.getvalue().endswith(" \repoch 1 is done\n")
 
 
-def test_bar_progress_wipes_the_bar_off_when_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an error no half bar stands before the traceback."""
+def test_bar_progress_removes_the_bar_when_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error no incomplete bar is shown before the traceback."""
     terminal = open_terminal(monkeypatch)
     progress = BarProgress()
     progress.start("epoch 1", 2)
@@ -191,10 +191,10 @@ def test_bar_progress_wipes_the_bar_off_when_aborted(monkeypatch: pytest.MonkeyP
 
 
 def test_bar_progress_shows_one_bar_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same object serves several stretches."""
+    """The same object shows several phases."""
     terminal = open_terminal(monkeypatch)
     progress = BarProgress()
-    tell_a_stretch(progress)
+    report_a_phase(progress)
     progress.start("epoch 2", 5)
     assert "epoch 2" in terminal.getvalue()
     assert "0/5" in terminal.getvalue()
@@ -202,7 +202,7 @@ def test_bar_progress_shows_one_bar_after_the_other(monkeypatch: pytest.MonkeyPa
 
 
 def test_bar_progress_may_be_aborted_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error before the first stretch finds no bar to close, and writes nothing."""
+    """An error before the first phase writes nothing."""
     terminal = open_terminal(monkeypatch)
     progress = BarProgress()
     progress.advance()
@@ -211,7 +211,7 @@ def test_bar_progress_may_be_aborted_before_it_starts(monkeypatch: pytest.Monkey
 
 
 def test_bar_progress_shows_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notebook's bar has the title too, without its widgets being installed."""
+    """The bar has the title, even if notebook widgets are not installed."""
     terminal = open_terminal(monkeypatch)
     enter_notebook(monkeypatch, ZMQInteractiveShell())
     progress = BarProgress()

@@ -1,8 +1,8 @@
-"""Build a model, train it, fine-tune it, export it to ONNX and look at it.
+"""Build, train and fine-tune PyTorch models, export them to ONNX, and view them in Netron.
 
-Five functions stand here; everything else lives in the sub-packages `models`, `data`,
-`finetuning`, `training`, `callbacks`, `export`, `visualization` and in `errors`. A name is imported
-when it is first used, so that a program without PyTorch can read what an exported file tells.
+The five entry points are here. Everything else is in the sub-packages `models`, `data`,
+`finetuning`, `training`, `callbacks`, `export` and `visualization`, and in `errors`. A name is
+imported when it is first used, so the metadata of an exported file can be read without PyTorch.
 """
 
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ _PACKAGES = (
     "visualization",
 )
 
-if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+if not TYPE_CHECKING:  # A type checker sees the imports above.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and the checks that come before any work."""
+"""Atomic writing of files and folders, and checks of paths."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from typing import TYPE_CHECKING
 
 from finetunelib.errors import FileMissingError, PathNotWritableError
 
-if TYPE_CHECKING:  # Reading what a file tells must not need PyTorch.
+if TYPE_CHECKING:  # Metadata is read without PyTorch.
     from finetunelib._typing import StrPath
 
-#: What folders are called while they are written, and while they are deleted.
+#: The suffix of a folder while it is written or deleted.
 _UNFINISHED = ".unfinished"
 
-#: What a folder is called while another one takes its place.
-_FORMER = ".former"
+#: The suffix of a folder while another one replaces it.
+_PREVIOUS = ".former"
 
 
 def check_readable(path: StrPath, *, purpose: str) -> Path:
-    """Return `path` as a `Path`, or raise when no file can be read there.
+    """Return `path` as a `Path`, if there is a file to read.
 
     Args:
-        path: The path that a user gave.
-        purpose: What the file is, for the message, such as `"weights file"`.
+        path: The path that a user passed.
+        purpose: A noun for the file in the message, such as `"weights file"`.
 
     Raises:
-        FileMissingError: There is no file at `path`, or it is a folder.
+        FileMissingError: If there is no file at `path`, or it is a folder.
     """
     file = Path(path)
-    if _asks(file.is_dir):
+    if _true(file.is_dir):
         raise FileMissingError(f"The {purpose} `{file}` is a folder. Pass the path of a file.")
-    if not _asks(file.is_file):
+    if not _true(file.is_file):
         raise FileMissingError(
-            f"There is no {purpose} at `{file}` (looked in `{file.absolute().parent}`). "
-            "Check the path and the working folder."
+            f"There is no {purpose} at `{file}` (in the folder `{file.absolute().parent}`). "
+            "Check the path and the working directory."
         )
     return file
 
 
 def check_writable(path: StrPath) -> Path:
-    """Return `path` as a `Path`, or raise when no file can be created there.
+    """Return `path` as a `Path`, if a file can be created there.
 
-    Missing parent folders are no obstacle: they are made when the file is written.
+    Missing parent folders are allowed. They are created when the file is written.
 
     Raises:
-        PathNotWritableError: `path` is a folder, or the nearest folder that exists is read-only
-            or no folder at all.
+        PathNotWritableError: If `path` is a folder, or its nearest existing parent is read-only or
+            a file.
     """
     file = Path(path)
     try:
         is_folder = file.is_dir()
-    except (OSError, ValueError) as error:  # A name that is too long, or holds a NUL.
-        raise PathNotWritableError(f"`{file}` cannot be a file's path: {error}.") from error
+    except (OSError, ValueError) as error:  # The name is too long, or contains a NUL.
+        raise PathNotWritableError(f"`{file}` is not a valid path: {error}.") from error
     if is_folder:
         raise PathNotWritableError(
             f"`{file}` is a folder. Pass the path of a file, such as `{file / 'model'}`."
@@ -67,13 +67,13 @@ def check_writable(path: StrPath) -> Path:
         folder = folder.parent
     if not folder.is_dir():
         raise PathNotWritableError(
-            f"Nothing can be written to `{file}`, because `{folder}` is a file and not a folder. "
+            f"Cannot write to `{file}`, because `{folder}` is a file and not a folder. "
             "Pass another path."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PathNotWritableError(
-            f"Nothing can be written to `{file}`, because the folder `{folder}` is read-only "
-            "for this user. Pass another path or change the folder's permissions."
+            f"Cannot write to `{file}`, because the folder `{folder}` is read-only for this user. "
+            "Pass another path, or change the permissions of the folder."
         )
     return file
 
@@ -92,20 +92,20 @@ def check_folder_writable(path: StrPath) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and rename it into place when the block succeeds.
+def atomic_file(path: StrPath) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    The bytes reach the disk before the name does (fsync of the file, rename, fsync of the
-    folder), so that a crash leaves the former file or the new one and nothing between. When the
-    block raises, the temporary file is removed and the former file stays as it was.
+    The content is flushed to disk before the file is renamed: after a crash there is either the
+    previous file or the complete new one. If the block raises, the temporary file is removed and
+    the previous file is unchanged.
 
     Raises:
-        PathNotWritableError: The file cannot be written or renamed (disk full, permissions).
+        PathNotWritableError: If the file cannot be written or renamed (disk full, permissions).
     """
     target = check_writable(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The viewer and the readers go by the ending, so the temporary file keeps it.
+        # Readers and the viewer go by the suffix, so the temporary file has the same one.
         descriptor, name = tempfile.mkstemp(
             prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}", dir=target.parent
         )
@@ -127,17 +127,17 @@ def whole_file(path: StrPath) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it into place when the block succeeds.
+def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`, and rename it to `path` if the block succeeds.
 
-    The block writes files of the given names. Their bytes reach the disk first, then the folder's
-    entries, then its name, so that a crash leaves a whole folder or none under that name. A former
-    folder makes way only at that moment, and `names` are all that is deleted of it; where a crash
-    falls between its leaving and the other's coming, `former_folder` finds it. When the block
-    raises, the temporary folder is removed and the former one stays.
+    The block writes files with the given names. They are flushed to disk before the folder is
+    renamed: after a crash there is either a complete folder at `path` or none. The previous folder
+    is renamed just before, and then its files of these names are deleted. If a crash happens in
+    between, `previous_folder` finds it. If the block raises, the temporary folder is removed and
+    the previous one is unchanged.
 
     Raises:
-        PathNotWritableError: The folder cannot be written or renamed (disk full, permissions).
+        PathNotWritableError: If the folder cannot be written or renamed (disk full, permissions).
     """
     target = Path(path)
     names = tuple(names)
@@ -145,9 +145,9 @@ def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
     foreign = sorted({entry.name for entry in target.glob("*")} - set(names))
     if foreign:
         raise PathNotWritableError(
-            f"`{target}` holds {', '.join(foreign[:3])}, which would be lost. Pass another path."
+            f"`{target}` contains {', '.join(foreign[:3])}, which would be lost. Pass another path."
         )
-    temporary = _beside(target, _UNFINISHED)
+    temporary = _hidden_path(target, _UNFINISHED)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -157,7 +157,7 @@ def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
             flush(temporary / name)
         flush_folder(temporary)
         _put_in_place(temporary, target, names)
-    except PathNotWritableError as error:  # Of a file in it, whose own path says nothing to a user.
+    except PathNotWritableError as error:  # The message names a temporary path.
         message = str(error).replace(str(temporary), str(target))
         raise PathNotWritableError(message) from error
     except OSError as error:
@@ -166,28 +166,28 @@ def whole_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
         _delete(temporary, names)
 
 
-def former_folder(path: Path) -> Path | None:
-    """Return what was at a path where nothing is, because of a crash between two renames."""
-    formers = [] if path.exists() else _formers(path)
-    return formers[0] if formers else None
+def previous_folder(path: Path) -> Path | None:
+    """Return the folder that was at a path before a crash between two renames, if any."""
+    found = [] if path.exists() else _previous_folders(path)
+    return found[0] if found else None
 
 
 def remove_folder(folder: Path, *, names: Iterable[str]) -> None:
-    """Delete a folder that `whole_folder` wrote: the files of these names, and nothing else.
+    """Delete the files with these names in a folder, and the folder if it is then empty.
 
-    It loses its name first, so that a crash leaves no half of it under that name.
+    The folder is renamed first: after a crash there is no incomplete folder under its name.
 
     Raises:
-        PathNotWritableError: It cannot be renamed.
+        PathNotWritableError: If the folder cannot be renamed.
     """
     names = tuple(names)
     if not folder.is_dir():
         return
     try:
-        aside = folder.rename(_beside(folder, _UNFINISHED))
+        aside = folder.rename(_hidden_path(folder, _UNFINISHED))
         _delete(aside, names)
         if any(entry.name not in names for entry in aside.glob("*")):
-            aside.rename(folder)  # What is the user's gets its place back.
+            aside.rename(folder)  # The files of the user keep their path.
     except OSError as error:
         raise PathNotWritableError(
             f"`{folder}` could not be deleted: {error.strerror or error}. Check its permissions."
@@ -195,47 +195,47 @@ def remove_folder(folder: Path, *, names: Iterable[str]) -> None:
 
 
 def sweep_unfinished(parent: Path, *, names: Iterable[str]) -> None:
-    """Clean up what a process that was killed left in a folder while writing or deleting."""
+    """Clean up temporary folders that a killed process left in a folder."""
     names = tuple(names)
-    for former in parent.glob(f".*{_FORMER}"):
-        target = parent / former.name[1:].rpartition("-")[0]
-        if former_folder(target) == former:
+    for previous in parent.glob(f".*{_PREVIOUS}"):
+        target = parent / previous.name[1:].rpartition("-")[0]
+        if previous_folder(target) == previous:
             with contextlib.suppress(OSError):
-                former.rename(target)
+                previous.rename(target)
         else:
-            _delete(former, names)
+            _delete(previous, names)
     for leftover in parent.glob(f".*{_UNFINISHED}"):
         _delete(leftover, names)
 
 
-def _beside(folder: Path, ending: str) -> Path:
-    """Return a hidden name beside a folder that nothing else has."""
+def _hidden_path(folder: Path, ending: str) -> Path:
+    """Return an unused hidden name next to a folder."""
     folder = folder.absolute()
     return folder.with_name(f".{folder.name}-{secrets.token_hex(4)}{ending}")
 
 
-def _formers(target: Path) -> list[Path]:
-    pattern = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{8}}{re.escape(_FORMER)}")
-    found = target.parent.glob(f".*{_FORMER}")
+def _previous_folders(target: Path) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{8}}{re.escape(_PREVIOUS)}")
+    found = target.parent.glob(f".*{_PREVIOUS}")
     return sorted(entry for entry in found if pattern.fullmatch(entry.name))
 
 
 def _put_in_place(temporary: Path, target: Path, names: Iterable[str]) -> None:
-    """Give a folder its name, and delete the one that had it."""
-    former = target.rename(_beside(target, _FORMER)) if target.is_dir() else None
+    """Rename a folder, and delete the one that had the name before."""
+    previous = target.rename(_hidden_path(target, _PREVIOUS)) if target.is_dir() else None
     try:
         temporary.rename(target)
     except BaseException:
-        if former is not None:
-            former.rename(target)
+        if previous is not None:
+            previous.rename(target)
         raise
     flush_folder(target.parent)
-    for entry in _formers(target):
+    for entry in _previous_folders(target):
         _delete(entry, names)
 
 
 def _delete(folder: Path, names: Iterable[str]) -> None:
-    """Delete the files of these names, and the folder where nothing else is in it."""
+    """Delete the files with these names, and the folder if it is then empty."""
     for name in names:
         with contextlib.suppress(OSError):
             (folder / name).unlink()
@@ -243,13 +243,13 @@ def _delete(folder: Path, names: Iterable[str]) -> None:
         folder.rmdir()
 
 
-def write_whole(path: StrPath, content: bytes) -> Path:
-    """Write `content` to `path`, whole or not at all, and return the path.
+def write_atomically(path: StrPath, content: bytes) -> Path:
+    """Write `content` to `path` atomically, and return the path.
 
     Raises:
-        PathNotWritableError: The file cannot be written.
+        PathNotWritableError: If the file cannot be written.
     """
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         try:
             temporary.write_bytes(content)
         except OSError as error:
@@ -258,20 +258,20 @@ def write_whole(path: StrPath, content: bytes) -> Path:
 
 
 def ordinary_file(file: Path) -> None:
-    """Let others read a file that its writer may have made for its owner alone."""
+    """Give a file the permissions of a new file, if its writer made it private."""
     file.chmod(0o666 & ~_umask())
 
 
 def not_written(target: Path, error: OSError) -> PathNotWritableError:
-    """Return the error about a file that the system did not write."""
+    """Return the error for a file that could not be written."""
     return PathNotWritableError(
         f"`{target}` could not be written: {error.strerror or error}. "
-        "The former file, if there was one, is unchanged."
+        "The previous file, if any, is unchanged."
     )
 
 
 def flush(file: Path) -> None:
-    """Let a file's bytes reach the disk."""
+    """Flush the content of a file to disk."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -280,8 +280,8 @@ def flush(file: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Let a folder's names reach the disk, where the system does that."""
-    # The files are there already; Windows, for one, cannot open a folder.
+    """Flush the entries of a folder to disk, if the system supports it."""
+    # The files are already flushed. Windows cannot open a folder.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -290,16 +290,16 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _asks(question: Callable[[], bool]) -> bool:
-    """Answer a question about a path, also about one that no system can have."""
+def _true(condition: Callable[[], bool]) -> bool:
+    """Return a condition about a path, or `False` if the path is invalid."""
     try:
-        return question()
+        return condition()
     except (OSError, ValueError):
-        return False  # Too long a name, or a NUL in it.
+        return False  # The name is too long, or contains a NUL.
 
 
 def _umask() -> int:
-    # mkstemp makes files that only their owner can read; a saved model is an ordinary file.
+    # mkstemp creates files that only their owner can read.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Imports of packages that are not dependencies but extras."""
+"""Imports of packages that are extras and not dependencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finetunelib.errors import MissingDependencyError
 
 
 def require(package: str, *, extra: str) -> ModuleType:
-    """Import an optional package, or say how to install it.
+    """Import an optional package, or raise an error that says how to install it.
 
     Args:
         package: The name to import, such as `"matplotlib"`.
@@ -19,13 +19,13 @@ def require(package: str, *, extra: str) -> ModuleType:
         The imported module.
 
     Raises:
-        MissingDependencyError: The package is not installed.
+        MissingDependencyError: If the package is not installed.
     """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:
-            raise  # The package is there, and one of its own dependencies is missing.
+            raise  # The package is installed, but one of its own dependencies is not.
         raise MissingDependencyError(
             f"This needs the package `{package}`, which is not installed. "
             f'Install it with: pip install "finetunelib[{extra}]"',

@@ -1,8 +1,4 @@
-"""What functions put back as they found it: a model's modes, attributes and buffers, random states.
-
-The seeds that random states begin from are made and set here too. Nothing here knows of training,
-export or drawing; those rooms enter these blocks.
-"""
+"""Saving and restoring a model's modes, attributes and buffers, and random states; seeding."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def modes_preserved(model: nn.Module) -> Iterator[None]:
-    """Put the `training` flag of every submodule back at the end, also after an error."""
+    """Restore the `training` flag of every submodule on exit, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -33,9 +29,9 @@ def modes_preserved(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attributes_preserved(model: nn.Module) -> Iterator[None]:
-    """Put back every attribute of every submodule: modes, hooks, caches, what a forward sets.
+    """Restore every attribute of every submodule on exit: modes, hooks, caches and others.
 
-    Parameters and buffers are put back as the objects that they were; their values are not copied.
+    Parameters and buffers are restored as objects. Their values are not copied.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     contents = [
@@ -58,7 +54,7 @@ def attributes_preserved(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_preserved(model: nn.Module) -> Iterator[None]:
-    """Put back the values of all buffers, which a forward may change in eval mode too."""
+    """Restore the values of all buffers on exit: a forward may change them in eval mode too."""
     saved = [
         (buffer, buffer._version, buffer.detach().clone())  # noqa: SLF001 - torch's own counter
         for buffer in model.buffers()
@@ -75,14 +71,14 @@ def buffers_preserved(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back all that a forward pass may change, and run what is compiled uncompiled.
+    """Restore attributes and random states on exit, and run compiled code uncompiled.
 
-    Old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
-    Parameters and buffers are not copied: call the model with copies in their place.
+    The old `weight_norm` and `spectral_norm` set their weight in a forward, and models keep caches.
+    Values of parameters and buffers are not restored: call the model with copies of them.
     """
     eager = (
         torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules  # Else nothing is compiled, and the import is slow.
+        if "torch._dynamo" in sys.modules  # Otherwise nothing is compiled, and the import is slow.
         else contextlib.nullcontext()
     )
     silent = warnings.catch_warnings()
@@ -93,7 +89,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block with the whole model in eval mode and without gradients, then restore."""
+    """Run the block with the model in eval mode and without gradients, then restore both."""
     with modes_preserved(model), torch.no_grad():
         model.eval()
         yield
@@ -101,7 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state_preserved() -> Iterator[None]:
-    """Put the random states of torch (all devices), numpy and python back at the end."""
+    """Restore the random states of torch (all devices), numpy and Python on exit."""
     states = random_states()
     try:
         yield
@@ -110,17 +106,17 @@ def random_state_preserved() -> Iterator[None]:
 
 
 def random_states() -> dict[str, Any]:
-    """Return the random states of torch (all devices), numpy and python.
+    """Return the random states of torch (all devices), numpy and Python.
 
-    They are tensors, numbers and lists of them, which `torch.load(weights_only=True)` reads. A
-    device that was not initialised has none: reading its state would start it.
+    They consist of tensors, numbers and lists, which `torch.load(weights_only=True)` reads. A
+    device that was not initialized is left out, because reading its state would initialize it.
     """
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()  # noqa: NPY002 - the global state is what users seed
     kind, keys, *others = legacy
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        # A tensor of its own: numpy's array would be written as a pickled object.
+        # As a tensor: a NumPy array would be saved as a pickled object.
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *others],
         "python": [version, torch.tensor(words, device="cpu"), gauss],
     }
@@ -145,10 +141,10 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 def reseed(seed: int) -> None:
-    """Seed the global generators of torch (all devices in use), numpy and python."""
+    """Seed the global generators of torch (all devices in use), numpy and Python."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    # Not torch.manual_seed: it would leave a seed behind for CUDA when CUDA starts later.
+    # Not torch.manual_seed, which also sets a seed for a CUDA that is initialized later.
     torch.default_generator.manual_seed(seed)
     if _cuda_started():
         torch.cuda.manual_seed_all(seed)
@@ -162,10 +158,10 @@ def _cuda_started() -> bool:
 
 
 def derive_seed(seed: int, *path: int) -> int:
-    """Return a seed in [0, 2**63) that depends on `seed` and on every number of `path`.
+    """Return a seed in [0, 2**63) that depends on `seed` and on each number in `path`.
 
-    Hashing keeps neighbouring seeds and epochs apart: `seed + epoch` would make the second
-    epoch of seed 0 the first of seed 1.
+    The numbers are hashed. With `seed + epoch`, the second epoch of seed 0 would equal the first
+    epoch of seed 1.
     """
     text = ":".join(str(number) for number in (seed, *path))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -173,15 +169,15 @@ def derive_seed(seed: int, *path: int) -> int:
 
 @contextlib.contextmanager
 def initialising_with(seed: int | None) -> Iterator[None]:
-    """Draw the initial weights of new modules from `seed`, and leave the global generator alone.
+    """Draw the initial weights of new modules from `seed`, without the global generator.
 
-    With `None` the global generator is used and advanced, as PyTorch does.
+    If `seed` is `None`, the global generator is used and advanced, as in PyTorch.
     """
     if seed is None:
         yield
         return
-    # On the CPU only: seeding an accelerator's generator could not be undone before it starts,
-    # and the same seed gives the same weights wherever the model will live.
+    # On the CPU only. The seed of an accelerator that is not initialized cannot be restored, and
+    # this way a seed gives the same weights on every device.
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -7,23 +7,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a loop tells about its progress."""
+    """The progress reports of a loop, in phases such as an epoch."""
 
     def start(self, title: str, total: int | None) -> None:
-        """Begin a stretch of `total` steps (None: unknown)."""
+        """Begin a phase of `total` steps, or of an unknown number if it is `None`."""
 
     def advance(self) -> None:
-        """Note that one step is done."""
+        """Report that one step is done."""
 
     def finish(self, line: str) -> None:
-        """End the stretch with one line that says how it went."""
+        """End the phase with a line that summarizes it."""
 
     def abort(self) -> None:
-        """End the stretch without a line, because something was raised."""
+        """End the phase without a line, after an error."""
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Shows nothing."""
 
     def start(self, title: str, total: int | None) -> None: ...
 
@@ -35,7 +35,7 @@ class SilentProgress:
 
 
 class LineProgress(SilentProgress):
-    """Writes one plain line to stderr at the end of a stretch, for logs and pipes."""
+    """Writes one plain line to stderr at the end of a phase, for logs and pipes."""
 
     def finish(self, line: str) -> None:
         """Write the line."""
@@ -57,7 +57,7 @@ class BarProgress:
         self._bar.update()
 
     def finish(self, line: str) -> None:
-        """Close the bar and leave the line in its place."""
+        """Close the bar and write the line in its place."""
         self._bar.close()
         _write_line(line)
 
@@ -67,7 +67,7 @@ class BarProgress:
 
 
 class _Bar(Protocol):
-    """The two calls of a tqdm bar that are used."""
+    """The methods of a tqdm bar that are used."""
 
     def update(self) -> object: ...
 
@@ -75,7 +75,7 @@ class _Bar(Protocol):
 
 
 class _NoBar:
-    """Stands where a tqdm bar will be."""
+    """Does nothing, until a tqdm bar is opened."""
 
     def update(self) -> object: ...
 
@@ -83,7 +83,7 @@ class _NoBar:
 
 
 def choose_progress(enabled: bool) -> Progress:
-    """Return the kind of progress that fits where the program runs."""
+    """Return a bar for a terminal or notebook, lines for other output, or nothing."""
     # A program without a console has no stderr.
     if not enabled or sys.stderr is None:
         return SilentProgress()
@@ -96,7 +96,7 @@ def _write_line(line: str) -> None:
 
 
 def _open_bar(title: str, total: int | None) -> _Bar:
-    # Imported here: tqdm.auto looks for notebooks, which costs time that an import must not.
+    # Imported here, because tqdm.auto searches for notebooks and is slow to import.
     if in_notebook():
         from tqdm.auto import tqdm
     else:

@@ -1,4 +1,4 @@
-"""Type aliases and protocols that several rooms share. Nothing here runs."""
+"""Type aliases and protocols that several packages share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-#: What one iteration of a data set yields: (inputs, targets), a mapping, or inputs alone.
-Batch: TypeAlias = Any  # Any: a batch has whatever structure the user's Task understands.
+#: One item of an iteration over data: (inputs, targets), a mapping, or inputs alone.
+Batch: TypeAlias = Any  # Any: the structure of a batch is up to the user's Task.
 
 TensorLike: TypeAlias = Tensor | npt.NDArray[Any]
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-#: Makes a module from a number of features: a normalization layer, a head.
+#: Builds a module for a number of features, such as a normalization layer or a head.
 FeaturesToModule: TypeAlias = Callable[[int], nn.Module]
 
 Shape: TypeAlias = Sequence[int]
@@ -28,7 +28,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 
 class SizedDataset(Protocol[Item_co]):
-    """What the library needs of a data set: a length and items by index."""
+    """A dataset with a length and items by index."""
 
     def __len__(self) -> int: ...
 
@@ -36,6 +36,6 @@ class SizedDataset(Protocol[Item_co]):
 
 
 class OptimizerFactory(Protocol):
-    """A class or function that makes an optimizer of parameter groups."""
+    """A class or function that builds an optimizer for parameter groups."""
 
     def __call__(self, params: list[dict[str, Any]], /, *, lr: float) -> torch.optim.Optimizer: ...

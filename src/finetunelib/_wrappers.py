@@ -1,4 +1,4 @@
-"""The user's own names of a model's parts, whatever wraps the model."""
+"""Names as the user wrote them, without those added by `torch.compile` or `DataParallel`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import nn
 
 from finetunelib._messages import quoted
 
-#: What `torch.compile` puts into a dotted name.
+#: The part that `torch.compile` adds to a dotted name.
 _COMPILED = "_orig_mod"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the user's own module, out of `torch.compile`, `DataParallel` and the like."""
+    """Return the user's module, without wrappers such as `torch.compile` or `DataParallel`."""
     while True:
         if _COMPILED in model._modules:  # noqa: SLF001 - the wrapper forwards other attributes
             model = model.get_submodule(_COMPILED)
@@ -24,12 +24,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def own_name(name: str) -> str:
-    """Return a dotted name without the parts that `torch.compile` put into it."""
+    """Return a dotted name without the parts that `torch.compile` adds."""
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
 def own_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of an unwrapped model by the user's names, each under its first one."""
+    """Return the modules of an unwrapped model by name, each once under its first name."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if _COMPILED not in module._modules:  # noqa: SLF001 - a compiled form shares the name
@@ -38,7 +38,7 @@ def own_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def name_inside_wrappers(name: str, model: nn.Module) -> str:
-    """Return a dotted name in a wrapped model as one in the user's own module."""
+    """Convert a dotted name in a wrapped model to the name in the user's module."""
     own = unwrapped(model)
     while model is not own:
         prefix = _COMPILED if _COMPILED in model._modules else "module"  # noqa: SLF001
@@ -48,5 +48,5 @@ def name_inside_wrappers(name: str, model: nn.Module) -> str:
 
 
 def last_layers(modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> str:
-    """Return the names of the last five modules of some kinds as a message shows them."""
+    """Return the names of the last five modules of these types, for a message."""
     return quoted([name for name, module in modules.items() if isinstance(module, kinds)][-5:])

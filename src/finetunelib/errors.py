@@ -1,31 +1,31 @@
-"""The exceptions of finetunelib, all of them under `FinetuneLibError`.
+"""The exceptions of finetunelib, all derived from `FinetuneLibError`.
 
     FinetuneLibError
-    ├── InvalidArgumentError      (ValueError)         a value makes no sense
-    ├── InvalidTypeError          (TypeError)          a value is of an unsupported kind
+    ├── InvalidArgumentError      (ValueError)         a value is invalid
+    ├── InvalidTypeError          (TypeError)          a value has an unsupported type
     ├── DataError                 (ValueError)
-    │   ├── EmptyDataError                             there is nothing to train on or to evaluate
-    │   ├── InvalidInputError                          the model cannot take these inputs
-    │   └── InvalidTargetError                         the loss cannot take these targets
+    │   ├── EmptyDataError                             there are no samples
+    │   ├── InvalidInputError                          the model does not accept these inputs
+    │   └── InvalidTargetError                         the loss does not accept these targets
     ├── HeadError
-    │   ├── HeadNotFoundError     (LookupError)        no layer is the model's head
-    │   └── AmbiguousHeadError    (LookupError)        more than one layer may be it
-    ├── FreezeError               (ValueError)         these modules cannot be frozen as they are
+    │   ├── HeadNotFoundError     (LookupError)        no head was found
+    │   └── AmbiguousHeadError    (LookupError)        several layers may be the head
+    ├── FreezeError               (ValueError)         these modules cannot be frozen
     ├── WeightsError
     │   ├── FileMissingError      (FileNotFoundError)  no such file
-    │   ├── CorruptFileError      (ValueError)         the file is not what its name says
-    │   └── WeightsMismatchError  (ValueError)         the file holds the weights of another model
-    ├── CheckpointError           (ValueError)         a checkpoint cannot be written or used
-    ├── CallbackError             (RuntimeError)       a callback of a training raised
-    ├── PathNotWritableError      (OSError)            nothing can be written there
+    │   ├── CorruptFileError      (ValueError)         the file is damaged or of another type
+    │   └── WeightsMismatchError  (ValueError)         the weights are those of another model
+    ├── CheckpointError           (ValueError)         a checkpoint cannot be saved or loaded
+    ├── CallbackError             (RuntimeError)       a callback raised an exception
+    ├── PathNotWritableError      (OSError)            the path cannot be written to
     ├── ExportError               (RuntimeError)       the model cannot be exported
-    │   └── ExportMismatchError                        the exported file computes something else
-    ├── UnsupportedFileError      (ValueError)         the viewer does not know this kind of file
-    ├── ServerError               (OSError)            the viewer cannot be served
+    │   └── ExportMismatchError                        its outputs differ from the model's
+    ├── UnsupportedFileError      (ValueError)         the viewer cannot show this type of file
+    ├── ServerError               (OSError)            the viewer cannot be started
     └── MissingDependencyError    (ImportError)        an optional package is not installed
 
-Each derives from the builtin in brackets too, so that code written for the builtin catches it.
-`TrainingInterrupted` alone stands outside of the tree, so that `except Exception` lets it pass.
+Each also derives from the builtin in parentheses, so code that handles the builtin catches it.
+`TrainingInterrupted` is not part of the tree: `except Exception` does not catch it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def __dir__() -> list[str]:
 
 
 class FinetuneLibError(Exception):
-    """Base of every exception that this library raises on purpose.
+    """Base class of every exception that this library raises on purpose.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -79,27 +79,27 @@ class FinetuneLibError(Exception):
 
 
 class InvalidArgumentError(FinetuneLibError, ValueError):
-    """An argument has a value that makes no sense, such as `epochs=0`."""
+    """An argument has an invalid value, such as `epochs=0`."""
 
 
 class InvalidTypeError(FinetuneLibError, TypeError):
-    """An argument is of a kind that is not supported, such as a string where data belongs."""
+    """An argument has an unsupported type, such as a string instead of data."""
 
 
 class DataError(FinetuneLibError, ValueError):
-    """The data does not fit the model, the loss, or itself."""
+    """The data does not fit the model or the loss, or is inconsistent."""
 
 
 class EmptyDataError(DataError):
-    """The data holds no sample."""
+    """The data contains no samples."""
 
 
 class InvalidInputError(DataError):
-    """The model cannot take these inputs: their dtype or shape is wrong for it."""
+    """The model does not accept these inputs, for example because of their dtype or shape."""
 
 
 class InvalidTargetError(DataError):
-    """The loss cannot take these targets: their dtype, shape or values are wrong for it."""
+    """The loss does not accept these targets because of their dtype, shape or values."""
 
 
 class HeadError(FinetuneLibError):
@@ -107,27 +107,27 @@ class HeadError(FinetuneLibError):
 
 
 class HeadNotFoundError(HeadError, LookupError):
-    """No layer is the head of the model, or none has the name that was given."""
+    """No head was found, or no layer has the given name."""
 
 
 class AmbiguousHeadError(HeadError, LookupError):
-    """More than one layer may be the head of the model, so that one has to be named."""
+    """Several layers may be the head, so one of them must be named."""
 
 
 class FreezeError(FinetuneLibError, ValueError):
-    """The modules cannot be frozen as they are, for example a BatchNorm without statistics."""
+    """These modules cannot be frozen, for example a BatchNorm without running statistics."""
 
 
 class WeightsError(FinetuneLibError):
-    """A weights file cannot be used."""
+    """A weights file cannot be loaded or saved."""
 
 
 class FileMissingError(WeightsError, FileNotFoundError):
-    """There is no file at the path that was given."""
+    """There is no file at the given path."""
 
 
 class CorruptFileError(WeightsError, ValueError):
-    """A file is damaged, or is not of the kind that its name says."""
+    """A file is damaged, or its content does not match its name."""
 
 
 class WeightsMismatchError(WeightsError, ValueError):
@@ -135,15 +135,15 @@ class WeightsMismatchError(WeightsError, ValueError):
 
 
 class CheckpointError(FinetuneLibError, ValueError):
-    """A checkpoint is damaged, or does not belong to this training, or could not be exact."""
+    """A checkpoint is damaged, belongs to another run, or could not be resumed exactly."""
 
 
 class CallbackError(FinetuneLibError, RuntimeError):
-    """A callback of a training raised; the message names it, and the cause is chained."""
+    """A callback raised an exception, which is chained; the message names the callback."""
 
 
 class PathNotWritableError(FinetuneLibError, OSError):
-    """Nothing can be written at the path that was given."""
+    """The given path cannot be written to."""
 
 
 class ExportError(FinetuneLibError, RuntimeError):
@@ -151,12 +151,12 @@ class ExportError(FinetuneLibError, RuntimeError):
 
 
 class ExportMismatchError(ExportError):
-    """The exported file computes something else than the model.
+    """The outputs of the exported file differ from those of the model.
 
     Attributes:
-        node: The name of the first node of the file that departs from the model; `None` where that
-            is an input, or was not found.
-        module: The dotted names of the modules whose work that node does, separated by commas;
+        node: The name of the first node whose output differs from the model's, or `None` if it was
+            not found or is an input.
+        module: The dotted names of the modules that the node comes from, separated by commas:
             `(the model)` for the model itself, `postprocessing` for the softmax.
     """
 
@@ -167,28 +167,28 @@ class ExportMismatchError(ExportError):
 
 
 class UnsupportedFileError(FinetuneLibError, ValueError):
-    """The viewer does not know this kind of file."""
+    """The viewer cannot show this type of file."""
 
 
 class ServerError(FinetuneLibError, OSError):
-    """The viewer cannot be served, for example because the port is taken."""
+    """The viewer cannot be started, for example because the port is in use."""
 
 
 class MissingDependencyError(FinetuneLibError, ImportError):
-    """An optional package is not installed; the message holds the command that installs it."""
+    """An optional package is not installed; the message contains the command to install it."""
 
 
 class TrainingInterrupted(KeyboardInterrupt, SystemExit):
-    """A training was ended by Ctrl-C or SIGTERM, after the step in progress.
+    """Training was stopped by Ctrl-C or SIGTERM, after the step in progress.
 
-    A script that lets it through ends with the code that a shell expects: 130 or 143.
+    If a script does not catch it, its exit code is the one that a shell expects: 130 or 143.
 
     Attributes:
         history: The `finetunelib.training.History` so far.
-        code: The exit code of the process: 128 and the signal's number.
+        code: The exit code of the process: 128 plus the signal's number.
     """
 
     def __init__(self, message: str, *, history: Any, signal_number: int) -> None:
         super().__init__(message)
-        self.history: Any = history  # Any: the history lives on a floor above this one.
+        self.history: Any = history  # Any: `History` is defined in a package above.
         self.code: str | int | None = 128 + signal_number  # The type is SystemExit's.

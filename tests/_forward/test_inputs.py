@@ -98,7 +98,7 @@ def test_the_shape_of_a_refused_tensor_is_named() -> None:
 def test_a_batch_of_one_is_doubled() -> None:
     """A batch of one becomes two equal samples, and a larger one stays what it is."""
     single, pair = torch.randn(1, 3), torch.randn(2, 3)
-    doubled = Inputs.of((single, pair), "x").at_least_two_rows().tensors
+    doubled = Inputs.of((single, pair), "x").with_two_rows().tensors
     assert torch.equal(doubled[0], torch.cat([single, single]))
     assert torch.equal(doubled[1], pair)
 
@@ -169,10 +169,10 @@ def test_each_input_may_have_a_number_of_rows_of_its_own(generator: torch.Genera
 @pytest.mark.parametrize("value", [torch.ones(2, 4), {"left": torch.ones(2, 4)}])
 def test_inputs_go_to_the_model(value: object) -> None:
     """A training leaves the model on an accelerator, and the example where it was."""
-    inputs = Inputs.of(value, "example_input").beside(nn.Linear(4, 3, device="meta"))
+    inputs = Inputs.of(value, "example_input").on_device_of(nn.Linear(4, 3, device="meta"))
     assert [tensor.device.type for tensor in inputs.tensors] == ["meta"]
 
 
 def test_a_model_without_tensors_has_no_device() -> None:
     """Its inputs stay where they are."""
-    assert Inputs.of(torch.ones(2, 4), "x").beside(nn.ReLU()).tensors[0].device.type == "cpu"
+    assert Inputs.of(torch.ones(2, 4), "x").on_device_of(nn.ReLU()).tensors[0].device.type == "cpu"

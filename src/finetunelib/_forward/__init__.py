@@ -1,1 +1,1 @@
-"""Running any model once: example inputs, their names, and the outputs."""
+"""Running any model once: its inputs, guessed or given, and its outputs."""

@@ -1,7 +1,7 @@
-"""A forward pass that leaves no trace: on meta tensors where a model allows it.
+"""A forward pass that leaves the model unchanged, on the meta device if the model allows it.
 
-On the meta device tensors have shapes and no data, so that nothing is computed and no memory is
-taken. The autograd graph of such a run is the same as that of a real one.
+Meta tensors have shapes and no data, so nothing is computed and no memory is used. The autograd
+graph of such a run is that of a real one.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from finetunelib.errors import InvalidInputError
 
 _META = torch.device("meta")
 
-#: The parameters of a model that runs on two samples in a fraction of a second.
+#: A model with fewer parameters runs on two samples in a fraction of a second.
 _SMALL = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a forward pass without a trace has shown.
+    """The inputs, outputs and autograd graph of a dry run.
 
     Attributes:
-        example: The inputs that the model took: the user's own, or a guess, which is a meta tensor
-            where the run was one on meta tensors.
+        example: The inputs that the model took: the user's, or a guess, which is on the meta device
+            if `on_meta` is set.
         outputs: The model's outputs, with their autograd graph.
-        sources: Where the inputs enter that graph.
-        twins: What stood in for each parameter, by the parameter's name in the model.
-        on_meta: Whether there was no data.
+        sources: The nodes at which the inputs enter that graph.
+        twins: The tensor that was used in place of each parameter, by the parameter's name.
+        on_meta: Whether the run was on the meta device.
     """
 
     example: Inputs
@@ -45,15 +45,15 @@ class DryRun:
 
 
 def dry_run(model: nn.Module, example_input: ModelInputs | Inputs | None) -> DryRun:
-    """Run a model on meta tensors, or on real ones where that fails, and change nothing of it.
+    """Run a model on meta tensors, or on real ones if that fails, and leave it unchanged.
 
     Args:
         model: An unwrapped model.
         example_input: A batch that the model takes, or `None` to guess.
 
     Raises:
-        InvalidInputError: The model does not run. Its cause is an `OutputKindError` where it did,
-            but returned something else than a batch.
+        InvalidInputError: If the model does not run. The cause is an `OutputKindError` if it ran
+            but did not return a batch.
     """
     if example_input is not None and not isinstance(example_input, Inputs):
         example_input = Inputs.of(example_input, "example_input", batched=False)
@@ -62,7 +62,7 @@ def dry_run(model: nn.Module, example_input: ModelInputs | Inputs | None) -> Dry
     try:
         return _run(model, example_input, on_meta=True)
     except InvalidInputError as error:
-        # What a model returns is the same on real tensors, and a meta model has no others.
+        # On real tensors the model would return the same, and a meta model has no real tensors.
         if isinstance(error.__cause__, OutputKindError) or _lives_on_meta(model):
             raise
     if isinstance(example_input, Inputs):
@@ -72,7 +72,7 @@ def dry_run(model: nn.Module, example_input: ModelInputs | Inputs | None) -> Dry
 
 
 def real_run(model: nn.Module, inputs: Inputs, device: torch.device) -> DryRun:
-    """Run a model on real tensors, and change nothing of it.
+    """Run a model on real tensors, and leave it unchanged.
 
     Args:
         model: An unwrapped model.
@@ -80,8 +80,8 @@ def real_run(model: nn.Module, inputs: Inputs, device: torch.device) -> DryRun:
         device: The device of those tensors.
 
     Raises:
-        InvalidInputError: The model does not run. Its cause is an `OutputKindError` where it did,
-            but returned something else than a batch.
+        InvalidInputError: If the model does not run. The cause is an `OutputKindError` if it ran
+            but did not return a batch.
     """
     return _run(model, _with_data(inputs, device), on_meta=False)
 
@@ -116,14 +116,14 @@ def _run(model: nn.Module, inputs: Inputs | None, *, on_meta: bool) -> DryRun:
 
 
 def _traced(value: Tensor, sources: list[Node], *, on_meta: bool) -> Tensor:
-    """Return an argument in a form that shows where it enters the graph."""
+    """Return a copy of an argument, and append the node at which it enters the graph."""
     if not isinstance(value, Tensor):
         return value
     if on_meta:
         value = torch.empty_like(value, device=_META)
     if not value.is_floating_point():
         return value
-    # A copy, since a first layer that works in place refuses what needs gradients.
+    # A clone: an in-place first layer does not accept a leaf that requires gradients.
     value = value.detach().requires_grad_().clone()
     if value.grad_fn is not None:
         sources.append(value.grad_fn)
@@ -144,14 +144,14 @@ def _with_data(inputs: Inputs, device: torch.device | None) -> Inputs:
 
 
 def _is_small(model: nn.Module) -> bool:
-    """Return whether a run with data is quicker than what torch's first run without data loads."""
-    # That takes seconds, and once in a process; torchvision and transformers do it at import.
+    """Return whether a run with data is faster than the first run without data."""
+    # The first one in a process imports torch._dynamo, which takes seconds.
     loaded = "torch._dynamo" in sys.modules
     return not loaded and sum(p.numel() for p in model.parameters()) < _SMALL
 
 
 def _is_recurrent(model: nn.Module) -> bool:
-    """Return whether a run without data takes longer than one with: torch unrolls it in Python."""
+    """Return whether a run without data is slower: it unrolls recurrent layers in Python."""
     return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 

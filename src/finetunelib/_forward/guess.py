@@ -1,4 +1,4 @@
-"""Guessing what a model takes: the inputs that a dry run can use when the user gave none."""
+"""Guessing inputs that a model takes, if the user passed none."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from finetunelib._messages import first_line
 from finetunelib._typing import Shape
 from finetunelib.errors import FinetuneLibError, InvalidInputError
 
-#: Image sizes that classifiers are built for, the commonest first; 299 is Inception's.
+#: Image sizes of classifiers, the most common first; 299 is Inception's.
 _SIZES = (224, 32, 28, 64, 299)
 
-#: Where models say the image size that they were built for.
+#: Attributes with the image size that a model was built for.
 _SIZE_ATTRIBUTES = ("image_size", "img_size")
 
-#: How many tokens a text has that is made up.
+#: The number of tokens in a guessed text.
 _TOKENS = 8
 
 _FirstLayer: TypeAlias = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class OutputKindError(TypeError):
-    """A model ran, and what it returned is no tensor with a batch."""
+    """A model ran, but did not return a tensor with a batch dimension."""
 
 
 def first_layer(model: nn.Module) -> tuple[str, _FirstLayer] | None:
-    """Return the name and module of the first layer that fixes the inputs' width, if any."""
+    """Return the name and module of the first layer that fixes the width of the inputs, if any."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return name, module
@@ -43,13 +43,13 @@ def first_layer(model: nn.Module) -> tuple[str, _FirstLayer] | None:
 
 
 def likely_shapes(model: nn.Module) -> Iterator[Shape]:
-    """Yield input shapes that the model may take, as `likely_inputs` does, the likeliest first."""
+    """Yield the shapes of `likely_inputs`, the most likely first."""
     layer = _input_layer(model)
     if layer is None:
         return
     if isinstance(layer, nn.Embedding):
         yield (2, _TOKENS)
-        yield (1, _TOKENS)  # Some models take a batch only when they know how to pad it.
+        yield (1, _TOKENS)  # Some models need to know how to pad a batch of several texts.
         return
     card = _card_shape(model)
     if card:
@@ -58,7 +58,7 @@ def likely_shapes(model: nn.Module) -> Iterator[Shape]:
         yield (2, layer.in_features)
         return
     dimensions = layer.weight.dim() - 2
-    # Volumes of image size would not fit into memory.
+    # Volumes of the size of images would not fit in memory.
     sizes = [(size,) * dimensions for size in (_SIZES if dimensions < 3 else (32, 16))]
     declared = [size for size in _declared_sizes(model) if len(size) == dimensions]
     for size in dict.fromkeys(declared + sizes):
@@ -68,12 +68,12 @@ def likely_shapes(model: nn.Module) -> Iterator[Shape]:
 
 
 def likely_inputs(model: nn.Module, device: torch.device | None = None) -> Iterator[Tensor]:
-    """Yield inputs of two samples, the likeliest first; for an embedding, of one text as well.
+    """Yield inputs of two samples, the most likely first; for an embedding, also of one text.
 
     Args:
-        model: The model, whose first layer says what it takes: numbers in its own dtype, or for an
-            embedding whole numbers.
-        device: Where the inputs are made. `None` is the device of the first layer.
+        model: The model. Its first layer determines the shape and the dtype, which is `int64` for
+            an embedding.
+        device: The device of the inputs. `None` is that of the first layer.
     """
     layer = _input_layer(model)
     if layer is None:
@@ -91,7 +91,7 @@ def likely_inputs(model: nn.Module, device: torch.device | None = None) -> Itera
 
 
 def random_tensor(shape: Shape) -> Tensor:
-    """Return the same float32 numbers from [0, 1) each time, without the global generator."""
+    """Return float32 numbers in [0, 1), the same at each call, without the global generator."""
     return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
 
 
@@ -150,7 +150,7 @@ def _candidates(
 
 
 def _input_layer(model: nn.Module) -> _FirstLayer | None:
-    """Return the layer that says what the model takes: the first, or the one it names itself."""
+    """Return the layer that determines the inputs: the first one, or the one the model names."""
     named = getattr(model, "get_input_embeddings", None)
     if callable(named):
         with contextlib.suppress(NotImplementedError, AttributeError):
@@ -162,14 +162,14 @@ def _input_layer(model: nn.Module) -> _FirstLayer | None:
 
 
 def _card_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of one input that a timm model's card names, if it has one."""
+    """Return the shape of one input in the configuration of a timm model, if any."""
     card = getattr(model, "pretrained_cfg", None)
     shape = card.get("input_size") if isinstance(card, Mapping) else None
     return tuple(shape) if isinstance(shape, tuple | list) else None
 
 
 def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Yield the image sizes that the model says it was built for, in the ways of the libraries."""
+    """Yield the image sizes in the attributes of models from common libraries."""
     holders = (model, getattr(model, "config", None), getattr(model, "patch_embed", None))
     for value in [getattr(holder, name, None) for holder in holders for name in _SIZE_ATTRIBUTES]:
         if is_whole(value) and value > 0:
@@ -179,7 +179,7 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def _end_of_text(model: nn.Module, layer: nn.Embedding) -> int:
-    """Return the token that some models read their answer at, or any token."""
+    """Return the end-of-text token, at which some models read their output, or any token."""
     token = getattr(getattr(model, "config", None), "eos_token_id", None)
     return token if isinstance(token, int) and 0 <= token < layer.num_embeddings else 0
 

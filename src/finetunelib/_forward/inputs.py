@@ -61,36 +61,37 @@ class Inputs:
         """Run the model."""
         return model(*self.args, **self.kwargs)
 
-    def beside(self, model: nn.Module) -> Inputs:
-        """Return the inputs on a model's device: a training leaves the model on its own."""
-        held = next(itertools.chain(model.parameters(), model.buffers()), None)
-        if held is None:
+    def on_device_of(self, model: nn.Module) -> Inputs:
+        """Return the inputs on the device of a model."""
+        tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+        if tensor is None:
             return self
-        return self.with_tensors([tensor.to(held.device) for tensor in self.tensors])
+        device = tensor.device
+        return self.map(lambda value: value.to(device))
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Inputs:
-        """Return other values in the same form."""
+        """Return inputs of the same form with other values."""
         count = len(self.args)
         return Inputs(tuple(tensors[:count]), dict(zip(self.kwargs, tensors[count:], strict=True)))
 
     def in_order(self, names: Sequence[str]) -> Inputs:
-        """Return the inputs that were given by name in the order of these names."""
+        """Return the named inputs in the order of `names`, if they have these names."""
         if self.kwargs.keys() != set(names):
             return self
         return Inputs((), {name: self.kwargs[name] for name in names})
 
     def by_position(self) -> Inputs:
-        """Return the inputs without names, in their order."""
+        """Return the same inputs, all of them positional."""
         return Inputs(self.tensors, {})
 
-    def at_least_two_rows(self) -> Inputs:
-        """Return the inputs with a batch of one doubled: the exporter takes a 1 for a constant."""
+    def with_two_rows(self) -> Inputs:
+        """Return the inputs with a batch of one doubled: the exporter treats a 1 as a constant."""
         return self.with_tensors(
             [t.repeat(2, *[1] * (t.dim() - 1)) if len(t) == 1 else t for t in self.tensors]
         )
 
     def resized(self, rows: Sequence[int], generator: torch.Generator, *, kept: int = 1) -> Inputs:
-        """Return so many samples of each input: the first `kept` as they are, then variations."""
+        """Return `rows` samples of each input: the first `kept` unchanged, then variations."""
         return self.with_tensors(
             [
                 _resized(t.detach(), n, generator, min(kept, len(t)))
@@ -99,13 +100,13 @@ class Inputs:
         )
 
     def first_rows(self, rows: Sequence[int]) -> Inputs:
-        """Return the first samples, from the beginning again where there are too few."""
+        """Return the first samples, repeated if there are too few."""
         return self.with_tensors(
             [_first_rows(t, n) for t, n in zip(self.tensors, rows, strict=True)]
         )
 
     def shortened(self, sizes: Sequence[Mapping[int, int]]) -> Inputs:
-        """Return the inputs with only the first elements of some axes, of each input its own."""
+        """Return the inputs with some axes shortened: for each input a size per axis."""
         tensors = []
         for tensor, own in zip(self.tensors, sizes, strict=True):
             for axis, size in own.items():
@@ -135,13 +136,13 @@ def _resized(tensor: Tensor, rows: int, generator: torch.Generator, kept: int) -
     if tensor.is_floating_point():
         spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
         noise = torch.randn(repeated.shape, generator=generator) * (spread or 1.0)
-        # The first rows stay the example itself: users compare with what they passed.
+        # The first rows are the example itself, which the user knows.
         noise[:kept] = 0
         return repeated + noise.to(device=tensor.device, dtype=tensor.dtype)
     if tensor.dtype == torch.bool:
         return repeated
     low, high = int(tensor.min()), int(tensor.max())
-    # Whole numbers are often indices, so that only values that were seen are safe.
+    # Integers are often indices, so only values in the range of the example are safe.
     values = torch.randint(low, high + 1, repeated.shape, generator=generator)
     values[:kept] = repeated[:kept].cpu()
     return values.to(device=tensor.device, dtype=tensor.dtype)

@@ -23,7 +23,7 @@ INPUT_ERRORS: tuple[type[Exception], ...] = (
     AssertionError,
 )
 
-#: For runs that may fail for any reason: without data, or to show how far a model comes.
+#: For runs without data, and for those that show how far a model gets: any reason to fail.
 ANY_ERROR: tuple[type[Exception], ...] = (Exception,)
 
 
@@ -41,7 +41,7 @@ def run_once(
     Args:
         model: The model.
         inputs: The arguments of its forward.
-        explain: Returns the message for an exception of the forward.
+        explain: Creates the message for an exception of the forward.
         stand_ins: Tensors to use in place of parameters and buffers, by name. With them the
             attributes and hooks of the modules are restored too, warnings are silenced, and
             compiled code runs uncompiled.
@@ -68,7 +68,7 @@ def run_once(
             return torch.func.functional_call(model, dict(stand_ins), inputs.args, inputs.kwargs)
         except explained as error:
             if isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError):
-                raise  # It is about something else, and says what.
+                raise  # It is not about the inputs.
             raise InvalidInputError(explain(error)) from error
 
 

@@ -152,7 +152,7 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
     description = Description.of(labels, metadata, certificate)
     if certificate is not None:
         check_certificate(certificate, user_model)
-    example = Inputs.of(example_input, "example_input").beside(user_model)
+    example = Inputs.of(example_input, "example_input").on_device_of(user_model)
     exported, reference, inputs = pipelines(user_model, example, preprocessing, softmax=softmax)
     size = _model_bytes(user_model)
     with _restored(exported, reference):

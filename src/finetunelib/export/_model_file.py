@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetunelib._files import (
+    atomic_file,
     check_writable,
     flush,
     flush_folder,
     not_written,
     ordinary_file,
-    whole_file,
 )
 from finetunelib.errors import CorruptFileError, PathNotWritableError
 
@@ -71,7 +71,7 @@ def atomic_model(file: Path, *, two_files: bool) -> Iterator[Path]:
             yield temporary
         return
     had_data = _refers_to_data(file)
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         yield temporary
     if had_data:
         # After the rename, because the previous graph needed it.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from finetunelib._files import not_written, whole_folder
+from finetunelib._files import atomic_folder, not_written
 from finetunelib._forward.inputs import Inputs
 from finetunelib._messages import first_line
 from finetunelib.errors import (
@@ -68,7 +68,7 @@ def trace_model(plan: Plan) -> Any:
     """Return the annotated ONNX program of the model."""
     subject, interface = plan.subject, plan.interface
     # The exporter treats a batch of one as a constant.
-    inputs = subject.inputs.at_least_two_rows() if interface.dynamic_batch else subject.inputs
+    inputs = subject.inputs.with_two_rows() if interface.dynamic_batch else subject.inputs
     program = trace(
         subject.exported,
         inputs,
@@ -205,7 +205,7 @@ def _keep(temporary: Path, plan: Plan) -> str:
     folder = plan.file.with_name(f"{plan.file.stem}.mismatch")
     names = [plan.file.name, *([data_file(plan.file).name] if plan.two_files else [])]
     try:
-        with whole_folder(folder, names=names) as kept:
+        with atomic_folder(folder, names=names) as kept:
             shutil.copyfile(temporary, kept / plan.file.name)
             if plan.two_files:
                 shutil.copyfile(data_file(temporary), kept / data_file(plan.file).name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from finetunelib._files import check_readable, write_whole
+from finetunelib._files import check_readable, write_atomically
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, InvalidArgumentError
@@ -112,7 +112,7 @@ class History:
         Raises:
             PathNotWritableError: The file cannot be written.
         """
-        return write_whole(path, as_json(self))
+        return write_atomically(path, as_json(self))
 
     @classmethod
     def from_json(cls, path: StrPath) -> History:
@@ -140,7 +140,7 @@ class History:
         writer = csv.DictWriter(text, self.names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        return write_whole(path, text.getvalue().encode())
+        return write_atomically(path, text.getvalue().encode())
 
 
 def as_json(history: History) -> bytes:

@@ -26,7 +26,7 @@ def checked_samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs
         InvalidArgumentError: They are not as many tensors as the example.
         InvalidInputError: The model cannot take them.
     """
-    samples = Inputs.of(sample_inputs, "sample_inputs").beside(model)
+    samples = Inputs.of(sample_inputs, "sample_inputs").on_device_of(model)
     if len(samples.tensors) != len(inputs.tensors):
         raise InvalidArgumentError(
             f"`sample_inputs` holds {len(samples.tensors)} tensors, but `example_input` holds "

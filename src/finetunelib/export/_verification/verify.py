@@ -198,7 +198,7 @@ class _Pair:
     ) -> _Pair:
         """Prepare the comparison of a file that declares these inputs."""
         batches = [
-            Inputs.of(batch, f"inputs[{number}]").beside(model).in_order(list(declared))
+            Inputs.of(batch, f"inputs[{number}]").on_device_of(model).in_order(list(declared))
             for number, batch in enumerate(inputs)
         ]
         exported, reference, first = pipelines(model, batches[0], preprocessing, softmax=softmax)
@@ -333,7 +333,7 @@ def _traced_again(model: nn.Module, inputs: Inputs, shapes: Sequence[Shape]) -> 
     ]
     return trace(
         model,
-        inputs.at_least_two_rows(),
+        inputs.with_two_rows(),
         axes=axes,
         input_names=None,
         output_names=None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
-from finetunelib._files import check_writable, whole_file
+from finetunelib._files import atomic_file, check_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
@@ -79,7 +79,7 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
             f"write `{file.with_suffix('.safetensors').name}`."
         )
     check_has_values(tensors_of(unwrapped(model)))
-    with whole_file(file) as temporary:
+    with atomic_file(file) as temporary:
         write_weights(model, temporary, place=file)
     return file
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetunelib._files import former_folder, remove_folder, sweep_unfinished, whole_folder
+from finetunelib._files import atomic_folder, previous_folder, remove_folder, sweep_unfinished
 from finetunelib._messages import first_line
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
@@ -122,7 +122,7 @@ def write_checkpoint(
     from finetunelib.finetuning._weights.load import write_weights
 
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
-    with whole_folder(target, names=FILES) as folder:
+    with atomic_folder(target, names=FILES) as folder:
         write_weights(model, folder / WEIGHTS, place=target / WEIGHTS)
         _save(content, folder / STATE)
         (folder / HISTORY).write_bytes(as_json(history))
@@ -163,7 +163,7 @@ def newest_checkpoint(path: StrPath) -> Checkpoint | None:
         CheckpointError: There are checkpoints, and none is whole.
     """
     folder = Path(path)
-    folder = former_folder(folder) or folder
+    folder = previous_folder(folder) or folder
     if folder.is_file():
         raise CheckpointError(
             f"`{folder}` is a file, and a checkpoint is a folder. Pass `{folder.parent}`."
@@ -230,7 +230,7 @@ def _folders(parent: Path) -> list[Path]:
     for entry in parent.iterdir():
         hidden = entry.name.startswith(".")
         target = parent / entry.name[1:].rpartition("-")[0]
-        if (not hidden or former_folder(target) == entry) and _is_checkpoint(entry):
+        if (not hidden or previous_folder(target) == entry) and _is_checkpoint(entry):
             found.append(entry)
     return found
 

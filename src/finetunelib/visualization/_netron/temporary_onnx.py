@@ -48,7 +48,7 @@ def write_temporary_onnx(model: nn.Module, example_input: ModelInputs | None, fi
     with _one_at_a_time:
         inputs = (
             _guess(model) if example_input is None else Inputs.of(example_input, "example_input")
-        ).beside(model)
+        ).on_device_of(model)
         outputs = flat_outputs(run_model(model, inputs, "example_input"))
         graph = _traced(model, inputs, len(outputs))
         leave_large_weights_out(graph, LARGEST)
@@ -101,7 +101,7 @@ def _traced(model: nn.Module, inputs: Inputs, outputs: int) -> Any:
         return program.model
 
     try:
-        return traced(inputs.at_least_two_rows(), {0: BATCH})
+        return traced(inputs.with_two_rows(), {0: BATCH})
     except ExportError as error:
         # The module may require one batch size. Show it with that size.
         with contextlib.suppress(ExportError):
