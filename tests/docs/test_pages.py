@@ -123,7 +123,8 @@ def test_every_argument_is_documented(name: str) -> None:
 
 def _takes_nothing(value: type) -> bool:
     """Return whether only the library creates objects of a class."""
-    return "Made by `" in (inspect.getdoc(value) or "") or "as `" in (inspect.getdoc(value) or "")
+    text = inspect.getdoc(value) or ""
+    return bool(re.search(r"(?:made|created|returned) by `|as `", text, re.IGNORECASE))
 
 
 def _parameters(value: object) -> list[str]:
