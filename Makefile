@@ -125,9 +125,9 @@ install:
 	  echo "finetunelib needs Python 3.11 or newer, but $(PYTHON) is:" \
 	    "`$(PYTHON) --version 2>&1`. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "$(PYTHON) cannot make a virtual environment (see above)." \
+	  echo "$(PYTHON) cannot create a virtual environment (see above)." \
 	    "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing finetunelib[$(EXTRA)] into $(VENV): PyTorch takes a few minutes and up to 6 GB."
 	@$(PIP) -q -e ".[$(EXTRA)]" || { \
-	  echo "The installation failed; pip's reason stands above. It needs a network and" \
+	  echo "The installation failed; see the message of pip above. It needs a network and" \
 	    "about 6 GB of disk (free here: `df -h . | awk 'NR==2 {print $$4}'`)." >&2; exit 1; }

@@ -1,9 +1,10 @@
-"""What `export_onnx`, which verifies, costs beside the bare call of `torch.onnx.export`.
+"""The time of `export_onnx`, which verifies the file, relative to `torch.onnx.export`.
 
     python benchmarks/export.py [--rounds 7]
 
-Both export the 784-500-10 MLP with a dynamic batch into one folder, in turns, after a first call
-of each. Prints JSON: the median seconds of both, and the median of their ratios with the quartiles.
+Both export the 784-500-10 MLP with a dynamic batch size into one folder, alternately, after one
+call each to warm up. Prints JSON: the median seconds of both, and the median and quartiles of their
+ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from finetunelib import build_mlp, export_onnx
 
 
 def bare(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
-    """Return the seconds of torch's own call, its warnings and prints put aside."""
+    """Return the seconds of torch's exporter, without its warnings and output."""
     started = time.perf_counter()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -41,7 +42,7 @@ def bare(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
 
 
 def verified(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
-    """Return the seconds of ours."""
+    """Return the seconds of `export_onnx`."""
     started = time.perf_counter()
     report = export_onnx(model, folder / "verified.onnx", inputs)
     assert report.verification is not None
@@ -61,7 +62,7 @@ def main() -> None:
         verified(model, inputs, folder)
         pairs = []
         for number in range(rounds):
-            # Each goes first in every other round.
+            # Each is first in every second round.
             first, second = (bare, verified) if number % 2 else (verified, bare)
             one, two = first(model, inputs, folder), second(model, inputs, folder)
             pairs.append((one, two) if first is bare else (two, one))

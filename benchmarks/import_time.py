@@ -1,4 +1,4 @@
-"""What importing the five functions adds to `import torch`, in one process, several times.
+"""The time that importing the five entry points adds to `import torch`, in one process.
 
 python benchmarks/import_time.py [ROUNDS]
 """
@@ -22,14 +22,14 @@ print(b - a, c - b)
 
 
 def main(rounds: int) -> None:
-    """Print the medians and the share as JSON."""
+    """Print the medians and the ratio as JSON."""
     runs = [
         [float(part) for part in subprocess.check_output([sys.executable, "-c", CODE]).split()]
         for _ in range(rounds)
     ]
-    share = statistics.median(own / torch for torch, own in runs)
+    ratio = statistics.median(own / torch for torch, own in runs)
     torch_seconds, own_seconds = (statistics.median(column) for column in zip(*runs, strict=True))
-    result = {"torch_seconds": torch_seconds, "finetunelib_seconds": own_seconds, "share": share}
+    result = {"torch_seconds": torch_seconds, "finetunelib_seconds": own_seconds, "share": ratio}
     print(json.dumps({name: round(value, 4) for name, value in result.items()}))
 
 

@@ -1,8 +1,8 @@
-"""Seconds of examples/mnist.py beside the tutorial's own script, as a ratio of paired runs.
+"""The time of examples/mnist.py relative to the script of a tutorial, as a ratio of paired runs.
 
     FINETUNELIB_DATA=... python benchmarks/tutorial.py [--epochs 10] [--rounds 1]
 
-The scripts run one after the other on the same data, as programs, imports included. Prints JSON.
+The scripts run alternately on the same data, as programs, including their imports. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seconds(*command: str) -> float:
 
 
 def main() -> None:
-    """Run both scripts `rounds` times in turn and print the medians."""
+    """Run both scripts `rounds` times alternately and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)

@@ -1,4 +1,4 @@
-"""The job of examples/mnist.py as tutorials write it: the other side of benchmarks/tutorial.py.
+"""What examples/mnist.py does, written as in tutorials, for benchmarks/tutorial.py.
 
 python benchmarks/tutorial_script.py DATA_FOLDER OUTPUT_FOLDER EPOCHS
 """
@@ -33,7 +33,7 @@ class Net(nn.Module):
 def train(
     model: nn.Module, loader: DataLoader[object], optimizer: torch.optim.Optimizer, epochs: int
 ) -> None:
-    """Run the customary loop."""
+    """Run the usual training loop."""
     criterion = nn.CrossEntropyLoss()
     for _ in range(epochs):
         model.train()
@@ -45,7 +45,7 @@ def train(
 
 
 def accuracy(model: nn.Module, loader: DataLoader[object]) -> float:
-    """Return the share of the loader's images that the model gets right."""
+    """Return the fraction of images that the model classifies correctly."""
     model.eval()
     right = total = 0
     with torch.no_grad():

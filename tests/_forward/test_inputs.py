@@ -1,4 +1,4 @@
-"""The forms that a model's inputs come in, and the batches that are made of an example."""
+"""Parsing the inputs of a model, and creating batches from an example."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from finetunelib.errors import InvalidTypeError
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """A generator of its own, so that tests share no random state."""
+    """A separate generator, because tests must not share random state."""
     return torch.Generator().manual_seed(0)
 
 
 class _Recorder(nn.Module):
-    """Keeps what it was called with."""
+    """Stores the arguments of its last call."""
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> None:
         self.args = args
@@ -27,7 +27,7 @@ class _Recorder(nn.Module):
 
 
 def _called_with(value: object) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return the arguments that a model gets for inputs in this form."""
+    """Return the arguments that a model gets for these inputs."""
     model = _Recorder()
     Inputs.of(value, "example_input").call(model)
     return list(model.args), model.kwargs
@@ -38,7 +38,7 @@ def _different(rows: Tensor) -> int:
 
 
 def test_a_tensor_is_one_positional_input() -> None:
-    """A tensor alone is what the model is called with."""
+    """The model is called with the tensor itself."""
     tensor = torch.zeros(2, 4)
     args, kwargs = _called_with(tensor)
     assert [id(arg) for arg in args] == [id(tensor)]
@@ -47,7 +47,7 @@ def test_a_tensor_is_one_positional_input() -> None:
 
 @pytest.mark.parametrize("form", [tuple, list])
 def test_a_sequence_is_several_positional_inputs(form: type) -> None:
-    """A tuple or list is passed argument by argument."""
+    """Each item of a tuple or list is one argument."""
     left, right = torch.zeros(2, 4), torch.ones(2, 3)
     args, kwargs = _called_with(form([left, right]))
     assert [id(arg) for arg in args] == [id(left), id(right)]
@@ -56,7 +56,7 @@ def test_a_sequence_is_several_positional_inputs(form: type) -> None:
 
 @pytest.mark.parametrize("form", [dict, OrderedDict])
 def test_a_mapping_is_inputs_by_argument_name(form: type) -> None:
-    """A mapping is passed by keyword, in its own order."""
+    """A mapping is passed by keyword, in its order."""
     left, right = torch.zeros(2, 4), torch.ones(2, 3)
     mapping = form([("right", right), ("left", left)])
     args, kwargs = _called_with(mapping)
@@ -81,7 +81,7 @@ def test_a_mapping_is_inputs_by_argument_name(form: type) -> None:
     ],
 )
 def test_other_inputs_are_refused_by_the_name_of_the_argument(value: object) -> None:
-    """What holds no batch of tensors is an error that names the argument and the type."""
+    """The error names the argument and the type."""
     with pytest.raises(InvalidTypeError) as caught:
         Inputs.of(value, "sample_inputs")
     assert "`sample_inputs`" in str(caught.value)
@@ -89,22 +89,22 @@ def test_other_inputs_are_refused_by_the_name_of_the_argument(value: object) -> 
 
 
 def test_the_shape_of_a_refused_tensor_is_named() -> None:
-    """A tensor of a wrong shape is named by its shape."""
+    """The message contains the shape."""
     with pytest.raises(InvalidTypeError) as caught:
         Inputs.of(torch.zeros(0, 3), "example_input")
     assert "(0, 3)" in str(caught.value)
 
 
 def test_a_batch_of_one_is_doubled() -> None:
-    """A batch of one becomes two equal samples, and a larger one stays what it is."""
+    """A batch of one becomes two equal samples, and a larger one is unchanged."""
     single, pair = torch.randn(1, 3), torch.randn(2, 3)
     doubled = Inputs.of((single, pair), "x").with_two_rows().tensors
     assert torch.equal(doubled[0], torch.cat([single, single]))
     assert torch.equal(doubled[1], pair)
 
 
-def test_first_rows_begin_again_when_they_run_out() -> None:
-    """Five samples of two are the two, again, and the first."""
+def test_first_rows_are_repeated_if_there_are_too_few() -> None:
+    """Five samples of two are both of them twice, and the first one again."""
     tensor = torch.tensor([[1.0], [2.0]])
     (rows,) = Inputs.of(tensor, "x").first_rows([5]).tensors
     assert rows.flatten().tolist() == [1.0, 2.0, 1.0, 2.0, 1.0]
@@ -114,7 +114,7 @@ def test_first_rows_begin_again_when_they_run_out() -> None:
 def test_variations_of_numbers_keep_shape_dtype_and_the_first_sample(
     dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """The example itself comes first, and what follows is of its kind but of other values."""
+    """The example comes first, followed by samples with other values."""
     tensor = torch.arange(8, dtype=torch.float32).reshape(2, 4).to(dtype)
     (rows,) = Inputs.of(tensor, "x").resized([7], generator).tensors
     assert rows.shape == (7, 4)
@@ -124,16 +124,16 @@ def test_variations_of_numbers_keep_shape_dtype_and_the_first_sample(
 
 
 def test_a_constant_example_is_varied_too(generator: torch.Generator) -> None:
-    """An example of zeros still gives samples that differ."""
+    """The samples from an example of zeros differ."""
     (rows,) = Inputs.of(torch.zeros(1, 4), "x").resized([3], generator).tensors
     assert _different(rows) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-def test_variations_of_whole_numbers_stay_in_the_range_that_was_seen(
+def test_variations_of_integers_stay_in_the_range_of_the_example(
     dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """Whole numbers are often indices, so none goes beyond those of the example."""
+    """Integers are often indices."""
     tensor = torch.tensor([[3, 5], [9, 4]], dtype=dtype)
     (rows,) = Inputs.of(tensor, "x").resized([50], generator).tensors
     assert rows.dtype == dtype
@@ -141,17 +141,17 @@ def test_variations_of_whole_numbers_stay_in_the_range_that_was_seen(
     assert (int(rows.min()), int(rows.max())) == (3, 9)
 
 
-def test_truth_values_are_repeated(generator: torch.Generator) -> None:
-    """A mask keeps the patterns of the example."""
+def test_booleans_are_repeated(generator: torch.Generator) -> None:
+    """A mask has the patterns of the example."""
     mask = torch.tensor([[True, False], [False, False]])
     (rows,) = Inputs.of(mask, "x").resized([3], generator).tensors
     assert rows.tolist() == [[True, False], [False, False], [True, False]]
 
 
-def test_variations_leave_the_example_and_the_global_random_state(
+def test_variations_do_not_change_the_example_or_the_global_random_state(
     generator: torch.Generator,
 ) -> None:
-    """Variations are new tensors, drawn from the generator that was passed."""
+    """Variations are new tensors from the given generator."""
     tensor = torch.ones(2, 3)
     state = torch.get_rng_state()
     Inputs.of(tensor, "x").resized([4], generator)
@@ -159,20 +159,20 @@ def test_variations_leave_the_example_and_the_global_random_state(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_input_may_have_a_number_of_rows_of_its_own(generator: torch.Generator) -> None:
-    """Inputs whose first sizes differ keep different ones."""
+def test_inputs_may_have_different_numbers_of_rows(generator: torch.Generator) -> None:
+    """As in the example."""
     inputs = Inputs.of((torch.randn(5, 2), torch.randn(1, 3)), "x")
     assert [len(t) for t in inputs.resized([10, 2], generator).tensors] == [10, 2]
     assert [len(t) for t in inputs.first_rows([10, 2]).tensors] == [10, 2]
 
 
 @pytest.mark.parametrize("value", [torch.ones(2, 4), {"left": torch.ones(2, 4)}])
-def test_inputs_go_to_the_model(value: object) -> None:
-    """A training leaves the model on an accelerator, and the example where it was."""
+def test_inputs_are_moved_to_the_device_of_the_model(value: object) -> None:
+    """After training the model may be on an accelerator, and the example on the CPU."""
     inputs = Inputs.of(value, "example_input").on_device_of(nn.Linear(4, 3, device="meta"))
     assert [tensor.device.type for tensor in inputs.tensors] == ["meta"]
 
 
 def test_a_model_without_tensors_has_no_device() -> None:
-    """Its inputs stay where they are."""
+    """Its inputs are not moved."""
     assert Inputs.of(torch.ones(2, 4), "x").on_device_of(nn.ReLU()).tensors[0].device.type == "cpu"

@@ -122,7 +122,7 @@ def test_an_interrupt_passes(kind: type[BaseException]) -> None:
 
 
 def test_modes_are_restored_after_an_error() -> None:
-    """A model that fails is left as it was."""
+    """A model that fails is unchanged."""
     model = raising(ValueError("mine"))
     with pytest.raises(InvalidInputError):
         run_once(model, BATCH)

@@ -1,4 +1,4 @@
-"""Check that an sdist holds what the repository tracks, and nothing else: check_sdist.py SDIST.
+"""Check that an sdist contains the files that git tracks, and no others: check_sdist.py SDIST.
 
 With the wheel as a second argument, the metadata of both are compared too.
 """
@@ -17,7 +17,7 @@ LEFT_OUT = (".ci/", ".github/")
 
 
 def tracked_files(root: Path) -> set[str]:
-    """Return the files that git knows at `root`, but for those that the sdist leaves out."""
+    """Return the files that git tracks at `root`, except those that the sdist leaves out."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True
     ).stdout
@@ -25,7 +25,7 @@ def tracked_files(root: Path) -> set[str]:
 
 
 def files_of(sdist: Path) -> set[str]:
-    """Return the names of an sdist's files, without its one folder."""
+    """Return the names of the files in an sdist, relative to its top folder."""
     with tarfile.open(sdist) as archive:
         return {name.name.partition("/")[2] for name in archive.getmembers() if name.isfile()}
 
@@ -37,7 +37,7 @@ def problems_of_contents(files: set[str], tracked: set[str]) -> list[str]:
 
 
 def problems_of_metadata(sdist: Path, wheel: Path) -> list[str]:
-    """Return whether a wheel states other metadata than the sdist it was built from."""
+    """Return whether the metadata of a wheel differs from that of its sdist."""
     with tarfile.open(sdist) as archive:
         name = next(name for name in archive.getnames() if name.count("/") == 1 and "PKG" in name)
         member = archive.extractfile(name)

@@ -1,4 +1,4 @@
-"""Build the sdist and the wheel, and try both where users will: python release_check.py.
+"""Build the sdist and the wheel, and test both in clean environments: python release_check.py.
 
 Each supported Python of this machine gets a clean environment, one after the other, and the oldest
 a second one with the lowest supported dependencies. Called by `make release-check`; an environment
@@ -35,7 +35,7 @@ NEEDED = 8 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was tried, how it ended, and how long it took."""
+    """The name, result and duration of a check."""
 
     what: str
     result: str
@@ -43,16 +43,16 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Return whether it was run, and did not pass."""
+        """Return whether the check was run and did not pass."""
         return self.result.startswith("FAILED")
 
 
 class CheckError(Exception):
-    """A check that does not hold."""
+    """A check that did not pass."""
 
 
 def main() -> int:
-    """Run every check, print a table, and return 0 only if none failed and one Python was there."""
+    """Run all checks, print a table, and return 0 if none failed and a Python was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tag", help="also check that the tree is this tag's finished release")
     parser.add_argument("--no-install", action="store_true", help="build and check files only")
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def tried(what: str, check: Callable[[], None]) -> Outcome:
-    """Run a check and return its outcome; one that fails does not keep others from running."""
+    """Run a check and return its outcome, also if it fails."""
     print(f"=== {what}", flush=True)
     started = time.perf_counter()
     try:
@@ -105,7 +105,7 @@ def build() -> None:
     names = sorted(path.name for path in DIST.iterdir())
     wanted = [f"finetunelib-{version}-py3-none-any.whl", f"finetunelib-{version}.tar.gz"]
     if names != wanted:
-        raise CheckError(f"dist/ must hold {wanted}, but holds {names}.")
+        raise CheckError(f"dist/ must contain {wanted}, got {names}.")
 
 
 def built() -> tuple[Path, Path]:
@@ -115,7 +115,7 @@ def built() -> tuple[Path, Path]:
 
 
 def check_files() -> None:
-    """Check the metadata, and what the two files hold."""
+    """Check the metadata and the contents of the two files."""
     wheel, sdist = built()
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
     if check_wheel.main(str(wheel)) or check_sdist.main(str(sdist), str(wheel)):
@@ -123,7 +123,7 @@ def check_files() -> None:
 
 
 def check_installs(project: dict[str, Any]) -> list[Outcome]:
-    """Try both files on every supported Python here, and on the lowest dependencies."""
+    """Test both files on every supported Python here, and with the lowest dependencies."""
     outcomes = []
     oldest = None
     for version in release_pythons.supported_pythons(project):
@@ -148,7 +148,7 @@ def try_both(python: str) -> None:
         inside = make_environment(python)
         install(inside, wheel)
         test(inside)
-        # Its metadata was seen to be the wheel's, so the dependencies that are there are its own.
+        # It has the same metadata as the wheel, so its dependencies are already installed.
         install(inside, "--force-reinstall", "--no-deps", sdist)
         test(inside)
     finally:
@@ -171,7 +171,7 @@ def try_lowest(python: str, project: dict[str, Any]) -> None:
 
 
 def make_environment(python: str) -> Path:
-    """Make an empty environment and return the path of its Python."""
+    """Create an empty environment and return the path of its Python."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     free = shutil.disk_usage(WORK).free
@@ -182,7 +182,7 @@ def make_environment(python: str) -> Path:
 
 
 def install(inside: Path, *arguments: str | Path) -> None:
-    """Install into an environment, and check that nothing that is required is missing."""
+    """Install into an environment, and check that no requirement is missing."""
     run(inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
     run(inside, "-m", "pip", "check", "--disable-pip-version-check")
 

@@ -31,7 +31,7 @@ def lowest_versions(project: Mapping[str, Any]) -> dict[str, str]:
     for requirement in requirements(project):
         match = re.fullmatch(r"([A-Za-z0-9._-]+)>=([0-9.]+)", requirement)
         if match is None:
-            raise ValueError(f"A requirement must read name>=version, but is {requirement!r}.")
+            raise ValueError(f"A requirement must be name>=version, got {requirement!r}.")
         name, floor = match.groups()
         if floors.setdefault(name, floor) != floor:
             raise ValueError(f"{name} has two floors: {floors[name]} and {floor}.")

@@ -1,4 +1,4 @@
-"""Which Pythons the package supports, and where this machine has them."""
+"""The Pythons that the package supports, and their paths on this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_python(version: str) -> str | None:
 
 
 def candidates(version: str) -> Iterator[str]:
-    """Yield where a Python of this version may be: on PATH, else among pyenv's, newest first."""
+    """Yield paths of a Python of this version: on PATH, then in pyenv, the newest first."""
     on_path = shutil.which(f"python{version}")
     if on_path is not None:
         yield on_path

@@ -1,4 +1,4 @@
-"""The version against the changelog.
+"""Comparing the version with the changelog.
 
 The version stands in `finetunelib/__init__.py` alone. It is that of the changelog's topmost
 release, or of the one being prepared; with a tag it has to be released: a dated heading, and
@@ -18,7 +18,7 @@ NUMBER = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A second-level heading of the changelog, and whether it has entries."""
+    """A second-level heading of the changelog, and whether there are entries below it."""
 
     name: str
     date: str | None
@@ -45,7 +45,7 @@ def headings(changelog: str) -> list[Heading]:
 
 
 def problems(version: str, changelog: str, tag: str | None = None) -> list[str]:
-    """Return what keeps `version` from fitting the changelog, and a tag if there is one."""
+    """Return what is wrong with a version, given the changelog and the tag, if any."""
     if not NUMBER.fullmatch(version):
         return [f"`__version__` must be three numbers such as 1.2.3, but is {version!r}."]
     sections = headings(changelog)
@@ -73,7 +73,7 @@ def problems(version: str, changelog: str, tag: str | None = None) -> list[str]:
 
 
 def problems_of_tag(version: str, newest: str, tag: str, *, unreleased: bool) -> list[str]:
-    """Return what keeps a tag from naming this version as a finished release."""
+    """Return what is wrong with a tag as the name of this version."""
     found = []
     if tag != f"v{version}":
         found.append(f"The tag must be v{version}, but is {tag!r}.")
@@ -85,7 +85,7 @@ def problems_of_tag(version: str, newest: str, tag: str, *, unreleased: bool) ->
 
 
 def problems_of_tree(root: Path, tag: str | None = None) -> list[str]:
-    """Return the problems of the tree at `root`, a second place for the version included."""
+    """Return what is wrong in the tree at `root`, including a second version."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
     if "version" in project or "version" not in project.get("dynamic", []):
@@ -95,5 +95,5 @@ def problems_of_tree(root: Path, tag: str | None = None) -> list[str]:
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
-    """Return a version as numbers that compare."""
+    """Return a version as numbers, for comparison."""
     return tuple(map(int, version.split(".")))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run the tests of the public API with an installed package, far from src/: PYTHON as argument.
+# Run the tests of the public API with an installed package, outside src/. Argument: PYTHON.
 set -eu
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 tests=$(cd "$(dirname "$0")/.." && pwd)

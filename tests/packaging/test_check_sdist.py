@@ -1,4 +1,4 @@
-"""What an sdist may hold."""
+"""The contents of an sdist."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def wheel(folder: Path, metadata: bytes) -> Path:
 
 
 def test_files_are_named_without_the_folder_of_the_sdist(sdist: Path) -> None:
-    """Names compare with those that git lists."""
+    """The names are those that git lists."""
     assert files_of(sdist) == {"PKG-INFO", "src/thing.py", "src/thing/PKG-notes"}
 
 
 def test_files_that_are_missing_or_foreign_are_named() -> None:
-    """A file that is forgotten and one that slipped in are both found; PKG-INFO belongs there."""
+    """Missing and unexpected files are found; PKG-INFO is expected."""
     found = problems_of_contents({"a", "secret", "PKG-INFO"}, {"a", "b"})
     assert found == ["missing: b", "foreign: secret"]
     assert problems_of_contents({"a", "PKG-INFO"}, {"a"}) == []

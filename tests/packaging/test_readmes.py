@@ -1,4 +1,4 @@
-"""The two READMEs: equal in content, and with the figures that the benchmarks printed."""
+"""The two READMEs: equal content, and the numbers that the benchmarks printed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
 def result(name: str) -> dict[str, float]:
-    """Return what a benchmark printed, its last size if it has several."""
+    """Return the result of a benchmark, for its last size if it has several."""
     text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
     content = json.loads(text)
     last: dict[str, float] = content[-1] if isinstance(content, list) else content
     return last
 
 
-def figures() -> list[str]:
-    """Return the figures that both READMEs state."""
+def numbers() -> list[str]:
+    """Return the numbers of the benchmarks in both READMEs."""
     tutorial, overhead = result("tutorial"), result("step_overhead")
     imports, checkpoint = result("import_time"), result("checkpoint")
     export = result("export")
@@ -39,9 +39,9 @@ def figures() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("figure", figures())
-def test_figure_of_a_benchmark_stands_in_both(figure: str) -> None:
-    """A renewed result renews the texts."""
+@pytest.mark.parametrize("figure", numbers())
+def test_number_of_a_benchmark_is_in_both(figure: str) -> None:
+    """A new result changes both texts."""
     number = rf"(?<![\d.,]){re.escape(figure)}(?![\d.,]*\d)"
     assert re.search(number, ENGLISH)
     assert re.search(number, CHINESE)
@@ -71,14 +71,14 @@ def test_code_is_the_same_in_both() -> None:
     ids=["sections, points and rows", "threads", "links", "commands and files", "command lines"],
 )
 def test_both_have_the_same(pattern: str) -> None:
-    """A point that is added to one README is added to the other, at the same place."""
+    """Both have the same items in the same order."""
     found = [re.findall(pattern, text, re.MULTILINE) for text in (ENGLISH, CHINESE)]
     assert found[0]
     assert found[0] == found[1]
 
 
 def test_every_link_leads_to_a_file() -> None:
-    """What the README names is there."""
+    """Files that the README names exist."""
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", ENGLISH + CHINESE)
     files = re.findall(r"`((?:tests|benchmarks)/[^`]+)`", ENGLISH)
     assert [name for name in [*links, *files] if not (ROOT / name).exists()] == []

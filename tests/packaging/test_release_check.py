@@ -1,4 +1,4 @@
-"""How the outcomes of a release check are told."""
+"""The outcomes of a release check."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PROJECT = {
 
 
 def fail(reason: str) -> None:
-    """Do what a check does that finds something."""
+    """Fail as a check does."""
     raise CheckError(reason)
 
 
 def test_check_that_fails_is_an_outcome(capsys: pytest.CaptureFixture[str]) -> None:
-    """The others still run, and the reason is told at once."""
+    """The other checks still run, and the reason is printed immediately."""
     outcome = tried("contents", lambda: fail("a file is missing"))
     assert outcome.failed
     assert outcome.result == "FAILED: a file is missing"
@@ -29,7 +29,7 @@ def test_check_that_fails_is_an_outcome(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_absent_pythons_are_not_run_and_none_at_all_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without any Python to install into proves nothing."""
+    """Without any Python to install into, the check fails."""
     monkeypatch.setattr(release_pythons, "find_python", lambda version: None)
     outcomes = check_installs(PROJECT)
     assert [(each.what, each.failed) for each in outcomes] == [
@@ -55,7 +55,7 @@ def test_lowest_dependencies_are_tried_on_the_oldest_python(
 
 
 def test_table_has_a_line_for_each_outcome(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was not run stands beside what passed."""
+    """Checks that were not run are listed together with those that passed."""
     print_table([Outcome("build", "passed", 4.4), Outcome("Python 3.14", "not run: absent", 0.0)])
     lines = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split() for line in lines] == [

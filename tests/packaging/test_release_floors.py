@@ -1,4 +1,4 @@
-"""The lowest supported dependencies, as pyproject.toml states them."""
+"""The lowest supported versions of the dependencies in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ PROJECT = {
 
 
 def test_lowest_versions_are_those_of_users_and_not_of_developers() -> None:
-    """Core and the users' extras count; the tools of development do not."""
+    """The core dependencies and the users' extras count, but not the development tools."""
     assert lowest_versions(PROJECT) == {"torch": "2.10", "tqdm": "4.66", "matplotlib": "3.9"}
     assert runtime_extras(PROJECT) == ["plots"]
 
 
 @pytest.mark.parametrize("requirement", ["torch", "torch<3", "torch>=2.10,<3", "torch==2.10"])
 def test_requirement_that_is_no_floor_is_refused(requirement: str) -> None:
-    """A dependency without a floor, or with a cap, is nothing that could be tried."""
+    """A dependency without a lower bound, or with an upper one, is refused."""
     with pytest.raises(ValueError, match=f"'{requirement}'"):
         lowest_versions({"dependencies": [requirement]})
 
 
 def test_two_floors_of_one_package_are_refused() -> None:
-    """An extra cannot support less, or more, than the package does."""
+    """A dependency has the same lower bound in the core and in every extra."""
     extras = {"examples": ["tqdm>=4.70"]}
     with pytest.raises(ValueError, match=r"tqdm has two floors: 4\.66 and 4\.70"):
         lowest_versions({**PROJECT, "optional-dependencies": extras})
 
 
 def test_every_dependency_of_this_project_has_a_floor() -> None:
-    """The project's own table can be read."""
+    """The table in pyproject.toml is valid."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {"torch", "onnx", "netron", "matplotlib"} <= set(lowest_versions(project))

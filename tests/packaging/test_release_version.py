@@ -1,4 +1,4 @@
-"""The version against the changelog."""
+"""Comparing the version with the changelog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PENDING = RELEASED.replace("## [Unreleased]\n", "## [Unreleased]\n\n- New.\n")
     ],
 )
 def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: str | None) -> None:
-    """A version is the topmost release's, or a later one that is being prepared."""
+    """The version is that of the latest release, or a later one."""
     assert problems(version, changelog, tag) == []
 
 
@@ -48,17 +48,17 @@ def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: st
 def test_version_that_does_not_fit_is_named(
     version: str, changelog: str, tag: str | None, named: str
 ) -> None:
-    """Each way to release something else than was written down is noticed."""
+    """Each difference between the version, the tag and the changelog is reported."""
     assert named in " ".join(problems(version, changelog, tag))
 
 
 def test_version_of_this_tree_fits_its_changelog() -> None:
-    """The tree is a release, or on the way to the next one."""
+    """The tree is a release, or prepares the next one."""
     assert problems_of_tree(ROOT) == []
 
 
 def test_second_place_for_the_version_is_a_problem(tmp_path: Path) -> None:
-    """A version in pyproject.toml would be forgotten one day."""
+    """The version is in one file only."""
     package = tmp_path / "src" / "finetunelib"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "1.1.0"\n')
@@ -68,7 +68,7 @@ def test_second_place_for_the_version_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_version_is_read_from_one_assignment(tmp_path: Path) -> None:
-    """Two assignments leave open which one counts."""
+    """With two assignments it is unclear which one is used."""
     package = tmp_path / "src" / "finetunelib"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "1.1.0"\n')

@@ -1,4 +1,4 @@
-"""What a user's type checker sees; checked by mypy and pyright, and never run."""
+"""The types of the public API, checked by mypy and pyright; this file is not run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ for batch in TensorBatches(inputs, targets, batch_size=2).epoch(0):
 
 
 class Own(Task):
-    """A task of the user's own."""
+    """A custom task."""
 
     def step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> StepOutput:
         """Compute a loss."""
