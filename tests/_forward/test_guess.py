@@ -274,7 +274,9 @@ def test_outputs_may_be_in_logits() -> None:
     ],
     ids=["tuple", "dict", "no logits", "vector", "number"],
 )
-def test_outputs_that_are_not_a_batch_are_an_error_that_names_them(output: object, named: str) -> None:
+def test_outputs_that_are_not_a_batch_are_an_error_that_names_them(
+    output: object, named: str
+) -> None:
     """The message contains the type or shape that the model returned."""
     with pytest.raises(InvalidInputError) as caught:
         run_on_example(Returning(output), None)

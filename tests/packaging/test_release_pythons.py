@@ -38,7 +38,7 @@ def test_supported_pythons_are_the_classifiers_oldest_first() -> None:
 
 
 def test_requirement_and_classifiers_that_disagree_are_refused() -> None:
-    """pip enforces the versions in the classifiers."""
+    """The classifiers list the versions that pip allows."""
     project = {"classifiers": [CLASSIFIER + "3.12"], "requires-python": ">=3.11"}
     with pytest.raises(ValueError, match=r"'>=3\.11', but .*\['3\.12'\]"):
         supported_pythons(project)

@@ -20,15 +20,11 @@ MEDIAN_LINES = 150
 LINES_PER_FUNCTION = 60
 FIELDS = 12
 
-#: The Trainer's argument list is the one exception; the others are still to be divided.
+#: The exceptions: public signatures, a public table row, and a module that is nine lines too long.
 ALLOWED = {
-    "export/_export.py:_Plan",
     "export/_export.py:export_onnx",
     "finetuning/_weights/suggestions.py",
-    "training/_loop/loop.py:Loop",
-    "training/_trainer.py",
     "training/_trainer.py:Trainer.__init__",
-    "visualization/_plots/history.py",
     "visualization/_summary/rows.py:SummaryRow",
 }
 
