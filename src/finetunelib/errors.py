@@ -30,6 +30,7 @@ Each also derives from the builtin in parentheses, so code that handles the buil
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
@@ -131,7 +132,20 @@ class CorruptFileError(WeightsError, ValueError):
 
 
 class WeightsMismatchError(WeightsError, ValueError):
-    """A weights file does not fit the model: names or shapes differ."""
+    """A weights file does not fit the model: names or shapes differ, or values overflow.
+
+    Attributes:
+        rename: The suggested renaming, from the file's names to the model's, to pass as
+            `load_weights(model, file, rename=error.rename)`; empty if there is none.
+        report: The `finetunelib.finetuning.LoadReport` of what would fit, or `None`.
+    """
+
+    def __init__(
+        self, message: str, *, rename: Mapping[str, str] | None = None, report: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.rename: dict[str, str] = dict(rename or {})
+        self.report: Any = report  # Any: the class is defined in a layer above this one.
 
 
 class CheckpointError(FinetuneLibError, ValueError):

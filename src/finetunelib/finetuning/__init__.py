@@ -1,4 +1,4 @@
-"""From a pretrained model to a new task: heads, freezing and weights files.
+"""Fine-tuning a pretrained model: heads, freezing and weights files.
 
 Names are imported when they are first used.
 """
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from finetunelib.finetuning._heads.find import find_head
     from finetunelib.finetuning._heads.head import Head
     from finetunelib.finetuning._heads.replace import replace_head
-    from finetunelib.finetuning._weights.load import load_weights, save_weights
+    from finetunelib.finetuning._weights.load import load_weights
     from finetunelib.finetuning._weights.report import LoadReport
+    from finetunelib.finetuning._weights.save import save_weights
 
 __all__ = [
     "Certificate",
@@ -31,7 +32,7 @@ __all__ = [
     "unfreeze",
 ]
 
-if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+if not TYPE_CHECKING:  # Type checkers see only the names above.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),
@@ -45,7 +46,7 @@ if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
             "is_frozen": "_freezing.freeze",
             "load_weights": "_weights.load",
             "replace_head": "_heads.replace",
-            "save_weights": "_weights.load",
+            "save_weights": "_weights.save",
             "unfreeze": "_freezing.freeze",
         },
     )

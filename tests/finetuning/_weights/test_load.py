@@ -632,7 +632,7 @@ def test_corrupt_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
     assert moved(before, model) == set()
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "a", "a.ckpt", "a.pth.zip"])
+@pytest.mark.parametrize("name", ["a.onnx", "a", "a.npz", "a.pth.zip"])
 def test_another_ending_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     """The kinds that are read go by their endings, which the message lists."""
     (tmp_path / name).write_bytes(b"x")

@@ -214,7 +214,7 @@ def test_head_of_another_structure_is_named_on_both_sides(tmp_path: Path) -> Non
     loaded = mlp(2)
     loaded.head = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     message = refused(loaded, state_of(mlp(1)), tmp_path)
-    assert "The file has `head` of another structure: expected" in message
+    assert "The file has `head` with another structure: expected" in message
     assert "rename=" not in message
     report = load_weights(loaded, tmp_path / "a.pth", minimum_match=share_in(message))
     assert {name.partition(".")[0] for name in report.missing} == {"head"}
@@ -274,7 +274,7 @@ def test_reshaped_weights_are_told(tmp_path: Path) -> None:
     state = state_of(mlp(1))
     state["head.weight"] = state["head.weight"][:, :, None, None]
     message = refused(mlp(2), state, tmp_path)
-    assert "As many values, arranged otherwise: head.weight" in message
+    assert "The same number of values in another shape: head.weight" in message
     assert "reshape" in message
 
 
@@ -299,7 +299,7 @@ def test_other_depth_is_told(tmp_path: Path, file: tuple[int, ...], model: tuple
         build_mlp(4, model, 3, seed=0), build_mlp(4, file, 3, seed=1).state_dict(), tmp_path
     )
     assert "`backbone.3`" in message
-    assert "layers than the one that was saved" in message
+    assert "layers than the saved one" in message
 
 
 def test_narrower_dtype_is_loaded_and_told(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_counters_that_an_old_torch_did_not_write_are_no_difference(tmp_path: Pa
     report = load_weights(loaded, write(without(state_of(saved), "num_batches"), tmp_path))
     assert report.match == 1.0
     assert report.counters == report.missing == ("backbone.2.num_batches_tracked",)
-    assert "1 num_batches_tracked" in str(report)
+    assert "1 BatchNorm counters" in str(report)
     assert torch.equal(loaded.head.get_parameter("weight"), saved.head.get_parameter("weight"))
 
 
@@ -401,7 +401,7 @@ def test_tied_tensor_that_differs_in_the_file_is_told(tmp_path: Path) -> None:
 
 def test_file_without_tensors_is_told(tmp_path: Path) -> None:
     """Kind 33: an empty state dict is a file without weights."""
-    assert "no tensor at all" in refused(mlp(), {}, tmp_path)
+    assert "contains no tensors" in refused(mlp(), {}, tmp_path)
 
 
 def test_refusal_does_not_say_that_anything_was_loaded(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ class Copying(nn.Linear):
     ("make", "named"),
     [
         (expanded, "`bias` is expanded"),
-        (of_inference_mode, "`weight` was made in inference mode"),
+        (of_inference_mode, "`weight` was created in inference mode"),
         (lambda: Copying(2, 3), "`weight` is a copy"),
         (lambda: nn.LazyLinear(3), "`weight` is lazy"),
     ],

@@ -212,19 +212,26 @@ def test_more_keys_of_training_scripts_are_known(tmp_path: Path, key: str) -> No
 
 
 def test_average_is_not_taken_for_the_weights(tmp_path: Path) -> None:
-    """A file that holds an average alone does not say that this is meant; its key is named."""
-    with pytest.raises(CorruptFileError, match="ema"):
-        load_weights(mlp(2), write({"ema": state_of(mlp(1))}, tmp_path))
+    """A file that contains only an average needs `key`, as the message says."""
+    path = write({"ema": state_of(mlp(1))}, tmp_path)
+    with pytest.raises(CorruptFileError, match='key="ema"'):
+        load_weights(mlp(2), path)
+    loaded = mlp(2)
+    load_weights(loaded, path, key="ema")
+    assert equal_states(mlp(1), loaded)
 
 
 def test_nested_keys_and_wrappers_come_together(tmp_path: Path) -> None:
-    """A checkpoint of a parallel training has both."""
-    saved, loaded = mlp(1), mlp(2)
-    state = {"model": {"state_dict": with_prefix("module.", state_of(saved))}}
-    with pytest.raises(CorruptFileError):
-        load_weights(loaded, write(state, tmp_path))
-    load_weights(loaded, write({"model": with_prefix("module.", state_of(saved))}, tmp_path))
-    assert equal_states(saved, loaded)
+    """Checkpoints of data parallel training have both, and the keys may be in any order."""
+    state = with_prefix("module.", state_of(mlp(1)))
+    for content in (
+        {"model": state},
+        {"model": {"state_dict": state}},
+        {"state_dict": {"model": state}},
+    ):
+        loaded = mlp(2)
+        load_weights(loaded, write(content, tmp_path))
+        assert equal_states(mlp(1), loaded)
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse")

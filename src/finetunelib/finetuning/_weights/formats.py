@@ -1,7 +1,6 @@
-"""The two kinds of weights files: safetensors, and what torch.save writes.
+"""The two formats of weights files: safetensors, and files of `torch.save`.
 
-Both are opened without running any code in them and without reading the tensors' values; these
-come one by one, when a tensor is asked for.
+Opening a file runs no code in it. The values of a tensor are read when they are needed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetunelib._messages import listed
-from finetunelib.errors import CorruptFileError
+from finetunelib.errors import CorruptFileError, InvalidArgumentError
+from finetunelib.finetuning._weights.nested import find_state_dict
 from finetunelib.finetuning._weights.pickles import check_bounded
 
-#: Keys under which training scripts keep a state dict inside a larger file. An average of the
-#: weights ("ema") is not among them: where a file holds both, none of them is the one that is
-#: meant.
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model", "module", "net")
-
-_PICKLED = (".pth", ".pt", ".bin")
+#: Endings of files of `torch.save`.
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -53,47 +48,54 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """One tensor of a file: what it is, and how to get its values."""
+    """One tensor of a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    #: Returns the values, on the CPU. They may share memory with other tensors of the file.
+    #: Reads the values, on the CPU. They may share memory with other tensors of the file.
     read: Callable[[], Tensor]
-    #: Whether `read` returns memory that nothing else uses.
+    #: Whether `read` returns a tensor with memory of its own.
     is_own: bool
 
 
-def read_file(path: Path, *, mapped: bool) -> dict[str, FileTensor]:
+def read_file(path: Path, *, mapped: bool, key: str | None = None) -> dict[str, FileTensor]:
     """Return the tensors of a weights file by name, in the file's order.
 
     Args:
-        path: A file that exists.
-        mapped: Whether tensors of a file of torch.save are looked up in the file when they are
-            needed, and not read into memory at once.
+        path: An existing file.
+        mapped: Whether a file of `torch.save` is memory-mapped instead of read at once.
+        key: The dotted key of the state dict in a file of `torch.save`.
 
     Raises:
-        CorruptFileError: The file is damaged, of another kind, or holds more than weights.
+        CorruptFileError: If the file is damaged, has an unknown format, or contains more than
+            weights.
+        InvalidArgumentError: If `key` is not in the file, or is needed.
     """
     if path.suffix == ".safetensors":
+        if key is not None:
+            raise InvalidArgumentError(
+                f"`key` is for files of `torch.save`, got {key!r} for `{path}`. Leave it out."
+            )
         return read_safetensors(path)
-    if path.suffix in _PICKLED:
-        return _read_pickled(path, mapped=mapped)
+    if path.name.endswith(PICKLED):
+        return _read_pickled(path, mapped=mapped, key=key)
     raise CorruptFileError(
-        f"`{path}` is of no known kind. Weights files end in .safetensors, {', '.join(_PICKLED)}; "
-        "sharded ones have an index that ends in .safetensors.index.json."
+        f"`{path}` has an unknown format. Weights files end in .safetensors, {', '.join(PICKLED)}; "
+        "the index of a sharded file ends in .safetensors.index.json or .bin.index.json."
     )
 
 
 def read_safetensors(path: Path) -> dict[str, FileTensor]:
-    """Return the tensors of a safetensors file, whose header and size have been checked.
+    """Return the tensors of a safetensors file by name, after checking its header and size.
 
     Raises:
-        CorruptFileError: The file is damaged, or of another kind.
+        CorruptFileError: If the file is damaged or has another format.
     """
-    from safetensors import SafetensorError, safe_open  # Here: importing the package stays cheap.
+    # Imported here because the package should stay fast to import.
+    from safetensors import SafetensorError, safe_open
 
     try:
-        # It checks that sizes and places of all tensors agree with the length of the file.
+        # This checks that the sizes and offsets of all tensors agree with the file's size.
         with safe_open(path, "pt"):
             pass
         with path.open("rb") as file:
@@ -101,7 +103,7 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
             header: dict[str, Any] = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFileError(
-            f"`{path}` is no whole safetensors file: {error}. Copy or download it again."
+            f"`{path}` is not a complete safetensors file: {error}. Copy or download it again."
         ) from error
     header.pop("__metadata__", None)
     return {name: _entry(path, name, 8 + length, header[name]) for name in header}
@@ -111,7 +113,7 @@ def _entry(path: Path, name: str, start: int, fields: Mapping[str, Any]) -> File
     dtype = _DTYPES.get(fields["dtype"])
     if dtype is None:
         raise CorruptFileError(
-            f"`{path}` holds `{name}` as {fields['dtype']}, which cannot be loaded. "
+            f"`{path}` contains `{name}` as {fields['dtype']}, which cannot be loaded. "
             f"Save it as one of {', '.join(_DTYPES)}."
         )
     shape = tuple(fields["shape"])
@@ -122,8 +124,8 @@ def _entry(path: Path, name: str, start: int, fields: Mapping[str, Any]) -> File
 def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Read one tensor into memory of its own.
 
-    A mapping of the file, as safetensors makes it, would change or end the program when the file
-    is written over later, and its pages count as memory beside the model.
+    A memory-mapped tensor, as safetensors returns it, would change or crash the program if the file
+    is overwritten later.
     """
     tensor = torch.empty(math.prod(shape), dtype=dtype)
     rest = memoryview(tensor.view(torch.uint8).numpy().data)
@@ -135,30 +137,31 @@ def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dt
     except OSError as error:
         raise CorruptFileError(f"`{path}` cannot be read: {error}.") from error
     if rest:
-        raise CorruptFileError(f"`{path}` has become shorter while it was read.")
+        raise CorruptFileError(f"`{path}` became shorter while it was read.")
     return tensor.reshape(shape)
 
 
-def _read_pickled(path: Path, *, mapped: bool) -> dict[str, FileTensor]:
-    mapped = mapped and zipfile.is_zipfile(path)  # Files of an old torch cannot be mapped.
+def _read_pickled(path: Path, *, mapped: bool, key: str | None) -> dict[str, FileTensor]:
+    mapped = mapped and zipfile.is_zipfile(path)  # Files of old PyTorch versions cannot be mapped.
     try:
         if zipfile.is_zipfile(path):
             check_bounded(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"`{found[1]}`" if found else "something else, or is damaged"
+        what = f"`{found[1]}`" if found else "unknown objects, or it is damaged"
         raise CorruptFileError(
-            f"`{path}` holds more than weights: {what}. Loading that could run code, so nothing of "
-            "it was loaded. Where the file comes from, and you trust it, save the weights alone: "
-            "`torch.save(model.state_dict(), path)`, or `save_weights(model, path)`."
+            f"`{path}` contains more than weights: {what}. Loading that could run code, so nothing "
+            "was loaded. Save the weights alone, in the program that wrote the file: "
+            "`torch.save(model.state_dict(), path)` or `save_weights(model, path)`."
         ) from error
-    # A damaged file makes torch's reader fail in any way; what it raises is about the file.
+    # A damaged file can raise any exception.
     except Exception as error:
         raise CorruptFileError(
-            f"`{path}` cannot be read as a file of torch.save: {error}. Copy or download it again."
+            f"`{path}` cannot be read as a file of `torch.save`: {error}. Copy or download it "
+            "again."
         ) from error
-    state = _state_in(path, content)
+    state = find_state_dict(path, content, key)
     storages = [tensor.untyped_storage() for tensor in state.values()]
     uses: dict[int, int] = {}
     for storage in storages:
@@ -179,33 +182,3 @@ def _read_pickled(path: Path, *, mapped: bool) -> dict[str, FileTensor]:
 
 def _given(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _state_in(path: Path, content: object) -> dict[str, Tensor]:
-    """Return the state dict that a file of torch.save holds, at its top or under a usual key."""
-    for key in _NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise CorruptFileError(
-            f"`{path}` holds {_kind(content)}, but a state dict (name to tensor) is needed, at its "
-            f"top or under one of the keys {', '.join(_NESTED_UNDER)}. Save `model.state_dict()`."
-        )
-    for name, tensor in content.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
-            raise CorruptFileError(
-                f"`{path}` holds `{name}` as a {kind} tensor, which cannot be loaded. "
-                "Save it as a dense tensor with values."
-            )
-    return {name: tensor.detach() for name, tensor in content.items()}
-
-
-def _kind(content: object) -> str:
-    if not isinstance(content, dict):
-        return f"an object of type {type(content).__name__}"
-    odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
-    found = f", where `{odd}` is of type {type(content[odd]).__name__}" if odd is not None else ""
-    return f"a dict with the keys {listed([str(key) for key in content])}{found}"

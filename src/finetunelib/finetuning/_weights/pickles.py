@@ -1,4 +1,4 @@
-"""What files of torch.save may ask for: they are pickles, which `weights_only=True` alone reads."""
+"""A limit on the memory that files of `torch.save`, which are pickles, can request."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 
 def check_bounded(file: Path) -> None:
-    """Raise when reading a file of torch.save would fill more memory than the file has bytes.
+    """Raise if reading a file of `torch.save` would need more memory than the file has bytes.
 
     Raises:
-        ValueError: It would.
-        zipfile.BadZipFile: It is not torch's.
+        ValueError: If it would.
+        zipfile.BadZipFile: If the file is not a zip archive.
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > file.stat().st_size:
-            raise ValueError(f"it claims {unpacked:,} bytes, which are more than it has.")
+            raise ValueError(f"it claims to contain {unpacked:,} bytes, more than its size.")
         pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
     for content in pickles:
         for code, name, _ in pickletools.genops(content):
-            # torch lets a file call these, with a size that is only a number.
+            # PyTorch allows these calls, whose size is a number that is not checked.
             if code.name == "GLOBAL" and re.search(r" (bytearray|\w*Tensor)$", str(name)):
-                raise ValueError(f"it makes an object of {name}, whose size is not checked.")
+                raise ValueError(f"it creates a {name} whose size is not checked.")

@@ -1,4 +1,4 @@
-"""What became of every tensor when weights were loaded, as a value and as text."""
+"""The report on loading a weights file."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ _COUNTER = "num_batches_tracked"
 
 
 @public("finetunelib.finetuning")
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoadReport:
-    """What became of every tensor of a weights file and of the model.
+    """Lists what happened to every tensor of a weights file and of the model.
 
     Attributes:
-        path: The file that was read; for sharded weights their index.
-        loaded: Names of the model's tensors that now hold the file's values.
-        missing: Names of the model that the file does not have.
-        unexpected: Names of the file that the model does not have, as they stand in the file.
-        wrong_shape: Name to (shape in the file, shape in the model), for names that both have.
-        wrong_dtype: Name to (dtype in the file, dtype in the model), where the values cannot
-            become the model's without changing their kind: float to integer, complex to real.
+        path: The file that was read; for sharded weights, the index.
+        loaded: The names of the model's tensors that were loaded.
+        missing: The names of the model's tensors that are not in the file.
+        unexpected: The names of the file's tensors that are not in the model.
+        wrong_shape: Name to (shape in the file, shape in the model), for tensors in both.
+        wrong_dtype: Name to (dtype in the file, dtype in the model), for tensors that cannot be
+            converted: float to integer, complex to real.
         cast: Name to (dtype in the file, dtype in the model), for tensors that were loaded and
-            whose values were rounded to a narrower dtype.
-        suggestions: Sentences on what explains the differences, and what to pass or to do.
-        digests: Name to the sha256 of each loaded tensor as it lies in the model. The model
-            carries these digests too, so that it can be shown later which bits are the file's.
+            rounded to a narrower dtype.
+        suggestions: Sentences that explain the differences and say what to do.
+        digests: Name to the sha256 of each loaded tensor of the model. The model keeps these
+            digests too, for `History.certificate`.
+        rename: The suggested renaming, from the file's names to the model's, to pass as `rename`;
+            empty if there is none.
 
     Example:
         >>> import os, tempfile
@@ -56,13 +58,14 @@ class LoadReport:
     cast: Mapping[str, tuple[torch.dtype, torch.dtype]] = field(default_factory=dict)
     suggestions: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def match(self) -> float:
-        """The share of the model's tensors that were loaded, in [0, 1].
+        """The fraction of the model's tensors that were loaded, in [0, 1].
 
-        Counters of batches that an old torch did not write, `num_batches_tracked` beside loaded
-        statistics, are not counted: they have no part in what a BatchNorm computes.
+        Missing batch counters (`num_batches_tracked`) of BatchNorms whose statistics were loaded
+        are not counted, since they do not affect outputs.
         """
         counted = self._tensors - len(self.counters)
         return len(self.loaded) / counted if counted else 1.0
@@ -74,7 +77,7 @@ class LoadReport:
 
     @property
     def counters(self) -> tuple[str, ...]:
-        """Missing names of counters of batches, beside statistics that were loaded."""
+        """The missing batch counters of BatchNorms whose statistics were loaded."""
         loaded = set(self.loaded)
         return tuple(
             name
@@ -82,11 +85,22 @@ class LoadReport:
             if name.endswith(_COUNTER) and name.removesuffix(_COUNTER) + "running_mean" in loaded
         )
 
+    def __repr__(self) -> str:
+        others = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "wrong_shape": self.wrong_shape,
+            "wrong_dtype": self.wrong_dtype,
+            "cast": self.cast,
+        }
+        counts = "".join(f", {len(names)} {kind}" for kind, names in others.items() if names)
+        return f"LoadReport({self.path.name!r}, {len(self.loaded)} loaded{counts})"
+
     def __str__(self) -> str:
         return "\n".join(self.lines(f"loaded from {self.path.name}"))
 
     def lines(self, verb: str) -> list[str]:
-        """Return the report line by line, with a word of one's own for "loaded"."""
+        """Return the lines of the report. `verb` replaces "loaded" in the first."""
         lines = [f"{len(self.loaded)} of {self._tensors} tensors {verb}."]
         counters = self.counters
         missing = [name for name in self.missing if name not in set(counters)]
@@ -94,26 +108,27 @@ class LoadReport:
             lines.append(f"Missing in the file: {listed(missing)}.")
         if counters:
             lines.append(
-                f"The file is from a torch that did not count batches: {len(counters)} "
-                f"{_COUNTER} of BatchNorm stay as they are, which changes no output."
+                f"The file predates `{_COUNTER}`; {len(counters)} BatchNorm counters keep their "
+                "values, which does not affect outputs."
             )
         if self.unexpected:
-            lines.append(f"Unknown to the model: {listed(self.unexpected)}.")
+            lines.append(f"Not in the model: {listed(self.unexpected)}.")
         if self.wrong_shape:
             shapes = [
-                f"{name} (file {list(theirs)}, model {list(ours)})"
-                for name, (theirs, ours) in self.wrong_shape.items()
+                f"{name} (file {list(file)}, model {list(model)})"
+                for name, (file, model) in self.wrong_shape.items()
             ]
-            lines.append(f"Of another shape: {listed(shapes)}.")
+            lines.append(f"Different shape: {listed(shapes)}.")
         if self.wrong_dtype:
             lines.append(
-                f"Of another kind: {listed(_dtypes(self.wrong_dtype))}. Convert them in a state "
-                "dict of your own, where that makes sense, and save it."
+                f"Incompatible dtype: {dtype_pairs(self.wrong_dtype)}. If the values mean the "
+                "same, convert them in the state dict and save it again."
             )
         if self.cast:
-            lines.append(f"Rounded to the model's dtype: {listed(_dtypes(self.cast))}.")
+            lines.append(f"Rounded to the model's dtype: {dtype_pairs(self.cast)}.")
         return [*lines, *self.suggestions]
 
 
-def _dtypes(pairs: Mapping[str, tuple[torch.dtype, torch.dtype]]) -> list[str]:
-    return [f"{name} (file {theirs}, model {ours})" for name, (theirs, ours) in pairs.items()]
+def dtype_pairs(pairs: Mapping[str, tuple[torch.dtype, torch.dtype]]) -> str:
+    """Return a text with names and their (dtype in the file, dtype in the model)."""
+    return listed([f"{name} (file {file}, model {model})" for name, (file, model) in pairs.items()])

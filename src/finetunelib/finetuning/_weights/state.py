@@ -1,4 +1,4 @@
-"""A model's tensors by name: which of them are one, and how they get the values of a file."""
+"""The tensors of a model by name, and writing the values of a file into them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finetunelib.finetuning._weights.formats import FileTensor
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name, themselves and no copies.
+    """Return a model's parameters and buffers by name. They are not copied.
 
     Raises:
-        InvalidArgumentError: The model's state holds something else.
+        InvalidArgumentError: If the model's state contains something else.
     """
     lazy = uninitialized(model)
     if lazy is not None:
@@ -27,31 +27,31 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(
-                f"The model's state holds `{name}`, a {type(value).__name__} and no tensor, which "
-                "a weights file cannot hold."
+                f"The model's state contains `{name}`, a {type(value).__name__}. A weights file "
+                "can contain only tensors."
             )
     return state
 
 
 def check_has_values(state: Mapping[str, Tensor]) -> None:
-    """Raise where a tensor is on the meta device.
+    """Raise if a tensor is on the meta device.
 
     Raises:
-        InvalidArgumentError: One of them has no values.
+        InvalidArgumentError: If one of them has no values.
     """
     for name, tensor in state.items():
         if tensor.is_meta:
             raise InvalidArgumentError(
-                f"`{name}` is on the meta device and has no values. Give the model memory first: "
+                f"`{name}` is on the meta device and has no values. Allocate it first: "
                 '`model.to_empty(device="cpu")`, or load a weights file into it.'
             )
 
 
-def check_takes_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise where writing into one of a model's tensors would fail, or go nowhere.
+def check_accepts_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise if writing into one of a model's tensors would fail or have no effect.
 
     Raises:
-        InvalidArgumentError: A tensor is a copy, sharded, overlaps itself, or was made in
+        InvalidArgumentError: If a tensor is a copy, sharded, overlaps itself, or was created in
             inference mode.
     """
     own = {
@@ -64,21 +64,31 @@ def check_takes_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if is_traceable_wrapper_subclass(tensor):
             reason = f"is a {type(tensor).__name__} (load before the model is sharded or quantized)"
         elif tensor.is_quantized or tensor.layout is not torch.strided:
-            reason = "is quantized or sparse (load before it becomes so)"
+            reason = "is quantized or sparse (load before converting it)"
         elif tensor.is_inference():
-            reason = "was made in inference mode (build the model outside of it)"
+            reason = "was created in inference mode (build the model outside it)"
         elif any(
             step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
         ):
-            reason = "is expanded, several values in one place (call `.contiguous()` on it)"
+            reason = "is expanded, so several values share memory (call `.contiguous()` on it)"
         elif not tensor.is_meta and tensor.untyped_storage().data_ptr() not in own:
-            reason = "is a copy that the model's own `state_dict` makes (use its own loading)"
+            reason = "is a copy that the model's `state_dict` creates (use the model's own loading)"
         if reason:
             raise InvalidArgumentError(f"Nothing can be loaded into the model: `{name}` {reason}.")
 
 
+def embedding_names(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names in `state` of the weights of embeddings."""
+    weights = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    return {name for name, tensor in state.items() if id(tensor) in weights}
+
+
 def tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the names of tensors, those of one and the same tensor together."""
+    """Return the names of tensors, grouped by tensor."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in state.items():
         same: tuple[object, ...] = (id(tensor),)
@@ -97,15 +107,15 @@ def tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
 def check_leaves_no_meta(
     model: nn.Module, state: Mapping[str, Tensor], given: Iterable[str]
 ) -> None:
-    """Raise where tensors of a model would still be on the meta device after loading.
+    """Raise if tensors of a model would still be on the meta device after loading.
 
     Args:
         model: The model.
         state: Its tensors by name.
-        given: The names that get values.
+        given: The names of the tensors that get values.
 
     Raises:
-        InvalidArgumentError: Some have no values, and get none.
+        InvalidArgumentError: If there are such tensors.
     """
     filled = {id(state[name]) for name in given}
     left = [
@@ -130,16 +140,16 @@ def write_values(
 ) -> dict[str, Tensor]:
     """Write the values of a file into a model, one tensor after another.
 
-    A tensor with memory keeps it, its dtype and its device. One on the meta device is replaced
-    on the CPU, in every place that holds it, by the file's tensor itself where its dtype agrees.
+    A tensor with memory keeps its memory, dtype and device. A tensor on the meta device is replaced
+    by one on the CPU, which is the file's tensor itself if the dtypes agree.
 
     Args:
-        model: The model; everything that could fail has been checked.
+        model: The model. Everything that could fail has been checked.
         state: Its tensors by name.
-        values: One name of each tensor that is written, and where its values are.
+        values: One name of each tensor that is written, with the source of its values.
 
     Returns:
-        The tensors that the model has now, by name as in `values`.
+        The tensors of the model after loading, by the names in `values`.
     """
     fresh: dict[int, Tensor] = {}
     for name, source in values:
@@ -155,7 +165,7 @@ def write_values(
 
 
 def _own_values(source: FileTensor, target: Tensor) -> Tensor:
-    """Return a file's values as a contiguous tensor whose memory nothing else uses."""
+    """Return a file's values as a contiguous tensor with memory of its own."""
     values = source.read()
     if values.dtype != target.dtype:
         return values.to(target.dtype, memory_format=torch.contiguous_format)
@@ -163,7 +173,7 @@ def _own_values(source: FileTensor, target: Tensor) -> Tensor:
 
 
 def _replace(model: nn.Module, fresh: Mapping[int, Tensor]) -> None:
-    """Put tensors with values in the places of those on the meta device, tied ones together."""
+    """Replace tensors on the meta device by tensors with values, tied ones together."""
     parameters: dict[int, nn.Parameter] = {}
     for module in list(model.modules()):
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
@@ -171,9 +181,9 @@ def _replace(model: nn.Module, fresh: Mapping[int, Tensor]) -> None:
                 continue
             if id(old) not in parameters:
                 new = nn.Parameter(fresh[id(old)], requires_grad=old.requires_grad)
-                vars(new).update(vars(old))  # Marks that libraries set on parameters.
+                vars(new).update(vars(old))  # Attributes that libraries set on parameters.
                 parameters[id(old)] = new
-            # By attribute: recurrent layers keep a list of their parameters up to date this way.
+            # Recurrent layers update their list of parameters when an attribute is set.
             setattr(module, name, parameters[id(old)])
         for name, old_buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             if id(old_buffer) in fresh:

@@ -119,7 +119,7 @@ def write_checkpoint(
             f"`{target}` holds files that are not of a checkpoint and would be lost. "
             "Pass another path."
         )
-    from finetunelib.finetuning._weights.load import write_weights
+    from finetunelib.finetuning._weights.save import write_weights
 
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with atomic_folder(target, names=FILES) as folder:
