@@ -345,7 +345,7 @@ class Trainer:
         checkpoint = newest_checkpoint(path)
         if checkpoint is None:
             raise FileMissingError(f"There is no checkpoint at `{path}` or in it.")
-        self._prepared_run().load(checkpoint)
+        self._report(self._prepared_run().load(checkpoint))
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """Evaluate the model on data, in eval mode and without gradients.
@@ -445,11 +445,14 @@ class Trainer:
         """Load the newest checkpoint at a path, or report that there is none."""
         checkpoint = newest_checkpoint(path)
         if checkpoint is not None:
-            run.load(checkpoint, signature)
+            self._report(run.load(checkpoint, signature))
             return
         how = "starting from scratch" if self.state.step == 0 else "continuing the current run"
-        line = f"No checkpoint found in `{path}`; {how}."
-        choose_progress(self._options.progress).finish(line)
+        self._report(f"No checkpoint found in `{path}`; {how}.")
+
+    def _report(self, line: str) -> None:
+        if line:
+            choose_progress(self._options.progress).finish(line)
 
     def _prepared_run(self) -> TrainingRun:
         """Move the model to the device, build the optimizer once, and return the run."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError, WeightsMismatchError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
+from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import by_name
 from finetunelib.training._checkpointing.compatibility import (
@@ -24,6 +25,7 @@ from finetunelib.training._checkpointing.compatibility import (
     warn_about_differences,
 )
 from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
+from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
 from finetunelib.training._checkpointing.manifest import WEIGHTS
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._checkpointing.safe_state import plain
@@ -97,6 +99,7 @@ class TrainingRun:
                 **self._small_states(),
                 "buffers": self._unsaved_buffers(),
                 "frozen": self.record.freeze_audit.state_dict(),
+                "freezing": FrozenState.of(self.model).to_dict(),
                 "inside": {} if position is None else position.to_dict(),
             },
             self.record.history,
@@ -109,13 +112,20 @@ class TrainingRun:
             },
         )
 
-    def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> None:
+    def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> str:
         """Restore the run from a checkpoint. The next `fit` continues from there.
+
+        The parts of the model that were frozen are frozen again, and no others. Only if the model
+        is already at the checkpoint, because the same script has trained it up to there, what it
+        froze or unfroze since then is kept.
 
         Args:
             checkpoint: The checkpoint.
             signature: How the data is split into batches, if known. It must match if the
                 checkpoint was written in the middle of an epoch.
+
+        Returns:
+            One line on what was frozen or unfrozen, or an empty string if nothing was.
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or was written with a different model,
@@ -125,14 +135,26 @@ class TrainingRun:
         position = self._check(checkpoint.path, manifest, saved)
         if position is not None and position.batch and signature is not None:
             signature.check_matches(position.signature)
+        frozen = saved_frozen_state(checkpoint.path, saved, self.model)
         warn_about_differences(checkpoint.path, manifest, self.settings)
-        self._restore(checkpoint.path, saved)
+        before = FrozenState.of(self.model)
+        difference = "" if frozen is None else before.difference(frozen)
+        if difference and manifest["step"] and has_weights_of(checkpoint.path, self.model):
+            frozen, difference = None, ""  # The script has changed it since the checkpoint.
+        try:
+            if frozen is not None:
+                frozen.apply(self.model)
+            self._restore(checkpoint.path, saved)
+        except Exception:
+            before.apply(self.model)
+            raise
         record = self.record
         record.freeze_audit.load_state_dict(saved["frozen"])
         record.history.rows[:] = history.rows
         record.state.epoch, record.state.step = manifest["epoch"], manifest["step"]
         record.state.batch = manifest["batch"]
         record.position, record.resumed = position, True
+        return f"Resuming {difference}, as in `{checkpoint.path}`." if difference else ""
 
     def leave_position(self) -> None:
         """Discard the loaded position, because training has resumed from it."""
