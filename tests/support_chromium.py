@@ -1,6 +1,6 @@
 """A headless Chromium, driven through its DevTools protocol over a pipe, without any package.
 
-`--dump-dom` and `--screenshot` are no way: they do not wait for the worker that lays the graph out.
+`--dump-dom` and `--screenshot` do not wait for the worker that computes the layout of the graph.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class Chromium:
 def chromium(path: str, *, width: int = 1200, height: int = 1000) -> Iterator[Chromium]:
     """Run a browser with a temporary profile.
 
-    It is killed after a minute on one page, or ten in all, so that nothing hangs.
+    It is killed after a minute on one page, or ten in all, so tests cannot hang.
 
     Args:
         path: The browser.
