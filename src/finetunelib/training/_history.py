@@ -1,4 +1,4 @@
-"""What a training measured: one row an epoch."""
+"""The history of a training run: one row per epoch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from finetunelib.finetuning._freezing.certificate import Certificate
 
 @public("finetunelib.training")
 class History:
-    """The measurements of a training, one row an epoch.
+    """The measurements of a training run, one row per epoch.
 
     A row of the default task has `epoch` (from 1), `step` (updates so far), `train_loss`,
-    `train_accuracy`, `val_loss`, `val_accuracy` (where there was validation data), `lr` (the
-    learning rate of the epoch's last step), `seconds` (the whole epoch, validation included) and
+    `train_accuracy`, `val_loss` and `val_accuracy` (if there is validation data), `lr` (the
+    learning rate of the last step), `seconds` (the complete epoch, including validation) and
     `samples_per_second` (of training alone).
 
-    `history["val_loss"]` is a column as a list of floats, `history.rows` all rows,
-    `print(history)` a table. A value that an epoch did not measure is `nan`.
+    `history["val_loss"]` is a column as a list of floats, `history.rows` contains all rows, and
+    `print(history)` prints a table. A value that was not measured in an epoch is `nan`.
 
     Args:
-        rows: The rows to begin with.
+        rows: The first rows.
 
     Attributes:
         rows: The rows.
-        certificate: Which frozen tensors the training left bit for bit as they were; `None` where
-            nothing was frozen in it, and in a history that was read from a file.
+        certificate: Which frozen tensors stayed bitwise unchanged during training. `None` if
+            nothing was frozen, and in a history that was read from a file.
 
     Example:
         >>> from finetunelib.training import History
@@ -54,18 +54,18 @@ class History:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the columns, in the order in which they were first measured."""
+        """The names of the columns, in the order in which they first appear."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add the row of one more epoch."""
+        """Add the row of an epoch."""
         self.rows.append(dict(row))
 
     def __getitem__(self, name: str) -> list[float]:
         """Return a column.
 
         Raises:
-            InvalidArgumentError: No epoch measured it; the message lists those that there are.
+            InvalidArgumentError: If there is no such column; the message lists the columns.
         """
         if name not in self.names:
             raise InvalidArgumentError(
@@ -87,14 +87,14 @@ class History:
             return NotImplemented
         return self.rows == other.rows
 
-    __hash__: ClassVar[None]  # type: ignore[assignment]  # it grows, so it is no key
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # it changes, so it cannot be hashed
 
     def __repr__(self) -> str:
         return f"History({len(self)} epochs: {', '.join(self.names)})"
 
     def __str__(self) -> str:
         if not self.rows:
-            return "History of no epochs"
+            return "History (0 epochs)"
         names = self.names
         lines = [[_readable(name, row.get(name)) for name in names] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(names, *lines, strict=True)]
@@ -106,35 +106,35 @@ class History:
     def to_json(self, path: StrPath) -> Path:
         """Write the rows to `path` as a JSON list of objects, and return the path.
 
-        JSON has no word for what is not finite: `nan` is written as null, and the infinities as
-        the strings "Infinity" and "-Infinity".
+        JSON cannot represent non-finite numbers, so `nan` is written as null, and infinities as
+        "Infinity" and "-Infinity".
 
         Raises:
-            PathNotWritableError: The file cannot be written.
+            PathNotWritableError: If the file cannot be written.
         """
         return write_atomically(path, as_json(self))
 
     @classmethod
     def from_json(cls, path: StrPath) -> History:
-        """Read what `to_json` wrote.
+        """Read a file that `to_json` wrote.
 
         Raises:
-            FileMissingError: There is no such file.
-            CorruptFileError: The file is not a list of rows of numbers.
+            FileMissingError: If there is no such file.
+            CorruptFileError: If the file is not a list of rows of numbers.
         """
         file = check_readable(path, purpose="history")
         try:
             return cls(_rows(json.loads(file.read_text(encoding="utf-8"))))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptFileError(
-                f"`{file}` is not a history: {error}. Expected what `History.to_json` writes."
+                f"`{file}` is not a history: {error}. Pass a file that `History.to_json` wrote."
             ) from error
 
     def to_csv(self, path: StrPath) -> Path:
-        """Write the rows to `path` as comma-separated values with a header; return the path.
+        """Write the rows to `path` as CSV with a header, and return the path.
 
         Raises:
-            PathNotWritableError: The file cannot be written.
+            PathNotWritableError: If the file cannot be written.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, self.names, lineterminator="\n")
@@ -144,7 +144,7 @@ class History:
 
 
 def as_json(history: History) -> bytes:
-    """Return what `History.to_json` writes."""
+    """Return the content of the file that `History.to_json` writes."""
     rows = [{name: _in_json(value) for name, value in row.items()} for row in history.rows]
     return (json.dumps(rows, indent=1) + "\n").encode()
 
@@ -171,7 +171,7 @@ def _in_json(value: float) -> float | str | None:
 
 def _rows(content: object) -> list[dict[str, float]]:
     if not isinstance(content, list):
-        raise TypeError(f"it holds a {type(content).__name__} and not a list of rows")
+        raise TypeError(f"expected a list of rows, got {type(content).__name__}")
     return [{str(name): _number(name, value) for name, value in row.items()} for row in content]
 
 
@@ -182,4 +182,4 @@ def _number(name: str, value: object) -> float:
         return value
     if value in ("Infinity", "-Infinity"):
         return float(str(value))
-    raise TypeError(f"{name!r} is {value!r} and not a number")
+    raise TypeError(f"{name!r} must be a number, got {value!r}")

@@ -1,4 +1,4 @@
-"""How far a training is. The loop owns it; everything else reads it."""
+"""The counters of a run. The loop and the step write them; everything else reads them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from finetunelib._public import public
 @public("finetunelib.training")
 @dataclass(slots=True)
 class TrainState:
-    """The counters of a training.
+    """The counters of a training run.
 
     Attributes:
-        epoch: The number of epochs that were begun and ended, 0 before the first.
-        step: The number of optimizer updates that were done.
-        batch: The number of batches of the epoch in progress that were used.
+        epoch: The number of completed epochs.
+        step: The number of optimizer updates.
+        batch: The number of batches used in the current epoch; 0 between two epochs.
 
     Example:
         >>> import torch

@@ -1,14 +1,11 @@
-"""Checkpoints on disk: one folder each, checked whole before a byte of it is used.
-
-What a checkpoint means for a training is decided elsewhere; here are only files.
-"""
+"""Checkpoints on disk: one folder each, checked completely before any of it is used."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +40,11 @@ from finetunelib.training._history import History, as_json
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was found whole.
+    """A checkpoint whose files are intact.
 
     Attributes:
-        path: Its folder.
-        manifest: What it says of itself: counters, versions, and the digests of its files.
+        path: The folder.
+        manifest: The counters, versions, and digests of the files.
     """
 
     path: Path
@@ -55,40 +52,42 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of everything but the weights, by name.
+        """The state of everything except the weights, by name.
 
         Raises:
-            CheckpointError: It cannot be read without running code.
+            CheckpointError: If the state cannot be read without running code.
         """
         file = self.path / STATE
         try:
             check_bounded(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        # A file that is not torch's makes its reader fail in any way.
+        # `torch.load` can fail in any way on a file that `torch.save` did not write.
         except Exception as error:
             raise CheckpointError(
-                f"`{file}` is not the state of a training, or holds objects that could run code: "
-                f"{first_line(error)} Use another checkpoint."
+                f"`{file}` is not the state of a training run, or contains objects that could run "
+                f"code: {first_line(error)} Use another checkpoint."
             ) from error
         if not isinstance(state, dict):
             raise CheckpointError(
-                f"`{file}` is not the state of a training: it holds a {type(state).__name__} "
-                "instead of a dict. Use another checkpoint."
+                f"`{file}` must contain the state of a training run, a dict, got "
+                f"{type(state).__name__}. Use another checkpoint."
             )
         return state
 
     @property
     def history(self) -> History:
-        """The epochs that it had seen.
+        """The rows of the epochs before the checkpoint.
 
         Raises:
-            CheckpointError: It is no history.
+            CheckpointError: If the file is not a history.
         """
         file = self.path / HISTORY
         try:
             return History.from_json(file)
         except WeightsError as error:
-            raise CheckpointError(f"`{file}` is no history: {error}. Use another one.") from error
+            raise CheckpointError(
+                f"`{file}` cannot be read: {error} Use another checkpoint."
+            ) from error
 
 
 def write_checkpoint(
@@ -98,25 +97,26 @@ def write_checkpoint(
     history: History,
     about: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and return its folder.
+    """Write a checkpoint atomically, and return its folder.
 
     Args:
-        path: The folder. A former checkpoint there is replaced.
-        model: The model with the weights to keep.
-        state: What else decides how the training goes on.
-        history: The epochs so far.
-        about: What the manifest should say besides versions and digests; `epoch`, `step` and
-            `batch` are needed.
+        path: The folder. An existing checkpoint there is replaced.
+        model: The model whose weights are saved.
+        state: The states of everything else.
+        history: The rows of the epochs so far.
+        about: The content of the manifest besides versions and digests. `epoch`, `step` and
+            `batch` are required.
 
     Raises:
-        CheckpointError: The state holds an object that could not be read back safely.
-        PathNotWritableError: Nothing can be written there; what was there before is unchanged.
+        CheckpointError: If the state contains an object that could not be read back safely.
+        PathNotWritableError: If nothing can be written to `path`. An existing checkpoint is left
+            unchanged.
     """
     content = plain(state)
     target = Path(path)
     if any((target / name).exists() for name in FILES) and not _is_checkpoint(target):
         raise PathNotWritableError(
-            f"`{target}` holds files that are not of a checkpoint and would be lost. "
+            f"`{target}` contains files that do not belong to a checkpoint and would be lost. "
             "Pass another path."
         )
     from finetunelib.finetuning._weights.save import write_weights
@@ -131,23 +131,23 @@ def write_checkpoint(
 
 
 def open_checkpoint(path: StrPath) -> Checkpoint:
-    """Return the checkpoint in a folder after every byte of it was checked.
+    """Return the checkpoint in a folder, after checking every byte of it.
 
     Raises:
-        FileMissingError: There is no checkpoint.
-        CheckpointError: It is damaged, incomplete, or of a later format; the message says how.
+        FileMissingError: If there is no checkpoint.
+        CheckpointError: If the checkpoint is damaged, incomplete, or has an unknown format.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise FileMissingError(
-            f"There is no checkpoint at `{folder}`. Pass the folder that holds {MANIFEST}."
+            f"There is no checkpoint at `{folder}`. Pass the folder that contains {MANIFEST}."
         )
     manifest = read_manifest(folder)
     if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"`{folder}` is a checkpoint of format {manifest['format']}, and this version of "
-            f"finetunelib reads format {FORMAT}. Use the version that wrote it, "
-            f"{manifest.get('finetunelib')}."
+            f"`{folder}` is a checkpoint of format {manifest['format']}, but this version of "
+            f"finetunelib reads format {FORMAT}. Use version {manifest.get('finetunelib')}, which "
+            "wrote it."
         )
     for name in (WEIGHTS, STATE, HISTORY):
         check_file(folder / name, manifest["files"][name])
@@ -155,31 +155,39 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
 
 
 def newest_checkpoint(path: StrPath) -> Checkpoint | None:
-    """Return the checkpoint at a path, or the newest whole one in it; None where there is none.
+    """Return the checkpoint at a path, or the newest intact one in it, or `None` if there is none.
 
-    Damaged ones are passed over with a warning that says what is wrong with them.
+    Damaged checkpoints are skipped with a warning that says what is wrong with them.
 
     Raises:
-        CheckpointError: There are checkpoints, and none is whole.
+        CheckpointError: If there are checkpoints, but none is intact.
     """
     folder = Path(path)
     folder = previous_folder(folder) or folder
     if folder.is_file():
         raise CheckpointError(
-            f"`{folder}` is a file, and a checkpoint is a folder. Pass `{folder.parent}`."
+            f"`{folder}` is a file, but a checkpoint is a folder. Pass `{folder.parent}`."
         )
-    # One that does not say its age may be the newest.
-    candidates = _folders(folder)
+    inside = _newest_first(folder)
+    if not _is_checkpoint(folder):
+        return _first_intact(folder, inside)
+    # The folder may also contain checkpoints and an unrelated file named manifest.json.
+    return _first_intact(folder, [folder, *inside]) if inside else open_checkpoint(folder)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder. One without a readable date comes first."""
+    return sorted(_folders(folder), key=lambda c: _created(c) or math.inf, reverse=True)
+
+
+def _first_intact(folder: Path, candidates: Sequence[Path]) -> Checkpoint | None:
+    """Return the first intact checkpoint, and warn about those that were skipped.
+
+    Raises:
+        CheckpointError: If there are candidates, but none is intact.
+    """
     failures: list[str] = []
-    if _is_checkpoint(folder):
-        try:
-            return open_checkpoint(folder)
-        except CheckpointError as error:
-            # A foreign file of such a name must not hide the checkpoints below it.
-            if not candidates:
-                raise
-            failures.append(str(error))
-    for candidate in sorted(candidates, key=lambda c: _created(c) or math.inf, reverse=True):
+    for candidate in candidates:
         try:
             checkpoint = open_checkpoint(candidate)
         except CheckpointError as error:
@@ -187,43 +195,43 @@ def newest_checkpoint(path: StrPath) -> Checkpoint | None:
             continue
         for failure in failures:
             warnings.warn(
-                f"A checkpoint was passed over. {failure} `{candidate}` is used.", stacklevel=2
+                f"A checkpoint was skipped. {failure} `{candidate}` is used.", stacklevel=2
             )
         return checkpoint
     if failures:
-        raise CheckpointError(f"`{folder}` holds no whole checkpoint. " + " ".join(failures))
+        raise CheckpointError(f"`{folder}` contains no intact checkpoint. " + " ".join(failures))
     return None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints in a folder, the oldest first."""
+    """Return the folders of the checkpoints in a folder, oldest first."""
     return sorted(_folders(folder), key=_created)
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint: the files that `write_checkpoint` wrote, and nothing else."""
+    """Delete the files of a checkpoint, and its folder if it is empty then."""
     remove_folder(folder, names=FILES)
 
 
 def sweep(folder: Path) -> None:
-    """Clean up what a process that was killed left in a folder of checkpoints."""
+    """Delete unfinished checkpoints that a killed process left in a folder."""
     sweep_unfinished(folder, names=FILES)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
     try:
         torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter.
+    except (OSError, RuntimeError) as error:  # `torch.save` reports a full disk as RuntimeError.
         raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is meant to be a checkpoint; others hold weights or histories too."""
+    """Return whether a folder has a file that only checkpoints have."""
     return any((folder / name).exists() for name in (MANIFEST, STATE))
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Return the checkpoints in a folder, whole or not; unfinished ones are left out."""
+    """Return the checkpoints in a folder, including damaged ones but no unfinished ones."""
     if not parent.is_dir():
         return []
     found = []

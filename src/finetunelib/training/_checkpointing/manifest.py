@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: versions, counters, and the digests of its files."""
+"""The manifest of a checkpoint: versions, counters, and the digests of its files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from finetunelib.errors import CheckpointError
 
 FORMAT = 1
 WEIGHTS, STATE, HISTORY, MANIFEST = "model.safetensors", "state.pt", "history.json", "manifest.json"
-#: Everything that a checkpoint's folder holds.
+#: The files of a checkpoint.
 FILES = (WEIGHTS, STATE, HISTORY, MANIFEST)
 
-#: How far the training was, which a manifest says.
+#: The counters in a manifest.
 _COUNTERS = ("epoch", "step", "batch")
 
-#: A manifest is a page of text; a longer file is none, and is not read.
+#: The largest size of a manifest. Larger files are not read.
 _MANIFEST_BYTES = 1 << 20
 
 
 def environment() -> dict[str, Any]:
-    """Return what the bits of a training depend on besides its state."""
-    # By its module, since this floor imports nothing from the one at the top.
+    """Return the versions and settings that the bits of a run depend on besides its state."""
+    # Read from the loaded module, because this layer does not import the top-level package.
     version: str = sys.modules[__name__.partition(".")[0]].__version__
     return {
         "finetunelib": version,
@@ -43,36 +43,36 @@ def environment() -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Describe the files of a folder in its manifest, when they have reached the disk."""
-    manifest = {"format": FORMAT, **environment(), **about, "files": _settled(folder)}
+    """Flush the files of a folder to the disk, and write a manifest with their digests."""
+    manifest = {"format": FORMAT, **environment(), **about, "files": _flushed(folder)}
     manifest["digest"] = _digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a manifest that is what was once written.
+    """Return the manifest in a folder.
 
     Raises:
-        CheckpointError: It is missing or damaged.
+        CheckpointError: If the manifest is missing or damaged.
     """
     file = folder / MANIFEST
     try:
         if _size(file) > _MANIFEST_BYTES:
             raise CheckpointError(f"`{file}` is too long to be a manifest. Use another checkpoint.")
         manifest = json.loads(file.read_bytes())
-        whole = manifest["digest"] == _digest(manifest) and _well_formed(manifest)
+        intact = manifest["digest"] == _digest(manifest) and _well_formed(manifest)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"`{folder}` has no {MANIFEST}, so it is no whole checkpoint. Use another one."
+            f"`{folder}` is not a complete checkpoint: {MANIFEST} is missing. Use another one."
         ) from error
-    # Whatever a file holds makes one of these: wrong JSON, wrong kinds, or endless nesting.
+    # Invalid JSON, wrong types, missing keys, or endless nesting.
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"`{file}` is damaged: {error!r}. Use another checkpoint.") from error
-    if not whole:
+    if not intact:
         raise CheckpointError(
-            f"`{file}` is damaged: it does not agree with its own digest. Use another checkpoint."
+            f"`{file}` is damaged: it does not match its own digest. Use another checkpoint."
         )
     result: dict[str, Any] = manifest
     return result
@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _well_formed(manifest: Mapping[str, Any]) -> bool:
     if not all(isinstance(manifest[name], int) for name in ("format", "created_ns")):
         return False
-    if manifest["format"] != FORMAT:  # Who opens it says so; what else it holds is unknown.
+    if manifest["format"] != FORMAT:  # `open_checkpoint` reports an unknown format.
         return True
     files = manifest["files"]
     return all(isinstance(manifest[name], int) and manifest[name] >= 0 for name in _COUNTERS) and (
@@ -94,10 +94,10 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
 
 
 def check_file(file: Path, expected: Mapping[str, Any]) -> None:
-    """Raise when a file is not the one that the manifest describes.
+    """Raise if a file is not the one that the manifest describes.
 
     Raises:
-        CheckpointError: It is missing, of another size, or has other bytes.
+        CheckpointError: If the file is missing, or its size or its bytes differ.
     """
     try:
         size = _size(file)
@@ -120,29 +120,29 @@ def check_file(file: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _size(file: Path) -> int:
-    """Return the size of an ordinary file; a pipe or a device could be read forever.
+    """Return the size of a regular file. A pipe or a device could be read forever.
 
     Raises:
-        CheckpointError: It is something else.
-        OSError: There is none.
+        CheckpointError: If it is not a regular file.
+        OSError: If there is no such file.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"`{file}` is no ordinary file. Use another checkpoint.")
+        raise CheckpointError(f"`{file}` is not a regular file. Use another checkpoint.")
     return status.st_size
 
 
-def _settled(folder: Path) -> dict[str, dict[str, Any]]:
-    """Let the files reach the disk, and return their sizes and digests."""
+def _flushed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Flush the files to the disk, and return their sizes and digests."""
 
-    def settle(name: str) -> dict[str, Any]:
+    def flushed(name: str) -> dict[str, Any]:
         flush(folder / name)
         return {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
 
     names = (WEIGHTS, STATE, HISTORY)
-    # The disk and the digests are waited for together.
+    # In parallel: flushing waits for the disk, and hashing for the processor.
     with ThreadPoolExecutor(len(names)) as pool:
-        return dict(zip(names, pool.map(settle, names), strict=True))
+        return dict(zip(names, pool.map(flushed, names), strict=True))
 
 
 def _sha256(file: Path) -> str:
@@ -151,6 +151,6 @@ def _sha256(file: Path) -> str:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """Return the digest of a manifest but for the digest itself."""
+    """Return the digest of a manifest without its key `digest`."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The optimizer: built from what a user passed, over all parameters of the model."""
+"""Checks the `optimizer` argument, and builds the optimizer over all parameters of the model."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ _DEFAULT_LR = 0.01
 def check_optimizer(
     model: nn.Module, optimizer: OptimizerFactory | torch.optim.Optimizer | None, lr: float | None
 ) -> None:
-    """Raise when the pair makes no sense, before anything is built of it.
+    """Raise if the optimizer or the learning rate is invalid, before anything is built.
 
     Raises:
-        InvalidTypeError: `optimizer` is neither an optimizer nor makes one, or `lr` no number.
-        InvalidArgumentError: `lr` is negative, or given beside a ready optimizer; or that
-            optimizer holds parameters of another model.
+        InvalidTypeError: If `optimizer` is neither an optimizer nor callable, or `lr` is not a
+            number.
+        InvalidArgumentError: If `lr` is negative, or is combined with an optimizer that is
+            already built; or if that optimizer has parameters of another model.
     """
     if lr is not None and not isinstance(lr, int | float):
-        raise InvalidTypeError(f"`lr` must be a number, but is {lr!r} ({type(lr).__name__}).")
+        raise InvalidTypeError(f"`lr` must be a number, got {lr!r} ({type(lr).__name__}).")
     if lr is not None and not lr >= 0.0:
-        raise InvalidArgumentError(f"`lr` must be at least 0, but is {lr}.")
+        raise InvalidArgumentError(f"`lr` must be at least 0, got {lr}.")
     if isinstance(optimizer, torch.optim.Optimizer):
         if lr is not None:
             raise InvalidArgumentError(
-                f"`lr` is {lr}, but the optimizer that was passed has learning rates of its own. "
-                "Leave `lr` out, or pass the optimizer's class."
+                f"`lr` is {lr}, but `optimizer` is already built with its own learning rates. "
+                "Omit `lr`, or pass the optimizer's class."
             )
         _check_covers(model, optimizer)
     elif optimizer is not None and not callable(optimizer):
         raise InvalidTypeError(
-            "`optimizer` must be a torch.optim.Optimizer, its class, or a function "
-            f"(param_groups, lr) -> optimizer, but is of type {type(optimizer).__name__}."
+            "`optimizer` must be a torch.optim.Optimizer, an optimizer class, or a function "
+            f"(param_groups, lr) -> optimizer, got {type(optimizer).__name__}."
         )
 
 
@@ -44,15 +45,15 @@ def build_optimizer(
     optimizer: OptimizerFactory | torch.optim.Optimizer | None,
     lr: float | None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer over all parameters of the model, frozen ones included.
+    """Return an optimizer over all parameters of the model, including frozen ones.
 
-    A frozen parameter has no gradient, and every optimizer of torch passes over it; so what is
-    frozen may change later without the optimizer's groups changing.
+    A frozen parameter has no gradient, and every PyTorch optimizer skips it. Parameters can be
+    frozen and unfrozen later without a change of the optimizer's groups.
 
     Raises:
-        InvalidArgumentError: A ready optimizer holds parameters of another model, or an
-            optimizer calls the model itself.
-        InvalidTypeError: The function returned no optimizer.
+        InvalidArgumentError: If an optimizer that is already built has parameters of another
+            model, or the optimizer calls the model itself.
+        InvalidTypeError: If the function did not return an optimizer.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
         _check_covers(model, optimizer)
@@ -62,51 +63,53 @@ def build_optimizer(
     rate = _DEFAULT_LR if lr is None else lr
     if optimizer is None:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    made = optimizer(groups, lr=rate)
-    if not isinstance(made, torch.optim.Optimizer):
+    built = optimizer(groups, lr=rate)
+    if not isinstance(built, torch.optim.Optimizer):
         raise InvalidTypeError(
-            "`optimizer` must return a torch.optim.Optimizer, but returned "
-            f"{made!r} ({type(made).__name__})."
+            "`optimizer` must return a torch.optim.Optimizer, got "
+            f"{built!r} ({type(built).__name__})."
         )
-    _check_needs_no_closure(made)
-    return made
+    _check_needs_no_closure(built)
+    return built
 
 
 def _check_needs_no_closure(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidArgumentError(
-            "`optimizer` is LBFGS, which calls the model several times in a step, through a "
-            "closure that the Trainer does not pass. Use another optimizer, or a loop of your own."
+            "`optimizer` is LBFGS, which calls the model several times per step through a closure. "
+            "The Trainer does not pass one. Use another optimizer or a hand-written loop."
         )
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise when there is nothing to train.
+    """Raise if the model has no trainable parameter.
 
     Raises:
-        InvalidArgumentError: The model has no parameters, or all of them are frozen.
+        InvalidArgumentError: If the model has no parameters, or all of them are frozen.
     """
     parameters = list(model.parameters())
     if not any(parameter.requires_grad for parameter in parameters):
         state = "all of them are frozen" if parameters else "it has none"
         raise InvalidArgumentError(
-            f"The model has no parameter to train: {state}. "
-            "Unfreeze one, or replace the head with `freeze_and_replace_head`."
+            f"The model has no trainable parameter: {state}. "
+            "Unfreeze some, or replace the head with `freeze_and_replace_head`."
         )
 
 
 def _check_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise when a ready optimizer would move tensors that are not the model's.
+    """Raise if an optimizer would update parameters that the model does not have.
 
     Raises:
-        InvalidArgumentError: It holds such a parameter.
+        InvalidArgumentError: If it has such a parameter.
     """
-    ours = {id(parameter) for parameter in model.parameters()}
-    theirs = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    foreign = [tuple(parameter.shape) for parameter in theirs if id(parameter) not in ours]
+    in_model = {id(parameter) for parameter in model.parameters()}
+    in_optimizer = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = [
+        tuple(parameter.shape) for parameter in in_optimizer if id(parameter) not in in_model
+    ]
     if foreign:
         raise InvalidArgumentError(
-            f"`optimizer` holds {len(foreign)} parameters that are not the model's, the first of "
-            f"shape {foreign[0]}; was it built before the head was replaced? Build it afterwards, "
-            "or pass its class and let the Trainer build it."
+            f"`optimizer` has {len(foreign)} parameters that the model does not have, the first of "
+            f"shape {foreign[0]}. If it was built before the head was replaced, build it "
+            "afterwards, or pass its class."
         )

@@ -1,4 +1,4 @@
-"""The number formats of a training: full, or mixed with half precision where that is safe."""
+"""Number formats: full precision, or mixed with half precision where that is safe."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ PrecisionName: TypeAlias = Literal["fp32", "bf16-mixed", "fp16-mixed"]
 
 
 class Precision(Protocol):
-    """How a step computes, and how its gradients reach the optimizer."""
+    """The number format of a step, and how its gradients reach the optimizer."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the block in which a forward pass runs."""
+        """Return a context manager for the forward pass."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
+        """Accumulate the gradients of a loss."""
         ...
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients to their true size, for clipping."""
+        """Divide the gradients by the scale of the loss, before clipping."""
         ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer update the weights."""
+        """Update the weights."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it has adapted so far."""
+        """Return the scale of the loss, if there is one."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class FullPrecision:
@@ -49,47 +49,47 @@ class FullPrecision:
         self._nothing = contextlib.nullcontext()
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return a block that changes nothing."""
+        """Return a context manager that does nothing."""
         return self._nothing
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
+        """Accumulate the gradients of a loss."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None: ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer update the weights."""
+        """Update the weights."""
         optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it adapts nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class MixedPrecision(FullPrecision):
-    """Runs matrix products in bfloat16; its range is float32's, so nothing has to be scaled."""
+    """Runs matrix products in bfloat16, whose range is that of float32, so no scaling is needed."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
         self._device = device
         self._dtype = dtype
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return a block in which torch chooses the dtype of each operation."""
+        """Return a context manager in which PyTorch chooses the dtype of each operation."""
         return torch.autocast(self._device.type, dtype=self._dtype)
 
 
 class ScaledPrecision(MixedPrecision):
-    """Runs matrix products in float16, with the loss scaled so that small gradients survive."""
+    """Runs matrix products in float16, and scales the loss to keep small gradients above zero."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, torch.float16)
         self._scaler = torch.amp.GradScaler(device.type)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the scaled loss."""
+        """Accumulate the gradients of the scaled loss."""
         super().backward(self._scaler.scale(loss))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
@@ -102,19 +102,19 @@ class ScaledPrecision(MixedPrecision):
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale, and how long it has held."""
+        """Return the scale and the number of steps since it last changed."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._scaler.load_state_dict(dict(state))
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision of that name.
+    """Return the precision with a name.
 
     Raises:
-        InvalidArgumentError: There is none of that name.
+        InvalidArgumentError: If the name is unknown.
     """
     if name == "fp32":
         return FullPrecision()
@@ -123,5 +123,5 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "fp16-mixed":
         return ScaledPrecision(device)
     raise InvalidArgumentError(
-        f'`precision` must be "fp32", "bf16-mixed" or "fp16-mixed", but is {name!r}.'
+        f'`precision` must be "fp32", "bf16-mixed" or "fp16-mixed", got {name!r}.'
     )
