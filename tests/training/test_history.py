@@ -115,7 +115,7 @@ def test_print_of_a_training_is_readable() -> None:
 
 def test_print_of_no_epochs_says_so() -> None:
     """An empty history prints a line and not nothing."""
-    assert str(History()) == "History of no epochs"
+    assert str(History()) == "History (0 epochs)"
 
 
 def test_repr_is_short() -> None:

@@ -112,7 +112,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, name: str) 
     """The newest whole one is used, and what is wrong with the newer one is said."""
     whole, damaged = write(tmp_path / "whole"), write(tmp_path / "damaged", step=2)
     (damaged / name).write_bytes((damaged / name).read_bytes()[:-9])
-    with pytest.warns(UserWarning, match="passed over") as caught:
+    with pytest.warns(UserWarning, match="skipped") as caught:
         checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.path == whole
@@ -150,7 +150,7 @@ def test_a_training_goes_on_from_the_newest_whole_one(tmp_path: Path) -> None:
     damaged = first.save_checkpoint(tmp_path / "two")
     (damaged / WEIGHTS).write_bytes(b"")
     resumed = trainer()
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         resumed.fit(DATA, epochs=2, resume_from=tmp_path)
     assert resumed.state == first.state
     assert resumed.model.state_dict()["weight"].equal(first.model.state_dict()["weight"])

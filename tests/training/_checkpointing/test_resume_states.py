@@ -277,7 +277,7 @@ def test_between_epochs_the_kind_of_data_may_change(
     trainer(ModelCheckpoint(tmp_path)).fit(before(), epochs=1)
     resumed = trainer(ModelCheckpoint(tmp_path))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The checkpoint holds . random generators")
+        warnings.filterwarnings("ignore", "The checkpoint contains the states of . random")
         resumed.fit(after(), epochs=2, resume_from=tmp_path)
     assert resumed.state.epoch == 2
 

@@ -89,7 +89,7 @@ def check_trainable(model: nn.Module) -> None:
     """
     parameters = list(model.parameters())
     if not any(parameter.requires_grad for parameter in parameters):
-        state = "all of them are frozen" if parameters else "it has none"
+        state = "all of them are frozen" if parameters else "it has no parameters"
         raise InvalidArgumentError(
             f"The model has no trainable parameter: {state}. "
             "Unfreeze some, or replace the head with `freeze_and_replace_head`."
