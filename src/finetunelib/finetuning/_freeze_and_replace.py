@@ -63,8 +63,10 @@ def freeze_and_replace_head(
 
     Warns:
         UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed, which the message
-            names; or if the modules around the head are not held in eval mode, because the model
-            returns something else in train mode (a detector with `at`).
+            names; if the modules around the head are not held in eval mode, because the model
+            returns something else in train mode (a detector with `at`); if peft adapters stay
+            trainable; or if frozen tensors have their initial values, because the file of
+            `load_weights` did not contain them.
 
     Example:
         >>> from finetunelib import build_mlp, freeze_and_replace_head

@@ -13,6 +13,7 @@ from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._freezing.fingerprint import fingerprint
 from finetunelib.finetuning._freezing.hold import held_in_eval_mode
+from finetunelib.finetuning._freezing.initial_values import warn_about_initial_values
 from finetunelib.finetuning._freezing.plan import plan_freeze
 from finetunelib.finetuning._freezing.selection import (
     Parts,
@@ -83,7 +84,8 @@ def freeze(
 
     Warns:
         UserWarning: If an excepted part has no trainable parameter, because its parameters did
-            not require gradients before.
+            not require gradients before; or if frozen tensors have their initial values, because
+            the file of `load_weights` did not contain them.
 
     Example:
         >>> from finetunelib import build_mlp
@@ -112,6 +114,7 @@ def freeze(
     check_train_outputs(own, plan.holds)
     plan.apply()
     _warn_if_not_trainable(own, freed, "except_")
+    warn_about_initial_values(own, plan, stacklevel=2)
     return fingerprint(model)
 
 

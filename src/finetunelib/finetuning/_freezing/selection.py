@@ -82,7 +82,7 @@ def select(model: nn.Module, parts: Parts, argument: str = "parts") -> Selection
             f"`{argument}` is empty. Leave it out, or name a part of the model, such as "
             f"{quoted(_top_names(model))}."
         )
-    return _union(selected)
+    return union(selected)
 
 
 def select_last(model: nn.Module, depth: int, argument: str) -> Selection:
@@ -113,7 +113,7 @@ def select_last(model: nn.Module, depth: int, argument: str) -> Selection:
             f"got {depth}."
         )
     names = [name for block in before[len(before) - depth :] for name in block]
-    return _union([subtree(head), *(_select_one(model, name, argument) for name in names)])
+    return union([subtree(head), *(_select_one(model, name, argument) for name in names)])
 
 
 def _select_one(model: nn.Module, part: object, argument: str) -> Selection:
@@ -136,13 +136,13 @@ def _select_one(model: nn.Module, part: object, argument: str) -> Selection:
             f"`{argument}` contains {part!r}, which matches no module or parameter of the model. "
             + (f"Similar: {quoted(near)}." if near else f"It has {quoted(_top_names(model))}.")
         )
-    found = _union(subtree(modules[name]) for name in hits if name in modules)
+    found = union(subtree(modules[name]) for name in hits if name in modules)
     alone = [parameters[name] for name in hits if name not in modules]
     if part not in names:
         # A pattern that matches a module does not name the module's parameters by themselves.
         covered = found.parameter_names(model)
         alone = [name for name in alone if name not in covered]
-    return _union([found, Selection(parameters=frozenset(alone))])
+    return union([found, Selection(parameters=frozenset(alone))])
 
 
 def _select_module(model: nn.Module, part: nn.Module, argument: str) -> Selection:
@@ -152,14 +152,15 @@ def _select_module(model: nn.Module, part: nn.Module, argument: str) -> Selectio
     # `model.layers[:6]` is a new container with modules of the model.
     children = list(part.children())
     if type(part) in CONTAINERS and children and members.issuperset(children):
-        return _union(subtree(child) for child in children)
+        return union(subtree(child) for child in children)
     raise InvalidArgumentError(
         f"`{argument}` contains a {type(part).__name__} that is not a module of the model. The "
         f"model has {quoted(_top_names(model))}."
     )
 
 
-def _union(selections: Iterable[Selection]) -> Selection:
+def union(selections: Iterable[Selection]) -> Selection:
+    """Select everything that one of several selections contains."""
     found = list(selections)
     return Selection(
         frozenset().union(*(selection.modules for selection in found)),
