@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_a_state_unfreezes_what_it_does_not_contain() -> None:
 def test_an_author_s_own_fixed_parameter_stays_fixed_after_unfreeze() -> None:
     """`unfreeze` gives back only what `freeze` took, also after the state was restored."""
     one, other = network(), network()
-    one[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    one[0].bias.requires_grad_(False)
     freeze(one, "0")
     FrozenState.of(one).apply(other)
     unfreeze(other, "0")
@@ -118,3 +119,52 @@ def test_the_difference_names_what_changes() -> None:
     assert "freezes `3.bias`" in difference
     assert "unfreezes `0.bias`" in difference
     assert FrozenState.of(one).difference(FrozenState.of(one)) == ""
+
+
+def unfreeze_the_end(model: nn.Module) -> None:
+    """Freeze a model, and unfreeze its last layers."""
+    freeze(model)
+    unfreeze(model, ["3", "4"])
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "nothing": lambda _: None,
+    "norm": lambda model: freeze(model, "1"),
+    "except head": lambda model: freeze(model, except_="4"),
+    "everything": freeze,
+    "parameters": lambda model: freeze(model, "*.bias"),
+    "unfrozen again": unfreeze_the_end,
+}
+
+
+@pytest.mark.parametrize("before", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("saved", CHANGES.values(), ids=CHANGES)
+def test_a_state_decides_whatever_was_frozen_before(
+    saved: Callable[[nn.Module], object], before: Callable[[nn.Module], object]
+) -> None:
+    """The model is frozen like the saved one, and `unfreeze` gives back the same."""
+    source, model = network(), network()
+    saved(source)
+    before(model)
+    FrozenState.of(source).apply(model)
+    assert described(model) == described(source)
+    unfreeze(source)
+    unfreeze(model)
+    assert described(model) == described(source)
+
+
+def test_a_compiled_block_is_frozen_and_unfrozen_by_a_state() -> None:
+    """The wrapper that `torch.compile` puts around a block changes with the block."""
+
+    def with_a_compiled_block() -> nn.Module:
+        block = cast("nn.Module", torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Dropout())))
+        return nn.Sequential(nn.Linear(4, 4), block)
+
+    frozen, model = with_a_compiled_block(), with_a_compiled_block()
+    trainable = FrozenState.of(model)
+    freeze(frozen, "1")
+    FrozenState.of(frozen).apply(model)
+    assert is_frozen(model, "1")
+    trainable.apply(model)
+    assert FrozenState.of(model) == trainable
+    assert all(module.training for module in model.train().modules())

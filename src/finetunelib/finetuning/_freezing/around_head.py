@@ -69,7 +69,7 @@ def freeze_around_head(model: nn.Module, head: nn.Module, *, is_named: bool) -> 
 
 
 def _warn_about_adapters(model: nn.Module, head: nn.Module, adapters: Selection) -> None:
-    names = adapters.parameter_names(model)
+    names = adapters.parameter_names(model) - subtree(head).parameter_names(model)
     trainable = [
         own_name(name)
         for name, parameter in model.named_parameters()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from finetunelib._messages import quoted
-from finetunelib._wrappers import own_modules, own_name, unwrapped
+from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.errors import FreezeError
 from finetunelib.finetuning._freezing.eval_state import enter_eval_state
 from finetunelib.finetuning._freezing.hold import (
@@ -39,15 +39,15 @@ class FrozenState:
     @classmethod
     def of(cls, model: nn.Module) -> FrozenState:
         """Return the state of a model."""
-        modules = own_modules(unwrapped(model))
+        modules = _modules(model)
         return cls(
-            frozenset(name for name, module in modules.items() if held_in_eval_mode(module)),
+            frozenset(name for name, module in modules if held_in_eval_mode(module)),
             frozenset(
                 name for name, value in _parameters(model).items() if not value.requires_grad
             ),
             frozenset(
                 _joined(prefix, name)
-                for prefix, module in modules.items()
+                for prefix, module in modules
                 for name in fixed_by_freeze(module)
             ),
         )
@@ -81,7 +81,7 @@ class FrozenState:
         Raises:
             FreezeError: If a name is missing.
         """
-        missing = self.held - own_modules(unwrapped(model)).keys()
+        missing = self.held - {name for name, _ in _modules(model)}
         missing |= (self.untrainable | self.fixed) - _parameters(model).keys()
         if missing:
             raise FreezeError(
@@ -97,15 +97,15 @@ class FrozenState:
                 class fails. The model is left unchanged.
         """
         self.check_fits(model)
-        modules = own_modules(unwrapped(model))
-        enter_eval_state(model, {modules[name] for name in self.held})
+        modules = _modules(model)
+        enter_eval_state(model, {module for name, module in modules if name in self.held})
         for name, parameter in _parameters(model).items():
             trainable = name not in self.untrainable
             if parameter.requires_grad != trainable:
                 parameter.requires_grad_(trainable)
             if not trainable:
                 parameter.grad = None  # An optimizer with momentum or decay would still move it.
-        for name, module in modules.items():
+        for name, module in modules:
             if name in self.held:
                 hold_in_eval_mode(module)
             elif held_in_eval_mode(module):
@@ -127,6 +127,11 @@ class FrozenState:
             if names
         ]
         return " and ".join(parts)
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of a model. A compiled module and its wrapper have the same name."""
+    return [(own_name(name), module) for name, module in unwrapped(model).named_modules()]
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -100,22 +100,31 @@ def _may_replace(other: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
 
 
 def _value_at(path: Path, content: object, key: str) -> object:
-    """Return what a file contains at a dotted key.
+    """Return the value at a dotted key of a file's content.
 
     Raises:
-        InvalidArgumentError: If there is nothing.
+        InvalidArgumentError: If there is none.
     """
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name == key:
-                return value
-            if isinstance(name, str) and key.startswith(f"{name}.") and isinstance(value, dict):
-                rest = key[len(name) + 1 :]
-                if rest in value or "." in rest:
-                    return _value_at(path, value, rest)
-    keys = list(_state_dicts(content))
-    has = f"It has state dicts at {quoted(keys)}." if any(keys) else "Leave `key` out."
-    raise InvalidArgumentError(f"`{path}` has no key {key!r}. {has}")
+    found = _lookup(content, key)
+    if not found:
+        keys = [name for name in _state_dicts(content) if name]
+        has = f"It has state dicts at {quoted(keys)}." if keys else "Leave `key` out."
+        raise InvalidArgumentError(f"`{path}` has no key {key!r}. {has}")
+    return found[0]
+
+
+def _lookup(content: object, key: str) -> list[object]:
+    """Return a list of the value at a dotted key, or an empty list."""
+    if not isinstance(content, dict):
+        return []
+    if key in content:
+        return [content[key]]
+    for name, value in content.items():
+        if isinstance(name, str) and key.startswith(f"{name}."):
+            found = _lookup(value, key[len(name) + 1 :])
+            if found:
+                return found
+    return []
 
 
 def _empty_state_dict(path: Path, content: object, other_keys: list[str]) -> dict[str, Tensor]:
