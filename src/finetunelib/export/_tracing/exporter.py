@@ -18,7 +18,7 @@ from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib.errors import ExportError
 from finetunelib.export._request.dynamic_axes import AxisName
 from finetunelib.export._request.pipeline import Pipeline, inner_name
-from finetunelib.export._tracing.errors import explain, says_static
+from finetunelib.export._tracing.errors import explain, narrower_range, says_static
 from finetunelib.export._tracing.fixed_batch import module_that_fixes_the_batch
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -67,6 +67,9 @@ def trace(
             )
         # Tracing a forward can raise anything.
         except Exception as error:
+            message = narrower_range(error)
+            if message is not None:
+                raise ExportError(message) from error
             if says_static(error):
                 raise fixed_batch(model, inputs, _fixed_size(error)) from error
             message = explain(error, model, inner_name(model))

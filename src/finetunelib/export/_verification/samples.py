@@ -1,100 +1,119 @@
-"""The batches that a file is compared with its model on."""
+"""Makes batches of any size, from an example that is varied or from real samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from finetunelib._forward.inputs import Inputs, ModelInputs
+from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.run import run_model
-from finetunelib.errors import InvalidArgumentError, InvalidInputError
-from finetunelib.export._request.dynamic_axes import AxisName
-
-#: Sizes that differ from what is usually traced: 1 and an odd one.
-_BATCH_SIZES = (1, 2, 7)
-
-#: What stays of an axis that is cut most, and of the others; tried in this order.
-_CUTS = ((0.6, 0.9), (0.9, 1.0))
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.export._request.rows import BatchAxes, batch_size, take_rows
+from finetunelib.export._verification.masks import mask_form
+from finetunelib.export._verification.sizes import Axes
+from finetunelib.export._verification.variation import Level, varied
 
 
-def checked_samples(model: nn.Module, sample_inputs: ModelInputs, inputs: Inputs) -> Inputs:
-    """Return a user's samples in the form of the example.
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A source of batches.
+
+    Attributes:
+        source: The example, or real samples.
+        names: The names of the inputs.
+        batch: The batch axis of each input, `None` for an input without one.
+        axes: The dynamic axes of the inputs.
+        level: How rows are varied. `None` uses them unchanged.
+        kept: The number of first rows that are used unchanged.
+    """
+
+    source: Inputs
+    names: Sequence[str]
+    batch: BatchAxes
+    axes: Axes
+    level: Level | None = None
+    kept: int = 0
+
+    def at(self, level: Level, kept: int) -> Sampler:
+        """Return this sampler with another way to vary rows."""
+        return replace(self, level=level, kept=min(kept, self.rows))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the source."""
+        return batch_size(self.source, self.batch)
+
+    def make(self, sizes: Mapping[str, int], offset: int) -> Inputs:
+        """Return a batch of these sizes, with the rows from `offset` on."""
+        return self.source.with_tensors(
+            [self._tensor(number, sizes, offset) for number in range(len(self.names))]
+        )
+
+    def _tensor(self, number: int, sizes: Mapping[str, int], offset: int) -> Tensor:
+        tensor, axis = self.source.tensors[number].detach(), self.batch[number]
+        shape = self.axes.shape(number, sizes)
+        # With the rows along the first axis; an input without a batch is one row.
+        example = tensor[None] if axis is None else tensor.movedim(axis, 0)
+        ordered = mask_form(example, self.names[number]) is not None
+        for other, size in shape.items():
+            if other != axis:
+                tensor = _stretched(tensor, other, size, repeat_last=ordered)
+        if axis is None:
+            rows = tensor[None]
+        else:
+            count = shape.get(axis, tensor.shape[axis])
+            index = (torch.arange(count, device=tensor.device) + offset) % tensor.shape[axis]
+            rows = tensor.index_select(axis, index).movedim(axis, 0)
+        rows = self._varied(number, rows, example, offset)
+        return rows[0] if axis is None else rows.movedim(0, axis).contiguous()
+
+    def _varied(self, number: int, rows: Tensor, example: Tensor, offset: int) -> Tensor:
+        kept = max(0, self.kept - offset)
+        if self.level is None or kept >= len(rows):
+            return rows
+        seed = 1 + number + 1009 * offset + 9176 * rows.numel()
+        generator = torch.Generator().manual_seed(seed)
+        changed = varied(rows, example, self.names[number], self.level, generator)
+        return torch.cat([rows[:kept], changed[kept:]]) if kept else changed
+
+
+def checked_samples(model: nn.Module, samples: Inputs, inputs: Inputs, batch: BatchAxes) -> Inputs:
+    """Return real samples in the form of the example.
 
     Raises:
-        InvalidArgumentError: They are not as many tensors as the example.
-        InvalidInputError: The model cannot take them.
+        InvalidArgumentError: If they are not as many tensors as the example, or the inputs have
+            different numbers of rows.
+        InvalidInputError: If the model cannot take them.
     """
-    samples = Inputs.of(sample_inputs, "sample_inputs").on_device_of(model)
     if len(samples.tensors) != len(inputs.tensors):
         raise InvalidArgumentError(
-            f"`sample_inputs` holds {len(samples.tensors)} tensors, but `example_input` holds "
+            f"`sample_inputs` has {len(samples.tensors)} tensors, but `example_input` has "
             f"{len(inputs.tensors)}. Pass both in the same form."
         )
     if inputs.kwargs:
         samples = samples.in_order(list(inputs.kwargs))
     elif samples.kwargs:
         samples = samples.by_position()
-    run_model(model, samples, "sample_inputs")
+    rows = {
+        tensor.shape[axis]
+        for tensor, axis in zip(samples.tensors, batch, strict=True)
+        if axis is not None and axis < tensor.dim()
+    }
+    if len(rows) > 1:
+        raise InvalidArgumentError(
+            f"The tensors of `sample_inputs` have different numbers of rows: {sorted(rows)}."
+        )
+    first = min(batch_size(samples, batch), batch_size(inputs, batch))
+    run_model(model, take_rows(samples, batch, first).map(Tensor.clone), "sample_inputs")
     return samples
 
 
-def batches(
-    model: nn.Module,
-    example: Inputs,
-    samples: Inputs | None,
-    axes: Sequence[Mapping[int, AxisName]],
-    *,
-    dynamic_batch: bool,
-) -> list[Inputs]:
-    """Return batches of different samples: of several sizes, or of the example's own.
-
-    Without samples the first rows are the example's own and the others vary it. Where further
-    axes are dynamic, the last batches are shorter along them, if the model takes that.
-    """
-    lengths = [len(tensor) for tensor in example.tensors]
-    sizes = [[*_BATCH_SIZES] if dynamic_batch else [length] * 2 for length in lengths]
-    totals = [sum(size) for size in sizes]
-    if samples is None:
-        # All of a fixed batch; of others what fills the two smallest sizes.
-        kept = lengths[0] if not dynamic_batch else sum(_BATCH_SIZES[:2])
-        pool = example.resized(totals, torch.Generator().manual_seed(0), kept=kept)
-    else:
-        pool = samples.first_rows(totals)
-    parts = [torch.split(tensor, size) for tensor, size in zip(pool.tensors, sizes, strict=True)]
-    found = [pool.with_tensors(part) for part in zip(*parts, strict=True)]
-    return [*found, *_shorter(model, found[-1], axes)]
-
-
-def _shorter(
-    model: nn.Module, batch: Inputs, axes: Sequence[Mapping[int, AxisName]]
-) -> Iterator[Inputs]:
-    """Yield the batch cut along its further dynamic axes, as far as the model takes that.
-
-    Of several axes each is once cut more than the others: what a forward decided by comparing
-    two sizes is fixed in the graph.
-    """
-    names = list(dict.fromkeys(n for own in axes for axis, n in own.items() if axis))
-    for most in names:
-        for deep, shallow in _CUTS:
-            sizes = [
-                {
-                    axis: _cut(tensor.shape[axis], name, deep if name == most else shallow)
-                    for axis, name in own.items()
-                    if axis
-                }
-                for tensor, own in zip(batch.tensors, axes, strict=True)
-            ]
-            shorter = batch.shortened(sizes)
-            try:
-                run_model(model, shorter, "example_input")
-            except InvalidInputError:
-                continue  # Too short for a kernel or a stride; a little less may do.
-            yield shorter
-            break
-
-
-def _cut(size: int, name: AxisName, share: float) -> int:
-    lowest = 2 if isinstance(name, str) else max(2, int(name.min))
-    return min(size, max(lowest, min(int(size * share), size - 1)))
+def _stretched(tensor: Tensor, axis: int, size: int, *, repeat_last: bool) -> Tensor:
+    """Return a tensor cut or extended along an axis, starting again or repeating the last value."""
+    index = torch.arange(size, device=tensor.device)
+    length = tensor.shape[axis]
+    index = index.clamp(max=length - 1) if repeat_last else index % length
+    return tensor.index_select(axis, index)
