@@ -49,7 +49,21 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-def trace_model(plan: Plan) -> tuple[Any, Assumptions]:
+class FixedInGraphError(ExportError):
+    """The graph fixes the batch of an output that follows it in the model.
+
+    Attributes:
+        exported: The `torch.export.ExportedProgram` that the graph comes from.
+    """
+
+    def __init__(self, message: str, exported: Any) -> None:
+        super().__init__(message)
+        self.exported = exported
+
+
+def trace_model(
+    plan: Plan, *, optimize: bool = True, exported: Any = None
+) -> tuple[Any, Assumptions]:
     """Return the annotated ONNX program of the model, and what it assumes about sizes.
 
     Raises:
@@ -68,6 +82,8 @@ def trace_model(plan: Plan) -> tuple[Any, Assumptions]:
             input_names=interface.input_names,
             output_names=interface.output_names,
             opset_version=interface.opset_version,
+            optimize=optimize,
+            exported=exported,
         )
     check_declared(assumptions, Axes(interface.axes, inputs.tensors))
     annotate(program, subject.exported, inner_name(subject.exported))
@@ -179,11 +195,11 @@ def wrong_shapes(report: ExportReport, shapes: Mapping[str, set[Shape]]) -> list
 
 
 def open_shapes(program: Any, axes: Sequence[tuple[int, int]]) -> None:
-    """Declare axes of the outputs of a program as of unknown size."""
+    """Declare axes of the outputs of a program as dynamic, with a name of their own."""
     for number, axis in axes:
         value = program.model.graph.outputs[number]
         sizes = list(value.shape)
-        sizes[axis] = None
+        sizes[axis] = f"{value.name}_axis_{axis}"
         value.shape = type(value.shape)(sizes)
 
 
@@ -236,7 +252,7 @@ def verify_file(
 
 
 @contextlib.contextmanager
-def naming_fixed_outputs(report: ExportReport, plan: Plan) -> Iterator[None]:
+def naming_fixed_outputs(report: ExportReport, exported: Any, plan: Plan) -> Iterator[None]:
     """Name the module that fixes the batch, if that explains a mismatch in the block."""
     try:
         yield
@@ -247,7 +263,7 @@ def naming_fixed_outputs(report: ExportReport, plan: Plan) -> Iterator[None]:
             fixed = fixed_outputs(subject.reference, subject.inputs, subject.batch)
             for info, is_fixed in zip(report.outputs, fixed, strict=True):
                 if info in suspects and is_fixed is None:
-                    raise _fixed(info, 0, plan) from error
+                    raise FixedInGraphError(str(_fixed(info, 0, plan)), exported) from error
         raise
 
 

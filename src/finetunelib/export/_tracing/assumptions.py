@@ -95,9 +95,9 @@ def recording_assumptions(
             return
         tensors = [*args[: len(inputs.args)], *(kwargs.get(name) for name in inputs.kwargs)]
         for tensor in tensors:
-            mode = getattr(tensor, "fake_mode", None)
-            if getattr(mode, "shape_env", None) is not None:
-                environments.append((mode.shape_env, tensors))
+            environment = getattr(getattr(tensor, "fake_mode", None), "shape_env", None)
+            if environment is not None:
+                environments.append((environment, tensors))
                 return
 
     handle = model.register_forward_pre_hook(record, with_kwargs=True)

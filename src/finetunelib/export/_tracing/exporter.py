@@ -38,6 +38,8 @@ def trace(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
     opset_version: int | None,
+    optimize: bool = True,
+    exported: Any = None,
 ) -> Any:
     """Return the ONNX program of a model, without paths and source lines of this machine.
 
@@ -48,6 +50,8 @@ def trace(
         input_names: The names of the inputs in the graph.
         output_names: The names of the outputs in the graph.
         opset_version: The version of the operators. `None` is the exporter's default.
+        optimize: Whether the exporter folds constants and operators.
+        exported: The `torch.export.ExportedProgram` of an earlier call, to translate it again.
 
     Raises:
         ExportError: If the exporter cannot export the model, or the model fixes its batch size.
@@ -55,13 +59,14 @@ def trace(
     with evaluating(model), random_state_preserved(), _quiet():
         try:
             program = torch.onnx.export(
-                model,
+                model if exported is None else exported,
                 inputs.args,
                 kwargs=inputs.kwargs or None,
                 dynamic_shapes=_dynamic_shapes(model, inputs, axes),
                 input_names=input_names,
                 output_names=output_names,
                 opset_version=opset_version,
+                optimize=optimize,
                 dynamo=True,
                 verbose=False,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -167,7 +168,7 @@ def _exact(
     varies = bool((samples != samples[:1]).any())
     comparisons, doubt = [], None
     for number, (ours, theirs) in enumerate(zip(expected, actual, strict=True)):
-        result = compare_exactly(ours, theirs, lambda number=number: rounding(number))
+        result = compare_exactly(ours, theirs, partial(rounding, number))
         if result.problem:
             problem = f"The output `{name}` at batch size {sizes[number]} {result.problem}"
             return Finding((), varies, problem, number)
@@ -212,7 +213,7 @@ class _Floats:
                     self.expected[number],
                     self.actual[number],
                     self.tolerance,
-                    lambda number=number: rounding(number),
+                    partial(rounding, number),
                 )
                 problem = small.problem and _where(numbers) + small.problem
                 doubt = doubt or (small.doubt and f"the output `{self.name}` {small.doubt}")
