@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sympy
+import sympy  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.export import Dim
 
@@ -60,9 +60,11 @@ def test_a_limit_of_the_range_is_broken_beside_it() -> None:
 @pytest.mark.slow
 def test_a_branch_on_a_size_is_refused_with_the_axis(tmp_path: Path) -> None:
     """The message names the axis and the size, and how to declare a range."""
-    steps = {"dynamic_shapes": [{1: "length"}]}
+    steps: Any = [{1: "length"}]
     with pytest.raises(ExportMismatchError, match=r"size 17 of the axis `length`.*Dim\('length'"):
-        export_onnx(Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), **steps)
+        export_onnx(
+            Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=steps
+        )
 
 
 @pytest.mark.slow

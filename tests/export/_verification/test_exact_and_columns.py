@@ -12,7 +12,8 @@ _COUNTS = np.arange(60).reshape(20, 3) * 1000
 
 
 def _columns(*scales: float) -> Array:
-    return np.random.default_rng(0).normal(size=(20, len(scales))) * np.array(scales)
+    values: Array = np.random.default_rng(0).normal(size=(20, len(scales))) * np.array(scales)
+    return values
 
 
 def test_integers_that_differ_by_one_are_found() -> None:
