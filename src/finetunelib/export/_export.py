@@ -21,6 +21,7 @@ from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
+from finetunelib.export._batches.samples import checked_samples
 from finetunelib.export._metadata.describe import (
     Description,
     check_certificate,
@@ -46,7 +47,6 @@ from finetunelib.export._request.pipeline import Pipeline, Preprocessing
 from finetunelib.export._request.prepare import prepare
 from finetunelib.export._request.rows import batch_size, take_rows
 from finetunelib.export._tracing.assumptions import Assumptions
-from finetunelib.export._verification.samples import checked_samples
 from finetunelib.export._write import (
     FixedInGraphError,
     check_graph,

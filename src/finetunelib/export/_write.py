@@ -18,6 +18,16 @@ from finetunelib.errors import (
     ExportMismatchError,
     PathNotWritableError,
 )
+from finetunelib.export._batches.limits import BeyondAssumptions, check_declared
+from finetunelib.export._batches.runs import (
+    Run,
+    Runner,
+    first_runs,
+    runs_at_other_sizes,
+    sample_runs,
+)
+from finetunelib.export._batches.samples import Sampler
+from finetunelib.export._batches.sizes import Axes
 from finetunelib.export._model_file import data_file, read_onnx
 from finetunelib.export._one_file import with_weights_as_inputs, write_in_one_file
 from finetunelib.export._plan import Plan
@@ -30,18 +40,8 @@ from finetunelib.export._tracing.assumptions import Assumptions, recording_assum
 from finetunelib.export._tracing.clashes import resolve_clashes
 from finetunelib.export._tracing.exporter import fixed_batch, trace
 from finetunelib.export._verification.compare import FileComparison
-from finetunelib.export._verification.limits import BeyondAssumptions, check_declared
 from finetunelib.export._verification.outcome import Verification
-from finetunelib.export._verification.runs import (
-    Run,
-    Runner,
-    first_runs,
-    runs_at_other_sizes,
-    sample_runs,
-)
 from finetunelib.export._verification.runtime import open_session
-from finetunelib.export._verification.samples import Sampler
-from finetunelib.export._verification.sizes import Axes
 
 if TYPE_CHECKING:
     import onnx

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._verification.comparison import Finding, examine
-from finetunelib.export._verification.runtime import Array
 
 TOLERANCE = 1e-3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._verification.comparison import examine
-from finetunelib.export._verification.runtime import Array
 
 _COUNTS = np.arange(60).reshape(20, 3) * 1000
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetunelib.export._verification.runtime import Array
+from finetunelib.export._batches.arrays import Array
 
 #: A column whose spread is this many times smaller than that of the output has its own scale.
 _RATIO = 1000.0

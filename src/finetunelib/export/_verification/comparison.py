@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from finetunelib._public import public
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._verification.columns import small_columns
 from finetunelib.export._verification.exact import compare_exactly
-from finetunelib.export._verification.runtime import Array
 
 #: Outputs that vary by less than this fraction of their magnitude prove nothing: float32 rounding
 #: varies as much, and any file would agree with them.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetunelib.export._verification.runtime import Array
+from finetunelib.export._batches.arrays import Array
 
 #: If rounding decides more than this fraction of the values, their agreement proves little.
 _MOST_TIES = 0.01

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from finetunelib._public import public
+from finetunelib.export._batches.limits import Limits
 from finetunelib.export._verification.comparison import Comparison
-
-#: The sizes that an axis may have, `None` for no limit.
-Limits = tuple[int, int | None]
 
 
 @public("finetunelib.export")

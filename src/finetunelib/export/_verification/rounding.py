@@ -9,7 +9,7 @@ from torch.func import functional_call
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import flat_outputs
 from finetunelib._preserve import evaluating, random_state_preserved
-from finetunelib.export._verification.runtime import Array, to_array
+from finetunelib.export._batches.arrays import Array, to_array
 
 #: A relative change of weights and inputs, about 16 times the rounding of a float32.
 _CHANGE = 1e-6

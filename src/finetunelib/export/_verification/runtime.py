@@ -6,20 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import CorruptFileError, ExportMismatchError
-
-Array = npt.NDArray[Any]
-
-
-def to_array(tensor: Tensor) -> Array:
-    """Return the values of a tensor; bfloat16, which numpy does not have, as float32."""
-    tensor = tensor.detach().cpu()
-    return tensor.to(torch.float32).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+from finetunelib.export._batches.arrays import Array
 
 
 class RunError(ExportMismatchError):

@@ -19,6 +19,9 @@ from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
 from finetunelib.errors import FinetuneLibError, InvalidArgumentError, InvalidTypeError
+from finetunelib.export._batches.runs import Run, Runner, run_batch, runs_at_missing_sizes
+from finetunelib.export._batches.samples import Sampler
+from finetunelib.export._batches.sizes import Axes
 from finetunelib.export._model_file import read_onnx
 from finetunelib.export._request.arguments import Arguments
 from finetunelib.export._request.checks import check_kind, check_tolerance
@@ -30,10 +33,7 @@ from finetunelib.export._tracing.exporter import trace
 from finetunelib.export._verification.compare import FileComparison
 from finetunelib.export._verification.mismatch import find_location, mismatch_error
 from finetunelib.export._verification.outcome import Verification
-from finetunelib.export._verification.runs import Run, Runner, run_batch, runs_at_missing_sizes
 from finetunelib.export._verification.runtime import RefusedError, graph_inputs, open_session
-from finetunelib.export._verification.samples import Sampler
-from finetunelib.export._verification.sizes import Axes
 
 #: The sizes of an input; a dynamic one is a name.
 Shape: TypeAlias = Sequence[int | str | None]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetunelib.export._verification.masks import mask_form, vary_mask
+from finetunelib.export._batches.masks import mask_form, vary_mask
 
 _LENGTHS = torch.tensor([[8], [3], [5]])
 _RIGHT = (torch.arange(8) < _LENGTHS).long()

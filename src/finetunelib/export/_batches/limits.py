@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from finetunelib.errors import ExportError
+from finetunelib.export._batches.runs import Run, Runner
+from finetunelib.export._batches.sizes import Axes
 from finetunelib.export._request.dynamic_axes import BATCH
 from finetunelib.export._tracing.assumptions import Assumptions
-from finetunelib.export._verification.outcome import Limits
-from finetunelib.export._verification.runs import Run, Runner
-from finetunelib.export._verification.sizes import Axes
+
+#: The sizes that an axis may have, `None` for no limit.
+Limits = tuple[int, int | None]
 
 #: How many sizes that contradict an assumption are tried.
 _MOST_TRIES = 24

@@ -14,18 +14,18 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import flat_outputs
 from finetunelib._forward.run import run_model
 from finetunelib.errors import InvalidInputError
-from finetunelib.export._request.dynamic_axes import BATCH
-from finetunelib.export._request.rows import BatchAxes, batch_size
-from finetunelib.export._verification.runtime import Array, to_array
-from finetunelib.export._verification.samples import Sampler
-from finetunelib.export._verification.sizes import (
+from finetunelib.export._batches.arrays import Array, to_array
+from finetunelib.export._batches.samples import Sampler
+from finetunelib.export._batches.sizes import (
     BATCH_SIZES,
     beside,
     larger,
     smaller,
     step_of,
 )
-from finetunelib.export._verification.variation import LEVELS, Level
+from finetunelib.export._batches.variation import LEVELS, Level
+from finetunelib.export._request.dynamic_axes import BATCH
+from finetunelib.export._request.rows import BatchAxes, batch_size
 
 #: The rows of a batch at other sizes than the example's, and of a batch of real samples.
 _FEW, _MANY = 2, 64

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finetunelib.export._verification.masks import mask_form, vary_mask
+from finetunelib.export._batches.masks import mask_form, vary_mask
 
 #: Above this magnitude a number stands for infinity, such as in an additive mask.
 _HUGE = 1e30

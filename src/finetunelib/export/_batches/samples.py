@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.run import run_model
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.export._batches.masks import mask_form
+from finetunelib.export._batches.sizes import Axes
+from finetunelib.export._batches.variation import Level, varied
 from finetunelib.export._request.rows import BatchAxes, batch_size, take_rows
-from finetunelib.export._verification.masks import mask_form
-from finetunelib.export._verification.sizes import Axes
-from finetunelib.export._verification.variation import Level, varied
 
 
 @dataclass(frozen=True, slots=True)
