@@ -7,13 +7,29 @@ import errno
 import os
 import resource
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from finetunelib._files import atomic_file, check_readable, check_writable, write_atomically
-from finetunelib.errors import FileMissingError, PathNotWritableError
+from finetunelib._files import (
+    atomic_file,
+    atomic_folder,
+    cause_of_failed_write,
+    check_folder_writable,
+    check_readable,
+    check_writable,
+    read_at_most,
+    write_atomically,
+)
+from finetunelib.errors import (
+    FileMissingError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PathNotWritableError,
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -356,3 +372,164 @@ def test_error_of_the_system_is_the_cause(tmp_path: Path, monkeypatch: pytest.Mo
             write_atomically(tmp_path / "new.bin", b"x")
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+# Paths
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder, and another working directory."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
+def test_tilde_is_the_home_folder(home: Path) -> None:
+    """A path that starts with `~` is written to and read from the home folder."""
+    write_atomically("~/a/new.bin", b"x")
+    assert (home / "a" / "new.bin").read_bytes() == b"x"
+    assert check_readable("~/a/new.bin", purpose="file") == home / "a" / "new.bin"
+    assert names_in(Path.cwd()) == []
+
+
+def test_home_of_an_unknown_user_is_rejected(home: Path) -> None:
+    """A path in a home folder that does not exist is an error, and nothing is written."""
+    with pytest.raises(InvalidArgumentError, match="~nobody_of_this_name"):
+        write_atomically("~nobody_of_this_name/new.bin", b"x")
+    assert names_in(home.parent) == ["home", "work"]
+
+
+@pytest.mark.parametrize("path", [b"new.bin", 3, None])
+def test_path_of_another_type_is_rejected(path: Any) -> None:
+    """The message contains the type, also that of bytes."""
+    for check in (check_writable, lambda path: check_readable(path, purpose="file")):
+        with pytest.raises(InvalidTypeError, match=type(path).__name__):
+            check(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "a" * 256, "é" * 128, "\ud800"], ids=["NUL", "long", "long bytes", "surrogate"]
+)
+def test_path_that_no_file_can_have_is_rejected(tmp_path: Path, name: str) -> None:
+    """Neither checking, reading nor writing such a path raises an error of Python's own."""
+    with pytest.raises(PathNotWritableError):
+        check_writable(tmp_path / name)
+    with pytest.raises(PathNotWritableError):
+        write_atomically(tmp_path / name, b"x")
+    with pytest.raises(PathNotWritableError):
+        check_folder_writable(tmp_path / name)
+    with pytest.raises(FileMissingError):
+        check_readable(tmp_path / name, purpose="file")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names must be UTF-8 there")
+def test_name_that_is_not_utf8_is_written_and_read(tmp_path: Path) -> None:
+    """Linux allows any bytes in names, which Python represents by surrogates."""
+    path = write_atomically(tmp_path / "\udcff.bin", b"x")
+    assert check_readable(path, purpose="file").read_bytes() == b"x"
+    assert [os.fsencode(name) for name in names_in(tmp_path)] == [b"\xff.bin"]
+
+
+@pytest.mark.parametrize("length", [236, 251, 255])
+@pytest.mark.parametrize("suffix", [".bin", "." + "b" * 100], ids=["suffix", "long suffix"])
+def test_longest_names_are_written(tmp_path: Path, length: int, suffix: str) -> None:
+    """The temporary file has a shorter name, so a file may have the longest one."""
+    name = "a" * (length - len(suffix)) + suffix
+    write_atomically(tmp_path / name, b"x")
+    assert names_in(tmp_path) == [name]
+
+
+def test_longest_name_in_wide_characters_is_written(tmp_path: Path) -> None:
+    """The limit is a number of bytes, and not of characters."""
+    name = "猫" * 83 + ".bin"
+    write_atomically(tmp_path / name, b"x")
+    assert names_in(tmp_path) == [name]
+
+
+def test_folder_whose_name_is_too_long_is_rejected(tmp_path: Path) -> None:
+    """A folder is replaced under longer names, so its own name may have a few bytes less."""
+    with (
+        pytest.raises(PathNotWritableError, match="at most"),
+        atomic_folder(tmp_path / ("a" * 250), names=["file"]),
+    ):
+        pass
+    assert names_in(tmp_path) == []
+
+
+# Symbolic links
+
+
+def test_link_is_written_through(tmp_path: Path) -> None:
+    """The file that a link leads to gets the content, and the link stays a link."""
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "a.bin", tmp_path / "link.bin"
+    target.write_bytes(b"previous")
+    link.symlink_to(target)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert names_in(tmp_path) == ["link.bin", "real"]
+    assert names_in(tmp_path / "real") == ["a.bin"]
+
+
+def test_link_that_leads_nowhere_is_written_through(tmp_path: Path) -> None:
+    """The missing file is created, and the link stays a link."""
+    (tmp_path / "link.bin").symlink_to("a/b.bin")
+    write_atomically(tmp_path / "link.bin", b"new")
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"new"
+    assert (tmp_path / "link.bin").is_symlink()
+
+
+def test_loop_of_links_is_rejected(tmp_path: Path) -> None:
+    """Links that lead to each other lead to no file."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(PathNotWritableError):
+        write_atomically(tmp_path / "a", b"new")
+    with pytest.raises(FileMissingError):
+        check_readable(tmp_path / "a", purpose="file")
+
+
+def test_link_to_a_folder_is_written_through(tmp_path: Path) -> None:
+    """The folder that a link leads to is replaced, and the link stays a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_bytes(b"previous")
+    (tmp_path / "link").symlink_to("real", target_is_directory=True)
+    with atomic_folder(tmp_path / "link", names=["file"]) as folder:
+        (folder / "file").write_bytes(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_bytes() == b"new"
+    assert names_in(tmp_path) == ["link", "real"]
+
+
+# A full disk
+
+
+def test_full_disk_is_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says in plain words that the disk is full."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full)
+        with pytest.raises(PathNotWritableError, match="the disk is full"):
+            write_atomically(tmp_path / "new.bin", b"x")
+
+
+def test_cause_of_a_failed_write_is_found(tmp_path: Path) -> None:
+    """A writer that hides why it failed is explained by the error of a small write."""
+    hidden = RuntimeError("unexpected pos")
+    with files_limited_to(1000):
+        cause = cause_of_failed_write(tmp_path / "new.bin", hidden)
+    assert cause.errno == errno.EFBIG
+    assert "unexpected pos" in str(cause_of_failed_write(tmp_path / "new.bin", hidden))
+    assert names_in(tmp_path) == []
+
+
+def test_file_above_a_limit_is_not_read(tmp_path: Path) -> None:
+    """A file that is too large is rejected, and one of exactly the limit is read."""
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_at_most(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        read_at_most(tmp_path / "a", 4)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetunelib.errors import FileMissingError, PathNotWritableError
+from finetunelib.errors import (
+    FileMissingError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    PathNotWritableError,
+)
 
 if TYPE_CHECKING:  # Metadata is read without PyTorch.
     from finetunelib._typing import StrPath
@@ -21,6 +28,40 @@ _UNFINISHED = ".unfinished"
 
 #: The suffix of a folder while another one replaces it.
 _PREVIOUS = ".former"
+
+#: The longest name of a file or folder in bytes, on all common file systems.
+_LONGEST_NAME = 255
+
+#: The parts of a file's name that its temporary file keeps, in characters of up to four bytes.
+_KEPT_STEM, _KEPT_SUFFIX = 30, 20
+
+#: The errors of a full disk, or of a quota or limit that has the same effect.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def as_path(path: StrPath) -> Path:
+    """Return a path that a user passed, with `~` expanded to the home folder.
+
+    Raises:
+        InvalidTypeError: If it is neither a string nor an `os.PathLike` of one.
+        InvalidArgumentError: If it starts with `~` and there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"A path must be a string or an os.PathLike, got {path!r} ({type(path).__name__})."
+        ) from error
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            f"`{path}` starts with `~`, but there is no such home folder. Pass another path, or "
+            f"`./{path}` for a folder of this name."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at a path, which may be invalid."""
+    return _true(path.is_dir)
 
 
 def check_readable(path: StrPath, *, purpose: str) -> Path:
@@ -33,8 +74,8 @@ def check_readable(path: StrPath, *, purpose: str) -> Path:
     Raises:
         FileMissingError: If there is no file at `path`, or it is a folder.
     """
-    file = Path(path)
-    if _true(file.is_dir):
+    file = as_path(path)
+    if is_folder(file):
         raise FileMissingError(f"The {purpose} `{file}` is a folder. Pass the path of a file.")
     if not _true(file.is_file):
         raise FileMissingError(
@@ -53,12 +94,8 @@ def check_writable(path: StrPath) -> Path:
         PathNotWritableError: If `path` is a folder, or its nearest existing parent is read-only or
             a file.
     """
-    file = Path(path)
-    try:
-        is_folder = file.is_dir()
-    except (OSError, ValueError) as error:  # The name is too long, or contains a NUL.
-        raise PathNotWritableError(f"`{file}` is not a valid path: {error}.") from error
-    if is_folder:
+    file = as_path(path)
+    if _is_folder_or_invalid(file):
         raise PathNotWritableError(
             f"`{file}` is a folder. Pass the path of a file, such as `{file / 'model'}`."
         )
@@ -86,9 +123,32 @@ def check_folder_writable(path: StrPath) -> Path:
     Raises:
         PathNotWritableError: If `path` is a file, or the nearest existing folder is read-only.
     """
-    folder = Path(path)
+    folder = as_path(path)
     check_writable(folder / "file")
     return folder
+
+
+def _is_folder_or_invalid(file: Path) -> bool:
+    """Return whether there is a folder at a path.
+
+    Raises:
+        PathNotWritableError: If no file can have this path.
+    """
+    try:
+        return stat.S_ISDIR(file.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    # The name is too long, contains a NUL or cannot be encoded, or links form a loop.
+    except (OSError, ValueError) as error:
+        raise PathNotWritableError(
+            f"`{file}` cannot be written: {getattr(error, 'strerror', None) or error}. "
+            "Pass another path."
+        ) from error
+
+
+def _behind_links(path: Path) -> Path:
+    """Return the path that a symbolic link leads to, or the path itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
@@ -97,17 +157,19 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
 
     The content is flushed to disk before the file is renamed: after a crash there is either the
     previous file or the complete new one. If the block raises, the temporary file is removed and
-    the previous file is unchanged.
+    the previous file is unchanged. If `path` is a symbolic link, the file that it leads to is
+    written, and the link is kept.
 
     Raises:
         PathNotWritableError: If the file cannot be written or renamed (disk full, permissions).
     """
-    target = check_writable(path)
+    target = check_writable(_behind_links(check_writable(path)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Readers and the viewer go by the suffix, so the temporary file has the same one.
+        suffix = target.suffix if len(target.suffix) <= _KEPT_SUFFIX else ""
         descriptor, name = tempfile.mkstemp(
-            prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}", dir=target.parent
+            prefix=f".{target.stem[:_KEPT_STEM]}-", suffix=f".tmp{suffix}", dir=target.parent
         )
     except OSError as error:
         raise not_written(target, error) from error
@@ -139,8 +201,8 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
     Raises:
         PathNotWritableError: If the folder cannot be written or renamed (disk full, permissions).
     """
-    target = Path(path)
     names = tuple(names)
+    target = _behind_links(check_folder_writable(path))
     check_writable(target / names[0])
     foreign = sorted({entry.name for entry in target.glob("*")} - set(names))
     if foreign:
@@ -168,7 +230,7 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
 
 def previous_folder(path: Path) -> Path | None:
     """Return the folder that was at a path before a crash between two renames, if any."""
-    found = [] if path.exists() else _previous_folders(path)
+    found = [] if _true(path.exists) else _previous_folders(path)
     return found[0] if found else None
 
 
@@ -209,9 +271,20 @@ def sweep_unfinished(parent: Path, *, names: Iterable[str]) -> None:
 
 
 def _hidden_path(folder: Path, ending: str) -> Path:
-    """Return an unused hidden name next to a folder."""
+    """Return an unused hidden name next to a folder.
+
+    Raises:
+        PathNotWritableError: If the folder's name is too long for that.
+    """
     folder = folder.absolute()
-    return folder.with_name(f".{folder.name}-{secrets.token_hex(4)}{ending}")
+    name = f".{folder.name}-{secrets.token_hex(4)}{ending}"
+    excess = len(os.fsencode(name)) - _LONGEST_NAME
+    if excess > 0:
+        longest = len(os.fsencode(folder.name)) - excess
+        raise PathNotWritableError(
+            f"The name of the folder `{folder}` is too long. It may have {longest} bytes at most."
+        )
+    return folder.with_name(name)
 
 
 def _previous_folders(target: Path) -> list[Path]:
@@ -253,8 +326,22 @@ def write_atomically(path: StrPath, content: bytes) -> Path:
         try:
             temporary.write_bytes(content)
         except OSError as error:
-            raise not_written(Path(path), error) from error
-    return Path(path)
+            raise not_written(as_path(path), error) from error
+    return as_path(path)
+
+
+def read_at_most(file: Path, largest: int) -> bytes:
+    """Return the content of a file whose size is limited.
+
+    Raises:
+        ValueError: If it has more than `largest` bytes.
+        OSError: If it cannot be read.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(min(largest, file.stat().st_size) + 1)
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return content
 
 
 def ordinary_file(file: Path) -> None:
@@ -264,10 +351,30 @@ def ordinary_file(file: Path) -> None:
 
 def not_written(target: Path, error: OSError) -> PathNotWritableError:
     """Return the error for a file that could not be written."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        reason = f"the disk is full ({reason}). Free some space, or pass another path"
     return PathNotWritableError(
-        f"`{target}` could not be written: {error.strerror or error}. "
-        "The previous file, if any, is unchanged."
+        f"`{target}` could not be written: {reason}. The previous file, if any, is unchanged."
     )
+
+
+def cause_of_failed_write(file: Path, error: Exception) -> OSError:
+    """Return why a writer that does not say so has failed, by writing to the same folder.
+
+    Args:
+        file: The file that was not written.
+        error: What the writer raised.
+    """
+    probe = file.with_name(f".{secrets.token_hex(4)}.probe")
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as cause:
+        return cause
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return OSError(str(error))
 
 
 def flush(file: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetunelib._escapes import one_line
+
 _SHOWN = 8
 
 
 def listed(names: Sequence[str]) -> str:
     """Return the first eight names, separated by commas, and the number of the remaining ones."""
-    shown = ", ".join(names[:_SHOWN])
+    shown = ", ".join(map(one_line, names[:_SHOWN]))
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 

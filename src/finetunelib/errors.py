@@ -33,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetunelib._escapes import escaped
+
 __all__ = [
     "AmbiguousHeadError",
     "CallbackError",
@@ -77,6 +79,10 @@ class FinetuneLibError(Exception):
         ...     print(type(error).__name__)
         InvalidArgumentError
     """
+
+    def __str__(self) -> str:
+        """Return the message. Control characters, such as in names from files, are escaped."""
+        return escaped(super().__str__())
 
 
 class InvalidArgumentError(FinetuneLibError, ValueError):

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import CorruptFileError, ExportMismatchError
-from finetunelib.export._batches.arrays import Array
+
+Array = npt.NDArray[Any]
 
 
 class RunError(ExportMismatchError):

@@ -9,7 +9,6 @@ import json
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,15 @@ import torch
 from torch import Tensor
 
 from finetunelib.errors import CorruptFileError, InvalidArgumentError
+from finetunelib.finetuning._pickles.archives import is_archive
+from finetunelib.finetuning._pickles.bounds import check_bounded
 from finetunelib.finetuning._weights.nested import find_state_dict
-from finetunelib.finetuning._weights.pickles import check_bounded
 
 #: Endings of files of `torch.save`.
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+
+#: The longest header of a safetensors file in bytes. Parsed, it takes about ten times as much.
+_LONGEST_HEADER = 32 * 2**20
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -95,6 +98,7 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header(path)
         # This checks that the sizes and offsets of all tensors agree with the file's size.
         with safe_open(path, "pt"):
             pass
@@ -107,6 +111,13 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
         ) from error
     header.pop("__metadata__", None)
     return {name: _entry(path, name, 8 + length, header[name]) for name in header}
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has {length:,} bytes, more than {_LONGEST_HEADER:,}")
 
 
 def _entry(path: Path, name: str, start: int, fields: Mapping[str, Any]) -> FileTensor:
@@ -142,10 +153,9 @@ def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dt
 
 
 def _read_pickled(path: Path, *, mapped: bool, key: str | None) -> dict[str, FileTensor]:
-    mapped = mapped and zipfile.is_zipfile(path)  # Files of old PyTorch versions cannot be mapped.
     try:
-        if zipfile.is_zipfile(path):
-            check_bounded(path)
+        check_bounded(path)
+        mapped = mapped and is_archive(path)  # Legacy files cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from finetunelib._files import check_readable
+from finetunelib._files import check_readable, read_at_most
 from finetunelib._messages import listed
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
@@ -31,6 +31,9 @@ _INDEXES = {".safetensors.index.json": ".safetensors", ".bin.index.json": ".bin"
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
 
 _PURPOSE = "weights file"
+
+#: The largest index in bytes, enough for a hundred thousand tensors. Parsed, it takes more.
+_LARGEST_INDEX = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         CorruptFileError: If the file is not an index, or a shard is outside the index's folder.
     """
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_at_most(index, _LARGEST_INDEX))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"`{index}` is not a complete JSON file: {error}.") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

@@ -22,7 +22,7 @@ from finetunelib.errors import (
     PathNotWritableError,
     WeightsError,
 )
-from finetunelib.finetuning._weights.pickles import check_bounded
+from finetunelib.finetuning._pickles.bounds import check_bounded
 from finetunelib.training._checkpointing.manifest import (
     FILES,
     FORMAT,

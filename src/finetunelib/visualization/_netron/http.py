@@ -127,7 +127,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _requested_path(self) -> str | None:
         """Return the path of the request, or `None` if its host name is not accepted."""
         try:
-            path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+            path = urllib.parse.unquote(
+                urllib.parse.urlsplit(self.path).path, errors="surrogateescape"
+            )
         except ValueError:
             path = ""  # Not an address, such as an open bracket.
         prefix = f"/{self.server.secret}"

@@ -10,6 +10,7 @@ import re
 import urllib.parse
 from pathlib import Path
 
+from finetunelib._escapes import one_line
 from finetunelib.errors import ServerError
 
 #: Netron's page refuses to work if it is older than this.
@@ -66,13 +67,14 @@ def render(file_name: str, now: dt.datetime | None = None) -> bytes:
             f"The installed Netron was built on {date:%Y-%m-%d}, and its page refuses to work "
             "after 180 days. Update it: pip install --upgrade netron"
         )
-    quoted = html.escape(urllib.parse.quote(file_name))
+    # Names of files need not be UTF-8; the server decodes their bytes in the same way.
+    quoted = html.escape(urllib.parse.quote(file_name, errors="surrogateescape"))
     # Netron sends no statistics if its version is 0.0.0.
     metas = [
         '<meta name="type" content="Python">',
         '<meta name="version" content="0.0.0">',
         f'<meta name="file" content="/data/{quoted}">',
-        f'<meta name="identifier" content="{html.escape(file_name)}">',
+        f'<meta name="identifier" content="{html.escape(one_line(file_name))}">',
     ]
     # Before the page's own scripts, which follow its meta elements.
     script = f'<script type="text/javascript" src="{SCRIPT_NAME}"></script>'

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from finetunelib._escapes import one_line
 from finetunelib._public import public
 from finetunelib.errors import ServerError
 from finetunelib.visualization._netron import page
@@ -110,10 +111,10 @@ class NetronServer:
 
     def __repr__(self) -> str:
         if self._closed.is_set():
-            return f"NetronServer({self.file.name}, closed)"
+            return f"NetronServer({one_line(self.file.name)}, closed)"
         command = ssh_command(self._address, self._port)
         tunnel = f", from your own machine: {command}" if command else ""
-        return f"NetronServer({self.file.name}, {self.url}{tunnel})"
+        return f"NetronServer({one_line(self.file.name)}, {self.url}{tunnel})"
 
     def _repr_html_(self) -> str:
         """Return a frame that shows the page.
@@ -121,7 +122,7 @@ class NetronServer:
         Its address is that of the proxy, if the user named one or the kernel runs under
         JupyterHub. Otherwise the browser must be on this machine, or use a tunnel.
         """
-        name = html.escape(self.file.name)
+        name = html.escape(one_line(self.file.name))
         if self._closed.is_set():
             return f"<p>The viewer of {name} is closed.</p>"
         source, hint = self.url, ""

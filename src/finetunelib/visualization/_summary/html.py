@@ -5,8 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from finetunelib._escapes import escaped, one_line
 from finetunelib.visualization._summary.rows import SummaryRow
-from finetunelib.visualization._summary.text import HEADINGS, NUMERIC, cells_of, title_of
+from finetunelib.visualization._summary.text import (
+    HEADINGS,
+    NUMERIC,
+    cells_of,
+    parent_of,
+    title_of,
+)
 
 #: Lines and backgrounds are half-transparent, which works on light and dark pages.
 _STYLE = """
@@ -36,11 +43,11 @@ def html_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str
         for name in HEADINGS
     )
     body = "\n".join(map(_row, rows))
-    foot = "<br>".join(html.escape(note) for note in notes)
+    foot = "<br>".join(html.escape(escaped(note)) for note in notes)
     return (
         f"<style>{_STYLE}</style>\n"
         '<div style="overflow-x: auto">'
-        f'<table class="finetunelib-summary"><caption>{html.escape(title)}</caption>\n'
+        f'<table class="finetunelib-summary"><caption>{html.escape(escaped(title))}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
         f'<tfoot><tr><td colspan="{len(HEADINGS)}">{foot}</td></tr></tfoot></table></div>'
     )
@@ -50,7 +57,7 @@ def _row(row: SummaryRow) -> str:
     kind = "failed" if row.status == "failed" else ""
     if row.status in ("not used", "not reached"):
         kind = "quiet"
-    parent = row.name[: row.name.rfind(".") + 1]
+    parent = one_line(parent_of(row))
     name = html.escape(title_of(row, short=True).removeprefix(parent))
     padding = 0.6 + 0.7 * row.depth
     label = f"<code><span>{html.escape(parent)}</span>{name}</code>"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from finetunelib._escapes import one_line
 from finetunelib._public import public
 from finetunelib.finetuning._freezing.hold import held_in_eval_mode
 from finetunelib.visualization._summary.forward_pass import ForwardRecord
@@ -70,9 +71,11 @@ class SummaryRow:
     same_as: str | None
 
     def __repr__(self) -> str:
-        name = self.name if self.name == self.last_name else f"{self.name} to {self.last_name}"
+        name = self.name or "(model)"
+        if self.name != self.last_name:
+            name = f"{self.name} to {self.last_name}"
         return (
-            f"SummaryRow({name or '(model)'}, {self.class_name}, {self.status}, {self.mode}, "
+            f"SummaryRow({one_line(name)}, {one_line(self.class_name)}, {self.status}, {self.mode}, "
             f"output_shapes={self.output_shapes}, parameters={self.parameters:,})"
         )
 

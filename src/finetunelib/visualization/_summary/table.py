@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from finetunelib._arguments import check_at_least, check_model
+from finetunelib._escapes import one_line
 from finetunelib._forward.inputs import Inputs, ModelInputs
 from finetunelib._messages import first_line, quoted, readable_size
 from finetunelib._public import public
@@ -65,7 +66,8 @@ class Summary:
         return self.parameters - self.trainable_parameters
 
     def __repr__(self) -> str:
-        return f"Summary({self.title}, {len(self.rows)} rows, {self.parameters:,} parameters)"
+        title = one_line(self.title)
+        return f"Summary({title}, {len(self.rows)} rows, {self.parameters:,} parameters)"
 
     def __str__(self) -> str:
         return text_of(self.title, self.rows, self.notes)

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from finetunelib._escapes import escaped, one_line
 from finetunelib._messages import readable_size
 from finetunelib.visualization._summary.rows import SummaryRow
 
@@ -34,7 +35,7 @@ def cells_of(row: SummaryRow) -> tuple[str, ...]:
     """Return the text of a row in each column."""
     return (
         title_of(row),
-        row.class_name,
+        one_line(row.class_name),
         output_of(row),
         f"{row.parameters:,}",
         f"{row.trainable_parameters:,}",
@@ -51,11 +52,12 @@ def title_of(row: SummaryRow, *, short: bool = False) -> str:
         row: The row.
         short: Whether only the number in the last name is shown.
     """
-    name = row.name or "(model)"
+    name = one_line(row.name or "(model)")
     if row.last_name == row.name:
         return name
     first, last = (re.sub(r".*\D(?=\d)", "", text) for text in (row.name, row.last_name))
-    return f"{name} to {last if short else row.last_name}  x{int(last) - int(first) + 1}"
+    end = last if short else one_line(row.last_name)
+    return f"{name} to {end}  x{int(last) - int(first) + 1}"
 
 
 def output_of(row: SummaryRow) -> str:
@@ -116,7 +118,12 @@ def _fits(columns: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _below_parent(row: SummaryRow) -> str:
-    return title_of(row, short=True).removeprefix(row.name[: row.name.rfind(".") + 1])
+    return title_of(row, short=True).removeprefix(one_line(parent_of(row)))
+
+
+def parent_of(row: SummaryRow) -> str:
+    """Return the beginning of a row's dotted name, up to its last dot."""
+    return row.name[: row.name.rfind(".") + 1]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], headings: Sequence[str]) -> str:
@@ -132,7 +139,7 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, break_on_hyphens=False)
+    return textwrap.wrap(escaped(text), _WIDTH, break_on_hyphens=False)
 
 
 def _dtype_of(row: SummaryRow) -> str:

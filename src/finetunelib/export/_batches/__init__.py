@@ -1,1 +1,0 @@
-"""The batches that a file is compared on: samples, sizes, and the model's outputs for them."""
