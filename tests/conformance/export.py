@@ -48,16 +48,16 @@ RESULTS = Path(__file__).parent / "results" / "export.json"
 PAGE = ROOT / "docs" / "concepts" / "exported-models.md"
 #: What the table on the page shows.
 _MEANING = """\
-The weights are random, but such that the outputs vary: every BatchNorm has statistics of images
-and small weights, so that rounding is not amplified, and the head is drawn anew. Each file has
-a dynamic batch (texts have a dynamic length too). It was compared with the model by
-`export_onnx` at batch 1, 2 and 7, and by `verify_onnx` on samples that it was not exported
-with; the model was bit for bit the same afterwards. An error is the largest of any value, as a
-share of the outputs' spread over the samples (allowed: 0.001); the norm ratio is the one
-furthest from 1. The millions are those of the parameters. The seconds are those of
-`export_onnx`, its verification included: by the clock, and in brackets by the processors, which
-other programs do not prolong. Two files are a model above 2 GB, whose weights lie beside the
-graph."""
+The weights are random but chosen to make the outputs vary: each BatchNorm has the statistics of
+images and small weights, which keeps rounding errors from growing, and the head is initialized
+again. Each file has a dynamic batch size, and texts also have a dynamic length. `export_onnx`
+compared the file with the model at batch sizes 1, 2 and 7, and `verify_onnx` compared it on samples
+that were not used for the export. The model was bitwise unchanged afterwards. An error is the
+largest error of any value, as a fraction of the spread of the outputs over the samples (allowed:
+0.001). The norm ratio is the one furthest from 1. The column "millions" counts parameters. The
+seconds are those of `export_onnx` including verification: elapsed time, and CPU time in brackets,
+which other programs do not affect. Two files mean a model above 2 GB, whose weights are stored next
+to the graph."""
 
 PACKAGES = ("finetunelib", "torch", "torchvision", "transformers", "onnx", "onnxscript")
 

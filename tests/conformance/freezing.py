@@ -1,13 +1,13 @@
-"""Freeze all but a new head on every classification model of torchvision, and train.
+"""Freeze every torchvision classification model except a new head, and train it.
 
     python tests/conformance/freezing.py [--again] [--only NAME]
 
-Each of the 80 models has random weights and two images of the smallest size that it takes. It is
-trained for three steps in a loop written by hand, which calls `model.train()` before each, and
-for three in the Trainer; what is frozen must stay bit for bit, and the features of a sample must
-not depend on the rest of its batch. The results are written after each model, so that a run that
-was stopped goes on where it was; `--again` begins anew. The largest models take some
-gigabytes of memory; all of them together take about ten minutes on one core.
+Each of the 80 models has random weights and is trained on two images of the smallest size that it
+accepts: three steps in a hand-written loop, which calls `model.train()` before each, and three in
+the Trainer. The frozen part must stay bit for bit, and the features of a sample must not depend on
+the rest of its batch. The results are written after each model, and a run that was stopped resumes
+there; `--again` starts from scratch. The largest models need some gigabytes of memory; all of them
+together take about ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ AdamW = partial(torch.optim.AdamW, weight_decay=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one model.
+    """The result for one model.
 
     Attributes:
-        loop: What went wrong in the loop written by hand; empty where nothing did.
-        trainer: What went wrong in the Trainer.
+        loop: What went wrong in the hand-written loop, or an empty string.
+        trainer: What went wrong in the Trainer, or an empty string.
     """
 
     size: int
@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether all that had to stay stayed."""
+        """Whether everything frozen stayed the same."""
         return not (self.loop or self.trainer)
 
 
@@ -104,11 +104,11 @@ def check(name: str) -> Outcome:
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """Return a model with random weights, and the smallest of some sizes of images it takes."""
-    # A vision transformer is built for one size of images: a whole number of its patches.
+    """Return a model with random weights, and the smallest image size that it accepts."""
+    # A vision transformer is built for one image size, a multiple of its patch size.
     own = {"image_size": 28 if name.endswith("14") else 32} if name.startswith("vit_") else {}
     with warnings.catch_warnings():
-        # GoogLeNet and Inception announce a change of their default initialisation.
+        # GoogLeNet and Inception warn about a change of their default initialization.
         warnings.simplefilter("ignore", FutureWarning)
         model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
     for size in own.values() or SIZES:
@@ -122,7 +122,7 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def fill_statistics(model: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of the images, as a pretrained model has its own.
+    """Give every BatchNorm the statistics of the images, as in a pretrained model.
 
     Without them a deep model with random weights lets its features grow or vanish.
     """
@@ -137,7 +137,9 @@ def fill_statistics(model: nn.Module, images: Tensor) -> None:
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     for name, parameter in model.named_parameters():
-        if name.endswith("layer_scale"):  # ConvNeXt's 1e-6 would hide what its branches drop.
+        if name.endswith(
+            "layer_scale"
+        ):  # ConvNeXt's 1e-6 would hide the effect of its dropped branches.
             parameter.detach().fill_(1.0)
     model.train()
 
@@ -160,7 +162,7 @@ def has_active_dropout(model: nn.Module) -> bool:
 def train_by_hand(
     model: nn.Module, images: Tensor, targets: Tensor, frozen: Mapping[str, str]
 ) -> str:
-    """Take three steps as a loop that knows of no freezing, and return what went wrong."""
+    """Take three steps in an ordinary loop, and return what went wrong."""
     head = head_tensors(model, frozen)
     before = {name: tensor.detach().clone() for name, tensor in head.items()}
     optimizer = AdamW(model.parameters(), lr=0.01)
@@ -181,12 +183,12 @@ def train_with_trainer(
     trainer = Trainer(model, optimizer=AdamW, lr=0.01, batch_size=2, device="cpu", progress=False)
     history = trainer.fit((images, targets), epochs=1)
     if history.certificate is None or history.certificate.digests != frozen:
-        return "the certificate does not cover all that is frozen"
+        return "the certificate does not cover everything that is frozen"
     return wrong(model, frozen, before)
 
 
 def not_frozen(model: nn.Module, frozen: Mapping[str, str]) -> str:
-    """Return what lies outside the head and is not frozen; empty where nothing does."""
+    """Return the parts outside the head that are not frozen, or an empty string."""
     head = head_name(model)
     left = [name for name in head_tensors(model, frozen) if name.rpartition(".")[0] != head]
     return (
@@ -202,7 +204,7 @@ def head_name(model: nn.Module) -> str:
 
 
 def wrong(model: nn.Module, frozen: Mapping[str, str], head: Mapping[str, Tensor]) -> str:
-    """Return what is not as it has to be after a training; empty where all is."""
+    """Return what is wrong after training, or an empty string."""
     after = fingerprint(model)
     if after != frozen:
         moved = [name for name, seen in frozen.items() if after.get(name) != seen]
@@ -223,7 +225,7 @@ def head_tensors(model: nn.Module, frozen: Mapping[str, str]) -> dict[str, Tenso
 
 
 def mixed_features(model: nn.Module, images: Tensor) -> str:
-    """Return what is wrong with a sample's features beside two other samples; empty if nothing."""
+    """Return how a sample's features depend on two other samples, or an empty string."""
     head = model.get_submodule(head_name(model))
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()[0]))
@@ -237,8 +239,8 @@ def mixed_features(model: nn.Module, images: Tensor) -> str:
     scale = beside_one.abs().max().item()
     if not 0.0 < scale < float("inf") or torch.equal(beside_one, of_another):
         return f"the features say nothing: they are the same for all images, or up to {scale}"
-    # Kernels may add in another order for another batch: some roundings of float32, in up to a
-    # few hundred layers. A BatchNorm in train mode or a dropout moves them by a tenth and more.
+    # Kernels may add in another order for another batch, which causes rounding errors of float32 in
+    # up to a few hundred layers. BatchNorm in train mode or dropout changes values by 10% or more.
     off = (beside_one - beside_two).abs().max().item() / scale
     return (
         f"the features of a sample depend on its batch: {off:.1e} of {scale}" if off > 1e-4 else ""
@@ -246,7 +248,7 @@ def mixed_features(model: nn.Module, images: Tensor) -> str:
 
 
 def write(models: Mapping[str, Mapping[str, object]]) -> None:
-    """Write what is known so far."""
+    """Write the results so far."""
     outcomes = list(models.values())
     content = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -265,10 +267,10 @@ def write(models: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def main() -> int:
-    """Check what is missing, and return 1 if a model failed."""
+    """Check the models without a result, and return 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--again", action="store_true", help="check models that have a result too")
-    parser.add_argument("--only", help="check the models with this text in their names, anew")
+    parser.add_argument("--again", action="store_true", help="also check models that have a result")
+    parser.add_argument("--only", help="check the models with this text in their names again")
     options = parser.parse_args()
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.exists() else {}
     results = {} if options.again else {name: stored[name] for name in names() if name in stored}
@@ -279,7 +281,7 @@ def main() -> int:
             continue
         try:
             outcome = check(name)
-        except Exception:  # noqa: BLE001 - the other models are to be checked all the same
+        except Exception:  # noqa: BLE001 - the other models are checked too
             failed = True
             print(f"{name}: failed\n{traceback.format_exc()}", flush=True)  # noqa: T201 - it reports
             continue

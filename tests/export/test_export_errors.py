@@ -200,8 +200,8 @@ def test_samples_of_another_number_of_inputs_are_an_error(tmp_path: Path) -> Non
     pair = (samples(2, 4), samples(2, 4))
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(Optional(), tmp_path / "m.onnx", samples(2, 4), sample_inputs=pair)
-    assert "`sample_inputs` holds 2" in str(caught.value)
-    assert "holds 1" in str(caught.value)
+    assert "`sample_inputs` has 2" in str(caught.value)
+    assert "has 1" in str(caught.value)
 
 
 @pytest.mark.parametrize("output", ["text", None, 3.0, ()])

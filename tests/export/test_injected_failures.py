@@ -55,10 +55,10 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
 
 
 def _on_call(number: int, act: Callable[[], object]) -> Callable[[Model], None]:
-    """Let the model do something in its forward, the so many-th time."""
+    """Let the model do something in its forward, from the so many-th time on."""
 
     def prepare(model: Model) -> None:
-        model.on_call = lambda calls: act() if calls == number else None
+        model.on_call = lambda calls: act() if calls >= number else None
 
     return prepare
 

@@ -12,7 +12,7 @@ import pytest
 
 from finetunelib import export_onnx
 from finetunelib.errors import PathNotWritableError
-from finetunelib.export import _export
+from finetunelib.export import _export, _write
 from finetunelib.export._tracing import exporter
 from support_failures import Model, Watch, full, recorded_model
 from support_models import samples
@@ -39,8 +39,8 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
             programs.append(exporter.trace(*args, **options))
         return programs[0]
 
-    monkeypatch.setattr(_export, "trace", trace)
-    monkeypatch.setattr(_export, "annotate", lambda *_: None)  # Its marks are in the program.
+    monkeypatch.setattr(_write, "trace", trace)
+    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # Its marks are in the program.
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_rename_that_works_no_more_loses_no_former_file(
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(PathNotWritableError) as caught:
         export_onnx(model, path, samples(3, 4))
-    left = {e.name: e for e in folder.rglob("*") if e.is_file() and e.name.startswith("former")}
+    left = {e.name: e for e in folder.rglob("*") if e.is_file() and e.name.startswith("previous")}
     assert left["previous.onnx"].read_bytes() == b"former graph"
     assert str(left["previous.onnx"].parent) in str(caught.value)
     weights = left.get("previous.data", folder / "model.onnx.data")

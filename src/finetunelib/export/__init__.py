@@ -11,7 +11,8 @@ from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, load_onn
 if TYPE_CHECKING:
     from finetunelib.export._report import ExportReport, TensorInfo
     from finetunelib.export._verification.comparison import Comparison
-    from finetunelib.export._verification.verify import Verification, verify_onnx
+    from finetunelib.export._verification.outcome import Verification
+    from finetunelib.export._verification.verify import verify_onnx
 
 __all__ = [
     "Comparison",
@@ -33,7 +34,7 @@ if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
             "Comparison": "_verification.comparison",
             "ExportReport": "_report",
             "TensorInfo": "_report",
-            "Verification": "_verification.verify",
+            "Verification": "_verification.outcome",
             "verify_onnx": "_verification.verify",
         },
     )

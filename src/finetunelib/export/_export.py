@@ -8,18 +8,20 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
-from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import flat_outputs, named_outputs
+from finetunelib._forward.inputs import ModelInputs
+from finetunelib._forward.outputs import flat_outputs
 from finetunelib._forward.run import run_model
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
+from finetunelib.export._batches.samples import checked_samples
 from finetunelib.export._metadata.describe import (
     Description,
     check_certificate,
@@ -28,22 +30,34 @@ from finetunelib.export._metadata.describe import (
 )
 from finetunelib.export._metadata.format import SelfTest, append_metadata, encode
 from finetunelib.export._model_file import LARGEST_FILE, atomic_model, file_bytes
+from finetunelib.export._plan import Interface, Plan, Subject
 from finetunelib.export._report import ExportReport
-from finetunelib.export._request.checks import check_path, check_tolerance, check_values
+from finetunelib.export._request.arguments import Arguments
+from finetunelib.export._request.batch_axes import find_batch_axes
+from finetunelib.export._request.checks import (
+    check_kind,
+    check_opset,
+    check_path,
+    check_tolerance,
+    check_values,
+)
 from finetunelib.export._request.dynamic_axes import DynamicShapes, dynamic_axes
 from finetunelib.export._request.names import check_classes, input_names_of, output_names_of
-from finetunelib.export._request.pipeline import Pipeline, Preprocessing, pipelines
-from finetunelib.export._verification.samples import checked_samples
+from finetunelib.export._request.pipeline import Pipeline, Preprocessing
+from finetunelib.export._request.prepare import prepare
+from finetunelib.export._request.rows import batch_size, take_rows
+from finetunelib.export._tracing.assumptions import Assumptions
 from finetunelib.export._write import (
-    Interface,
-    Plan,
-    Subject,
+    FixedInGraphError,
     check_graph,
     keeping_mismatch,
     naming,
+    naming_fixed_outputs,
+    open_shapes,
     save,
     trace_model,
     verify_file,
+    wrong_shapes,
 )
 from finetunelib.finetuning._freezing.certificate import Certificate
 
@@ -148,29 +162,39 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
     file = check_path(path)
     check_tolerance(tolerance)
     user_model = unwrapped(check_model(model))
+    check_kind(user_model)
     check_values(user_model)
+    check_opset(opset_version)
     description = Description.of(labels, metadata, certificate)
     if certificate is not None:
         check_certificate(certificate, user_model)
-    example = Inputs.of(example_input, "example_input").on_device_of(user_model)
-    exported, reference, inputs = pipelines(user_model, example, preprocessing, softmax=softmax)
+    arguments = Arguments.of(example_input, user_model, "example_input").on_device_of(user_model)
     size = _model_bytes(user_model)
-    with _restored(exported, reference):
+    with _restored(user_model), contextlib.ExitStack() as stack:
         # Run the model once first: wrong inputs should fail early, with a readable message.
-        outputs = named_outputs(run_model(reference, inputs, "example_input"))
-        check_classes(outputs, labels, softmax=softmax)
+        prepared = prepare(user_model, arguments, preprocessing, "example_input", softmax=softmax)
+        exported, reference, inputs = prepared.exported, prepared.reference, prepared.inputs
+        stack.enter_context(_restored(exported, reference))
+        check_classes(prepared.outputs, labels, softmax=softmax)
+        batch = find_batch_axes(reference, inputs)
         samples = None
         if sample_inputs is not None:
-            samples = checked_samples(reference, sample_inputs, inputs)
-        names = input_names_of(user_model, example, input_names)
+            real = arguments.flat(sample_inputs, user_model, "sample_inputs")
+            samples = checked_samples(reference, real.on_device_of(user_model), inputs, batch)
+        names = input_names_of(arguments.names, input_names)
         plan = Plan(
             file=file,
-            subject=Subject(exported, reference, inputs, samples),
+            subject=Subject(exported, reference, inputs, batch, samples),
             interface=Interface(
                 input_names=names,
-                output_names=output_names_of(outputs, output_names, softmax=softmax),
+                output_names=output_names_of(
+                    prepared.outputs, output_names, names, softmax=softmax
+                ),
                 axes=dynamic_axes(
-                    names, inputs.tensors, dynamic_shapes, dynamic_batch=dynamic_batch
+                    names,
+                    inputs.tensors,
+                    dynamic_shapes,
+                    batch=batch if dynamic_batch else [None] * len(batch),
                 ),
                 dynamic_batch=dynamic_batch,
                 opset_version=opset_version,
@@ -191,7 +215,8 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
             )
             with naming(file):
                 append_metadata(new, encode(found), found["description"])
-    report = dataclasses.replace(report, size=file_bytes(file))
+    size = file_bytes(file, two_files=plan.two_files)
+    report = dataclasses.replace(report, size=size, notes=prepared.notes)
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
@@ -199,15 +224,31 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
 
 def _write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
     """Trace the model, write it to the path `new`, check the graph, and compare it."""
-    program = trace_model(plan)
+    program, assumptions = trace_model(plan)
     progress.advance()
-    save(program, new, plan)
-    report = check_graph(new, plan)
+    try:
+        report = _write_program(program, assumptions, plan, new)
+    except FixedInGraphError as error:
+        # The exporter declares wrong shapes for recurrent layers, and its optimizer relies on them.
+        program, _ = trace_model(plan, optimize=False, exported=error.exported)
+        report = _write_program(program, assumptions, plan, new)
     progress.advance()
+    return report
+
+
+def _write_program(program: Any, assumptions: Assumptions, plan: Plan, new: Path) -> ExportReport:
+    report = check_graph(save(program, new, plan), new, plan)
     if plan.tolerance is None:
         return report
-    with keeping_mismatch(new, plan):
-        verification = verify_file(new, program, plan, plan.tolerance)
+    exported = program.exported_program
+    del program  # It has a copy of the weights.
+    with keeping_mismatch(new, plan), naming_fixed_outputs(report, exported, plan):
+        verification, shapes = verify_file(new, exported, assumptions, plan, plan.tolerance)
+    wrong = wrong_shapes(report, shapes)
+    if wrong:
+        program, _ = trace_model(plan, optimize=False, exported=exported)
+        open_shapes(program, wrong)
+        report = check_graph(save(program, new, plan), new, plan)
     return dataclasses.replace(report, verification=verification)
 
 
@@ -239,9 +280,9 @@ def _self_test(plan: Plan, tolerance: float) -> SelfTest:
     """Return two samples (all samples of a fixed batch) and the model's outputs for them."""
     subject, interface = plan.subject, plan.interface
     source = subject.samples or subject.inputs
-    rows = [2 if interface.dynamic_batch else len(tensor) for tensor in subject.inputs.tensors]
-    batch = source.first_rows(rows)
-    outputs = flat_outputs(run_model(subject.reference, batch, "example_input"))
+    rows = 2 if interface.dynamic_batch else batch_size(subject.inputs, subject.batch)
+    batch = take_rows(source, subject.batch, rows)
+    outputs = flat_outputs(run_model(subject.reference, batch.map(Tensor.clone), "example_input"))
     return self_test_of(
         interface.input_names,
         batch.tensors,

@@ -51,9 +51,9 @@ def read_onnx(file: Path) -> onnx.ModelProto:
         ) from error
 
 
-def file_bytes(file: Path) -> int:
-    """Return the size of a model in bytes, including the file of its weights."""
-    return sum(part.stat().st_size for part in (file, data_file(file)) if part.is_file())
+def file_bytes(file: Path, *, two_files: bool) -> int:
+    """Return the size of a model in bytes, including the file of its weights if it has one."""
+    return file.stat().st_size + (data_file(file).stat().st_size if two_files else 0)
 
 
 @contextlib.contextmanager

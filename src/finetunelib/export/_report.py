@@ -11,7 +11,7 @@ from typing import Any
 
 from finetunelib._messages import readable_size
 from finetunelib._public import public
-from finetunelib.export._verification.verify import Verification
+from finetunelib.export._verification.outcome import Verification
 
 
 @public("finetunelib.export")
@@ -50,6 +50,7 @@ class ExportReport:
         verification: The comparison with the model, or `None` with `verify=False`.
         data_path: The file with the weights of a model above 2 GB, or `None`.
         example_shapes: A valid shape for each input.
+        notes: Arguments and outputs that are not tensors, such as a number that became a constant.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class ExportReport:
     verification: Verification | None
     data_path: Path | None = None
     example_shapes: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         status = self.verification.status if self.verification else "not verified"
@@ -72,6 +74,7 @@ class ExportReport:
                 f"{self.path} ({readable_size(self.size)}, opset {self.opset_version}{weights})",
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
+                *(f"  {note}" for note in self.notes),
                 str(self.verification or "Not verified (`verify=False`)."),
                 f"Run:   {self.run_command}",
                 f"View:  {self.view_command}",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._verification.comparison import Finding, examine
-from finetunelib.export._verification.runtime import Array
 
 TOLERANCE = 1e-3
 
@@ -39,7 +39,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_side(where: str, value: fl
     (expected if where == "model" else actual)[4, 3] = value
     finding = verdict(expected, actual)
     assert finding.problem is not None
-    assert f"of the {where} holds values that are not finite" in finding.problem
+    assert f"of the {where} has values that are not finite" in finding.problem
     assert finding.batch == 1
 
 
@@ -56,7 +56,7 @@ def test_one_value_that_is_off_is_found() -> None:
     actual[5, 7] += 0.05
     finding = verdict(values(), actual)
     assert finding.problem is not None
-    assert "at batch 4 differs by up to 0.05" in finding.problem
+    assert "at batch size 4 differs by up to 0.05" in finding.problem
 
 
 def test_values_that_all_shrink_a_little_fail_by_their_norm() -> None:
@@ -81,7 +81,7 @@ def test_a_class_that_changes_fails_though_each_value_is_close() -> None:
     actual[4, 0] += 0.7 * TOLERANCE * spread
     finding = verdict(expected, actual)
     assert finding.problem is not None
-    assert "largest value at another place" in finding.problem
+    assert "largest value at a different index" in finding.problem
     assert "25.0%" in finding.problem
 
 

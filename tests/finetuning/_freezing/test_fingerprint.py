@@ -1,4 +1,4 @@
-"""The digests of what is frozen."""
+"""The digests of frozen tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def net() -> nn.Sequential:
 
 
 def test_model_that_is_not_frozen_has_no_fingerprint() -> None:
-    """Trainable tensors may move, so they are not looked at."""
+    """Trainable tensors are not included."""
     assert fingerprint(net()) == {}
 
 
 def test_names_are_those_of_frozen_parameters_and_buffers() -> None:
-    """The buffers of frozen modules belong to what is frozen."""
+    """The buffers of frozen modules are included."""
     model = net()
     freeze(model, "1")
     assert list(fingerprint(model)) == [
@@ -34,14 +34,14 @@ def test_names_are_those_of_frozen_parameters_and_buffers() -> None:
 
 
 def test_parameter_that_was_frozen_by_hand_has_a_digest() -> None:
-    """Its buffers have none, since nothing holds them."""
+    """The buffers of its module have none, since the module is not frozen."""
     model = net()
     model.get_submodule("1").requires_grad_(False)
     assert list(fingerprint(model)) == ["1.weight", "1.bias"]
 
 
 def test_buffer_outside_the_state_dict_has_a_digest() -> None:
-    """What is not saved can move as well."""
+    """A buffer that is not saved can change too."""
     model = nn.Sequential(nn.Linear(2, 2))
     model.register_buffer("index", torch.arange(3), persistent=False)
     freeze(model)
@@ -55,8 +55,8 @@ def test_copy_has_the_same_fingerprint() -> None:
     assert fingerprint(copy.deepcopy(model)) == fingerprint(model)
 
 
-def test_smallest_change_is_seen() -> None:
-    """One bit of one number makes another digest of that tensor, and of no other."""
+def test_smallest_change_is_noticed() -> None:
+    """Changing one bit changes the digest of that tensor alone."""
     model = net()
     before = freeze(model)
     with torch.no_grad():
@@ -74,14 +74,14 @@ def test_shared_tensor_has_one_digest() -> None:
 
 
 def test_shared_buffer_has_one_digest() -> None:
-    """Buffers are listed as parameters are."""
+    """A shared buffer is listed under its first name too."""
     model = nn.ModuleDict({"a": nn.BatchNorm1d(2), "b": nn.BatchNorm1d(2)})
     model["b"].running_mean = model["a"].running_mean
     assert "b.running_mean" not in freeze(model)
 
 
 def test_digests_are_those_of_the_loaded_tensors(tmp_path: object) -> None:
-    """What `load_weights` reports and what `freeze` returns can be compared."""
+    """The digests of `load_weights` and `freeze` can be compared."""
     model = net()
     path = save_weights(model, f"{tmp_path}/net.safetensors")
     report = load_weights(model, path)

@@ -1,4 +1,4 @@
-"""Naming parts of a model, and its blocks in order of depth."""
+"""Selecting parts of a model, and its blocks in order of depth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Unit(nn.Module):
 
 
 class Net(nn.Module):
-    """Two layers of units behind an embedding of its own, before a head with dropout."""
+    """Two layers of units, with a position parameter and dropout before them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,23 +56,23 @@ def chosen(parts: Parts, model: nn.Module = MODEL) -> set[str]:
 UNIT = {"layer.weight", "layer.bias", "bn1.weight", "bn1.bias"}
 
 
-def test_name_selects_a_module_with_all_in_it() -> None:
+def test_name_selects_a_module_and_its_submodules() -> None:
     """A dotted name is a module of the model."""
     assert chosen("layer1.0") == {f"layer1.0.{name}" for name in UNIT}
 
 
 def test_module_selects_itself() -> None:
-    """A module of the model is what its name is."""
+    """A module selects the same as its name."""
     assert select(MODEL, MODEL.layer1) == select(MODEL, "layer1")
 
 
 def test_model_selects_everything() -> None:
-    """The model is a part of itself."""
+    """The model itself can be passed."""
     assert select(MODEL, MODEL).modules == set(MODEL.modules())
 
 
-def test_name_of_a_parameter_selects_no_module() -> None:
-    """A parameter that is named by itself comes without its module."""
+def test_name_of_a_parameter_selects_the_parameter_alone() -> None:
+    """Its module is not selected."""
     assert select(MODEL, "head.bias") == Selection(parameters=frozenset(["head.bias"]))
 
 
@@ -88,44 +88,44 @@ def test_name_of_a_parameter_selects_no_module() -> None:
         ("layer1.*.bias", {f"layer1.{m}.{part}.bias" for m in (0, 1) for part in ("layer", "bn1")}),
     ],
 )
-def test_pattern_fits_names_of_modules_and_parameters(pattern: str, expected: set[str]) -> None:
-    """A star goes over dots, a question mark is one character, brackets are a choice."""
+def test_pattern_matches_names_of_modules_and_parameters(pattern: str, expected: set[str]) -> None:
+    """A star matches dots too, a question mark one character, brackets one of several."""
     assert chosen(pattern) == expected
 
 
-def test_pattern_tells_capitals() -> None:
-    """Names of Python do too."""
+def test_pattern_is_case_sensitive() -> None:
+    """Names of attributes are case-sensitive too."""
     with pytest.raises(InvalidArgumentError):
         select(MODEL, "LAYER1")
 
 
 def test_sequence_selects_all_of_its_parts() -> None:
-    """Modules, names and patterns may stand side by side."""
+    """Modules, names and patterns can be mixed."""
     assert chosen([MODEL.bn1, "head.*", "position"]) == {
         *("bn1.weight", "bn1.bias", "head.weight", "head.bias", "position")
     }
 
 
 def test_slice_of_a_container_selects_what_is_in_it() -> None:
-    """A slice is a new container of modules that are the model's."""
+    """A slice is a new container with modules of the model."""
     assert chosen(MODEL.layer1[:1]) == chosen("layer1.0")
 
 
-def test_brackets_of_a_name_are_no_pattern() -> None:
-    """A name as it stands comes before what it would fit as a pattern."""
+def test_exact_name_comes_before_a_pattern() -> None:
+    """A name with brackets is not treated as a pattern if it exists."""
     model = nn.ModuleDict({"a[1]": nn.Linear(1, 1), "a1": nn.Linear(1, 1)})
     assert chosen("a[1]", model) == {"a[1].weight", "a[1].bias"}
 
 
 def test_shared_parameter_is_selected_under_the_name_that_was_named() -> None:
-    """The other name is not, so that the difference can be seen."""
+    """The other name is not selected."""
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight
     assert chosen("b", model) == {"b.weight", "b.bias"}
 
 
 def test_shared_module_is_selected_under_all_names() -> None:
-    """One module is one part."""
+    """A shared module is one part."""
     layer = nn.Linear(2, 2)
     model = nn.ModuleDict({"a": layer, "b": layer})
     assert chosen("b", model) == {"a.weight", "a.bias", "b.weight", "b.bias"}
@@ -134,41 +134,41 @@ def test_shared_module_is_selected_under_all_names() -> None:
 @pytest.mark.parametrize(
     ("part", "near"), [("layer3", "`layer1`"), ("heads", "`head`"), ("zzz*", "`layer1`, `layer2`")]
 )
-def test_name_that_fits_nothing_is_an_error_with_near_names(part: str, near: str) -> None:
-    """The message has the name, and others to choose from."""
+def test_name_that_matches_nothing_is_an_error_with_similar_names(part: str, near: str) -> None:
+    """The message contains the name and similar ones."""
     with pytest.raises(InvalidArgumentError, match=near) as caught:
         select(MODEL, part, "except_")
     assert repr(part) in str(caught.value)
     assert "except_" in str(caught.value)
 
 
-def test_one_of_several_names_that_fits_nothing_is_an_error() -> None:
-    """No part is passed over in silence."""
+def test_each_of_several_names_must_match() -> None:
+    """No part is ignored."""
     with pytest.raises(InvalidArgumentError, match="'nothing'"):
         select(MODEL, ["head", "nothing"])
 
 
 def test_module_of_another_model_is_an_error() -> None:
-    """Its kind is named, and what the model has."""
+    """The message contains its type and the names of the model."""
     with pytest.raises(InvalidArgumentError, match=r"Linear.*`layer1`"):
         select(MODEL, nn.Linear(4, 2))
 
 
 def test_empty_container_is_an_error() -> None:
-    """A slice that is empty selects nothing."""
+    """An empty slice selects nothing."""
     with pytest.raises(InvalidArgumentError, match="Sequential"):
         select(MODEL, MODEL.layer1[2:])
 
 
 def test_empty_sequence_is_an_error() -> None:
-    """Nothing is not everything."""
+    """An empty sequence does not select everything."""
     with pytest.raises(InvalidArgumentError, match="empty"):
         select(MODEL, [])
 
 
 @pytest.mark.parametrize("part", [3, [3], None])
-def test_part_of_another_kind_is_an_error(part: object) -> None:
-    """The message has the value and its type."""
+def test_part_of_a_wrong_type_is_an_error(part: object) -> None:
+    """The message contains the value and its type."""
     with pytest.raises(InvalidTypeError, match=r"int|None"):
         select(MODEL, part)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -177,7 +177,7 @@ def test_part_of_another_kind_is_an_error(part: object) -> None:
 
 
 def test_blocks_are_in_order_without_the_head() -> None:
-    """Containers are split; what has no parameters goes with the block before it."""
+    """Containers are split; modules without parameters belong to the block before them."""
     assert blocks(MODEL, MODEL.head) == [
         ["position", "drop"],
         ["bn1"],
@@ -189,7 +189,7 @@ def test_blocks_are_in_order_without_the_head() -> None:
 
 
 def test_child_with_most_of_the_parameters_is_split() -> None:
-    """A model within a model, as transformers has them, is seen through."""
+    """A model inside a model, as in transformers, is split."""
 
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -203,7 +203,7 @@ def test_child_with_most_of_the_parameters_is_split() -> None:
 
 
 def test_block_around_the_head_is_split() -> None:
-    """A small unit with the head inside gives its other layers as blocks."""
+    """The other layers of a small unit that contains the head are blocks."""
 
     class Top(nn.Module):
         def __init__(self) -> None:
@@ -218,7 +218,7 @@ def test_block_around_the_head_is_split() -> None:
 
 
 def test_subclass_of_a_container_is_a_block() -> None:
-    """Whoever named a convolution with its norm meant a unit."""
+    """A named class, such as a convolution with its norm, is one unit."""
 
     class ConvNorm(nn.Sequential):
         pass
@@ -228,48 +228,48 @@ def test_subclass_of_a_container_is_a_block() -> None:
 
 
 def test_model_without_parameters_has_no_blocks() -> None:
-    """There is nothing to freeze in it."""
+    """It has nothing to freeze."""
     assert blocks(nn.Sequential(nn.ReLU(), nn.Dropout())) == []
 
 
 def test_depth_zero_is_the_head_alone() -> None:
-    """What stands right before the head is not part of it."""
+    """Modules right before the head are not part of it."""
     assert select_last(MODEL, 0, "last") == select(MODEL, "head")
 
 
-def test_depth_takes_blocks_with_what_belongs_to_them() -> None:
-    """Modules without parameters come with their block."""
+def test_depth_includes_modules_without_parameters() -> None:
+    """They belong to their block."""
     assert select_last(MODEL, 1, "last") == select(MODEL, ["head", "layer2.1", "pool"])
 
 
 def test_largest_depth_is_every_block() -> None:
-    """All parameters are selected then."""
+    """All parameters are selected."""
     names = {name for name, _ in MODEL.named_parameters()}
     assert select_last(MODEL, 6, "last").parameter_names(MODEL) & names == names
 
 
 @pytest.mark.parametrize("depth", [-1, 7])
 def test_depth_outside_the_model_is_an_error(depth: int) -> None:
-    """The message has the depth, and for a large one the number of blocks."""
+    """The message contains the depth, and the limit if it is too large."""
     with pytest.raises(InvalidArgumentError, match=rf"`last`.*{depth}"):
         select_last(MODEL, depth, "last")
 
 
 @pytest.mark.parametrize("depth", [1.0, True, "1"])
-def test_depth_of_another_kind_is_an_error(depth: object) -> None:
-    """Only whole numbers count blocks."""
+def test_depth_of_a_wrong_type_is_an_error(depth: object) -> None:
+    """The depth must be an integer."""
     with pytest.raises(InvalidTypeError, match="whole number"):
         select_last(MODEL, depth, "last")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_depth_needs_a_head() -> None:
-    """A model without one is told to name its parts."""
+    """The error of a model without a head says to name its parts."""
     with pytest.raises(FreezeError, match="head"):
         select_last(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), 1, "last")
 
 
 def test_blocks_of_an_mlp() -> None:
-    """A hidden layer is its Linear with the activation behind it."""
+    """A block is a Linear with the activation after it."""
     model = build_mlp(4, [8, 8], 3)
     assert blocks(model, model.head) == [
         ["backbone.0", "backbone.1", "backbone.2"],

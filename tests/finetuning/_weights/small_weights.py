@@ -13,12 +13,12 @@ from finetunelib.models import MLP
 
 
 def mlp(seed: int = 0, *, classes: int = 3, hidden: tuple[int, ...] = (5,)) -> MLP:
-    """Return a model with a normalization and its buffers."""
+    """Return a model with a norm and its buffers."""
     return build_mlp(4, hidden, classes, normalization=nn.BatchNorm1d, seed=seed)
 
 
 class Tied(nn.Module):
-    """A language model whose head is its embedding."""
+    """A language model whose head shares its weight with the embedding."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -42,18 +42,18 @@ def with_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(state: object, folder: Path, name: str = "a.pth") -> Path:
-    """Write a state dict as torch does, and return the path."""
+    """Write a state dict with `torch.save`, and return the path."""
     torch.save(state, folder / name)
     return folder / name
 
 
 def equal_states(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two models hold the same tensors, bit for bit and dtype for dtype."""
+    """Return whether two models have the same tensors, with equal bits and dtypes."""
     return same_bits(one.state_dict(), other.state_dict())
 
 
 def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Return whether two state dicts hold the same tensors, bit for bit and dtype for dtype."""
+    """Return whether two state dicts have the same tensors, with equal bits and dtypes."""
     return one.keys() == other.keys() and all(
         tensor.dtype == other[name].dtype and torch.equal(tensor, other[name])
         for name, tensor in one.items()

@@ -1,4 +1,4 @@
-"""Weights files: written whole, read without running code, and reported tensor by tensor."""
+"""Weights files: written atomically, read without running code, and reported per tensor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mlp(seed: int, *, classes: int = 3) -> MLP:
 
 
 class Tied(nn.Module):
-    """A language model whose head is its embedding."""
+    """A language model whose head shares its weight with the embedding."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Tied(nn.Module):
 
 
 class Buffers(nn.Module):
-    """Tensors of many dtypes and shapes under names."""
+    """Named tensors of many dtypes and shapes."""
 
     def __init__(self, fill: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Buffers(nn.Module):
 
 
 class Views(nn.Module):
-    """A model with a buffer that is a part of another one."""
+    """A model with a buffer that is a slice of another."""
 
     whole: Tensor
     part: Tensor
@@ -79,7 +79,7 @@ class Views(nn.Module):
 
 
 def equal_states(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two models hold the same tensors, bit for bit and dtype for dtype."""
+    """Return whether two models have the same tensors, with equal bits and dtypes."""
     first, second = one.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
@@ -99,13 +99,13 @@ def moved(before: dict[str, Tensor], model: nn.Module) -> set[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names of everything in a folder, hidden files included."""
+    """Return all names in a folder, including hidden files."""
     return sorted(path.name for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than `size` bytes to a file of this process."""
+    """Limit the size of the files that this process can write to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -125,7 +125,7 @@ def files_limited_to(size: int) -> Iterator[None]:
 def test_saved_weights_come_back_bit_for_bit(
     tmp_path: Path, make: Callable[[int], nn.Module]
 ) -> None:
-    """Parameters and buffers of any dtype and layout are equal after the way through a file."""
+    """Parameters and buffers of any dtype and layout are equal after saving and loading."""
     saved, loaded = make(1), make(2)
     assert not equal_states(saved, loaded)
     load_weights(loaded, save_weights(saved, tmp_path / "a.safetensors"))
@@ -133,7 +133,7 @@ def test_saved_weights_come_back_bit_for_bit(
 
 
 def test_special_values_come_back_bit_for_bit(tmp_path: Path) -> None:
-    """Infinities, the sign of zero and the payload of a NaN survive."""
+    """Infinities, the sign of zero and the payload of NaN are preserved."""
     values = torch.tensor([float("inf"), -0.0, 1e-45, float("nan")])
     saved, loaded = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
     saved.weight.data.copy_(values)
@@ -142,14 +142,14 @@ def test_special_values_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_still_tied_after_loading(tmp_path: Path) -> None:
-    """Loading writes into the shared tensor and does not part its names."""
+    """Loading writes into the shared tensor and keeps it shared."""
     model = Tied(2)
     load_weights(model, save_weights(Tied(1), tmp_path / "a.safetensors"))
     assert model.head.weight is model.embedding.weight
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:
-    """A file holds a shared tensor under one name."""
+    """A file contains a shared tensor under one name."""
     path = save_weights(Tied(), tmp_path / "a.safetensors")
     assert len(safetensors.torch.load_file(path)) == 1
 
@@ -163,7 +163,7 @@ def test_tied_weights_count_under_every_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
 def test_tied_weights_are_found_under_either_name(tmp_path: Path, name: str) -> None:
-    """A file that knows the shared tensor by one of its names provides both."""
+    """A file with one of the names of a shared tensor provides both."""
     torch.save({name: torch.ones(7, 4)}, tmp_path / "a.pth")
     model = Tied()
     report = load_weights(model, tmp_path / "a.pth")
@@ -172,7 +172,7 @@ def test_tied_weights_are_found_under_either_name(tmp_path: Path, name: str) -> 
 
 
 def test_buffer_that_is_a_part_of_another_comes_back(tmp_path: Path) -> None:
-    """Tensors that overlap without being the same are saved too."""
+    """Tensors that share a part of their memory are saved too."""
     model = Views(2.0)
     load_weights(model, save_weights(Views(1.0), tmp_path / "a.safetensors"))
     assert torch.equal(model.whole, torch.ones(4))
@@ -180,7 +180,7 @@ def test_buffer_that_is_a_part_of_another_comes_back(tmp_path: Path) -> None:
 
 
 def test_model_without_tensors_comes_back(tmp_path: Path) -> None:
-    """All of nothing is a complete match."""
+    """A model without tensors matches completely."""
     report = load_weights(nn.ReLU(), save_weights(nn.ReLU(), tmp_path / "a.safetensors"))
     assert (report.loaded, report.missing) == ((), ())
 
@@ -189,20 +189,20 @@ def test_model_without_tensors_comes_back(tmp_path: Path) -> None:
 
 
 def test_save_returns_the_path(tmp_path: Path) -> None:
-    """A string comes back as the `Path` of the file."""
+    """A string path is returned as a `Path`."""
     path = tmp_path / "a.safetensors"
     assert save_weights(mlp(0), str(path)) == path
 
 
 def test_saved_file_is_read_by_safetensors(tmp_path: Path) -> None:
-    """Any other program finds the names of the state dict in it."""
+    """Other programs read the names of the state dict."""
     model = mlp(0)
     path = save_weights(model, tmp_path / "a.safetensors")
     assert safetensors.torch.load_file(path).keys() == model.state_dict().keys()
 
 
 def test_save_makes_missing_folders(tmp_path: Path) -> None:
-    """Parent folders that do not exist are made."""
+    """Missing parent folders are created."""
     assert save_weights(mlp(0), tmp_path / "a" / "b" / "c.safetensors").is_file()
 
 
@@ -223,7 +223,7 @@ def test_save_leaves_the_model_alone(tmp_path: Path) -> None:
 
 
 def test_save_leaves_no_temporary_file(tmp_path: Path) -> None:
-    """Only the file itself is in the folder afterwards."""
+    """The folder contains only the file afterwards."""
     save_weights(mlp(0), tmp_path / "a.safetensors")
     assert names_in(tmp_path) == ["a.safetensors"]
 
@@ -238,22 +238,22 @@ def test_save_refuses_another_ending(tmp_path: Path, name: str) -> None:
 
 
 def test_save_refuses_a_path_below_a_file(tmp_path: Path) -> None:
-    """A file cannot be the folder of another one, and is named."""
+    """The message names the file that is used as a folder."""
     (tmp_path / "obstacle").write_text("a file")
     with pytest.raises(PathNotWritableError) as caught:
         save_weights(mlp(0), tmp_path / "obstacle" / "a.safetensors")
     assert f"`{tmp_path / 'obstacle'}`" in str(caught.value)
 
 
-def test_save_that_the_system_breaks_off_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    """What safetensors raises on a full disk comes out as the library's own error."""
+def test_interrupted_save_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """An error of safetensors on a full disk is raised as an error of the library."""
     with files_limited_to(1000), pytest.raises(PathNotWritableError) as caught:
         save_weights(nn.Linear(100, 100), tmp_path / "a.safetensors")
     assert str(tmp_path / "a.safetensors") in str(caught.value)
 
 
-def test_save_that_the_system_breaks_off_leaves_the_former_file(tmp_path: Path) -> None:
-    """A file that cannot be finished does not replace the one that is there."""
+def test_interrupted_save_keeps_the_existing_file(tmp_path: Path) -> None:
+    """A file that cannot be completed does not replace the existing one."""
     path = save_weights(mlp(0), tmp_path / "a.safetensors")
     former = path.read_bytes()
     with files_limited_to(1000), contextlib.suppress(Exception):
@@ -267,8 +267,8 @@ def test_save_that_the_system_breaks_off_leaves_the_former_file(tmp_path: Path) 
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
-def test_state_dict_of_torch_is_read(tmp_path: Path, ending: str, key: str | None) -> None:
-    """It may lie in the file by itself, or under a key as training scripts keep it."""
+def test_state_dict_is_read(tmp_path: Path, ending: str, key: str | None) -> None:
+    """It may be at the top of the file or under a usual key of training scripts."""
     saved, loaded = mlp(1), mlp(2)
     state = saved.state_dict()
     torch.save({"epoch": 3, key: state} if key else state, tmp_path / f"a{ending}")
@@ -276,8 +276,8 @@ def test_state_dict_of_torch_is_read(tmp_path: Path, ending: str, key: str | Non
     assert equal_states(saved, loaded)
 
 
-def test_state_dict_of_an_old_torch_is_read(tmp_path: Path) -> None:
-    """Files from before torch 1.6, which are no archives, are still around."""
+def test_state_dict_of_an_old_pytorch_is_read(tmp_path: Path) -> None:
+    """Files from before PyTorch 1.6 are not zip archives."""
     saved, loaded = mlp(1), mlp(2)
     torch.save(saved.state_dict(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     load_weights(loaded, tmp_path / "a.pth")
@@ -285,14 +285,14 @@ def test_state_dict_of_an_old_torch_is_read(tmp_path: Path) -> None:
 
 
 def test_model_keeps_its_dtype(tmp_path: Path) -> None:
-    """Weights in single precision are cast into a model in double."""
+    """Weights in single precision are converted to the model's double precision."""
     saved, loaded = mlp(1), mlp(2).double()
     load_weights(loaded, save_weights(saved, tmp_path / "a.safetensors"))
     assert equal_states(loaded, saved.double())
 
 
 def test_parameters_stay_the_same_objects(tmp_path: Path) -> None:
-    """An optimizer that was built before goes on to move the loaded model."""
+    """An existing optimizer still trains the loaded model."""
     model = mlp(2)
     before = list(model.parameters())
     load_weights(model, save_weights(mlp(1), tmp_path / "a.safetensors"))
@@ -300,7 +300,7 @@ def test_parameters_stay_the_same_objects(tmp_path: Path) -> None:
 
 
 def test_loading_into_a_frozen_model_leaves_it_frozen(tmp_path: Path) -> None:
-    """Values change, and what is trainable does not."""
+    """Loading changes values and not `requires_grad`."""
     model = freeze_and_replace_head(mlp(2), num_classes=3)
     saved = mlp(1)
     load_weights(model, save_weights(saved, tmp_path / "a.safetensors"))
@@ -312,7 +312,7 @@ def test_loading_into_a_frozen_model_leaves_it_frozen(tmp_path: Path) -> None:
 
 
 def test_loading_leaves_gradients_and_modes_alone(tmp_path: Path) -> None:
-    """Only values are written, and no graph is recorded."""
+    """Loading changes neither gradients nor modes and records no graph."""
     model = mlp(2)
     model(torch.ones(2, 4)).sum().backward()
     model.backbone.eval()
@@ -329,7 +329,7 @@ def test_loading_leaves_gradients_and_modes_alone(tmp_path: Path) -> None:
 
 
 def other_file(folder: Path) -> Path:
-    """Write a file that has one name too many, lacks one, and has another class count."""
+    """Write a file with an additional name, a missing name and another class count."""
     state = mlp(1, classes=7).state_dict()
     del state["backbone.1.bias"]
     state["extra.weight"] = torch.ones(2)
@@ -349,7 +349,7 @@ FITTING = {
 
 
 def test_report_of_a_complete_file(tmp_path: Path) -> None:
-    """Every name of the model is loaded, and nothing is left over."""
+    """Every name of the model is loaded, and nothing is unexpected."""
     model = mlp(2)
     path = save_weights(mlp(1), tmp_path / "a.safetensors")
     report = load_weights(model, path)
@@ -364,7 +364,7 @@ def test_report_of_a_complete_file(tmp_path: Path) -> None:
 
 
 def test_report_of_another_models_file(tmp_path: Path) -> None:
-    """Loaded, missing, unexpected and reshaped names are told apart, with both shapes."""
+    """Loaded, missing and unexpected names are listed, and both shapes of reshaped tensors."""
     report = load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5)
     assert set(report.loaded) == FITTING
     assert report.missing == ("backbone.1.bias",)
@@ -372,14 +372,14 @@ def test_report_of_another_models_file(tmp_path: Path) -> None:
     assert report.wrong_shape == {"head.weight": ((7, 5), (3, 5)), "head.bias": ((7,), (3,))}
 
 
-def test_match_is_the_share_of_the_models_tensors(tmp_path: Path) -> None:
+def test_match_is_the_fraction_of_the_models_tensors(tmp_path: Path) -> None:
     """Six of nine tensors of the model are in the file; its extra name does not count."""
     report = load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5)
     assert report.match == 6 / 9
 
 
 def test_report_reads_as_text(tmp_path: Path) -> None:
-    """Its text holds the counts, the file's name, and every name that did not fit."""
+    """The text contains the counts, the file's name and every name that did not fit."""
     text = str(load_weights(mlp(2), other_file(tmp_path), minimum_match=0.5))
     for part in (
         "6 of 9",
@@ -394,7 +394,7 @@ def test_report_reads_as_text(tmp_path: Path) -> None:
 
 
 def test_long_lists_of_names_are_cut_in_the_text(tmp_path: Path) -> None:
-    """A text stays readable: it shows some of the names and tells how many it leaves out."""
+    """The text shows some of the names and the number of the others."""
     torch.save({f"extra{number:02}": torch.ones(1) for number in range(30)}, tmp_path / "a.pth")
     text = str(load_weights(mlp(2), tmp_path / "a.pth", minimum_match=0.0))
     shown = text.count("extra")
@@ -403,7 +403,7 @@ def test_long_lists_of_names_are_cut_in_the_text(tmp_path: Path) -> None:
 
 
 def test_report_cannot_be_changed(tmp_path: Path) -> None:
-    """A result is a value."""
+    """A report is immutable."""
     report = load_weights(mlp(2), save_weights(mlp(1), tmp_path / "a.safetensors"))
     with pytest.raises(AttributeError):
         report.missing = ()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -413,7 +413,7 @@ def test_report_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_partial_load_writes_what_fits_and_nothing_else(tmp_path: Path) -> None:
-    """Fitting tensors hold the file's values, and the others their own."""
+    """Tensors that fit have the file's values, and the others keep theirs."""
     model = mlp(2)
     before = copies(model)
     path = other_file(tmp_path)
@@ -442,7 +442,7 @@ def test_minimum_match_decides(tmp_path: Path, minimum: float, fits: bool) -> No
 def test_minimum_match_outside_its_range_is_an_error_that_names_it(
     tmp_path: Path, minimum: float
 ) -> None:
-    """A percentage makes no sense."""
+    """`minimum_match` is a fraction and not a percentage."""
     path = save_weights(mlp(1), tmp_path / "a.safetensors")
     with pytest.raises(InvalidArgumentError) as caught:
         load_weights(mlp(2), path, minimum_match=minimum)
@@ -451,7 +451,7 @@ def test_minimum_match_outside_its_range_is_an_error_that_names_it(
 
 
 def test_mismatch_lists_the_file_and_every_name(tmp_path: Path) -> None:
-    """Missing, unexpected and reshaped names stand in the message, and how to allow them."""
+    """The message contains missing, unexpected and reshaped names, and how to allow them."""
     path = other_file(tmp_path)
     with pytest.raises(WeightsMismatchError) as caught:
         load_weights(mlp(2), path)
@@ -478,14 +478,14 @@ def test_other_class_count_is_an_error_that_names_both_shapes(tmp_path: Path) ->
 
 
 def test_one_unexpected_name_is_an_error(tmp_path: Path) -> None:
-    """A complete match is demanded in both directions."""
+    """By default, names must match in both directions."""
     torch.save(mlp(1).state_dict() | {"extra.weight": torch.ones(1)}, tmp_path / "a.pth")
     with pytest.raises(WeightsMismatchError, match=r"extra\.weight"):
         load_weights(mlp(2), tmp_path / "a.pth")
 
 
 def test_refused_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
-    """No fitting tensor is written when the file as a whole does not fit."""
+    """No tensor is written if the file is refused."""
     model = mlp(2)
     before = copies(model)
     with pytest.raises(WeightsMismatchError):
@@ -497,7 +497,7 @@ def test_refused_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
 
 
 class Canary:
-    """An object that makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -506,24 +506,24 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
-def test_canary_sings_when_it_is_unpickled(tmp_path: Path) -> None:
-    """The object that the next test relies on runs code wherever a file is trusted."""
+def test_unpickling_the_object_runs_code(tmp_path: Path) -> None:
+    """The object of the next test runs code if a file is trusted."""
     pickle.loads(pickle.dumps(Canary(tmp_path / "sang")))
     assert (tmp_path / "sang").is_dir()
 
 
 def save_as_archive(content: object, path: Path) -> None:
-    """Write a file as torch does today."""
+    """Write a file as PyTorch does today."""
     torch.save(content, path)
 
 
 def save_as_of_old(content: object, path: Path) -> None:
-    """Write a file as torch did before 1.6."""
+    """Write a file as PyTorch did before 1.6."""
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
 def save_as_pickle(content: object, path: Path) -> None:
-    """Write a plain pickle, of the protocol that torch knows."""
+    """Write a plain pickle with a protocol that PyTorch can read."""
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
@@ -536,10 +536,10 @@ WRITERS = pytest.mark.parametrize(
 
 @WRITERS
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin"])
-def test_file_that_holds_code_is_refused_and_runs_nothing(
+def test_file_with_code_is_refused_and_runs_nothing(
     tmp_path: Path, write: Callable[[object, Path], None], ending: str
 ) -> None:
-    """Code in a downloaded file does not run, and the file is named."""
+    """Code in a file does not run, and the message names the file."""
     path = tmp_path / f"evil{ending}"
     write({"head.weight": Canary(tmp_path / "sang")}, path)
     with pytest.raises(CorruptFileError) as caught:
@@ -549,7 +549,7 @@ def test_file_that_holds_code_is_refused_and_runs_nothing(
 
 
 def test_file_of_a_whole_model_is_refused(tmp_path: Path) -> None:
-    """A pickled module names classes, whose code would run: the first is told, and the safe way."""
+    """The message names the first class in the file, and how to save the weights alone."""
     torch.save(mlp(1), tmp_path / "a.pth")
     with pytest.raises(CorruptFileError) as caught:
         load_weights(mlp(2), tmp_path / "a.pth")
@@ -570,10 +570,10 @@ def test_file_of_a_whole_model_is_refused(tmp_path: Path) -> None:
     ],
     ids=["list", "tensor", "unknown key", "number for a name", "number for a tensor"],
 )
-def test_file_without_a_state_dict_is_an_error_that_tells_what_it_holds(
+def test_file_without_a_state_dict_is_an_error_with_its_content(
     tmp_path: Path, content: Any, named: str
 ) -> None:
-    """The path and the content, by its keys or type, are in the message."""
+    """The message contains the path and the keys or type of the content."""
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CorruptFileError) as caught:
         load_weights(mlp(2), tmp_path / "a.pth")
@@ -582,7 +582,7 @@ def test_file_without_a_state_dict_is_an_error_that_tells_what_it_holds(
 
 
 def save_as_safetensors(content: dict[str, Tensor], path: Path) -> None:
-    """Write a file as safetensors does."""
+    """Write a safetensors file."""
     safetensors.torch.save_file(content, path)
 
 
@@ -594,7 +594,7 @@ def save_as_safetensors(content: dict[str, Tensor], path: Path) -> None:
 def test_file_cut_off_anywhere_is_corrupt(
     tmp_path: Path, write: Callable[[dict[str, Tensor], Path], None], ending: str
 ) -> None:
-    """A download that broke off is met by one error, after whatever byte it ended."""
+    """A file that was cut off after any byte raises the same error."""
     path = tmp_path / f"a{ending}"
     write({"weight": torch.ones(2, 3)}, path)
     whole = path.read_bytes()
@@ -613,7 +613,7 @@ def test_file_cut_off_anywhere_is_corrupt(
     ids=["empty", "page", "text", "zeros", "pointer"],
 )
 def test_file_of_something_else_is_corrupt(tmp_path: Path, ending: str, content: bytes) -> None:
-    """An empty file, or a page of an error in place of a download, is named."""
+    """The message names an empty file, or an HTML page that was downloaded instead."""
     path = tmp_path / f"a{ending}"
     path.write_bytes(content)
     with pytest.raises(CorruptFileError) as caught:
@@ -622,7 +622,7 @@ def test_file_of_something_else_is_corrupt(tmp_path: Path, ending: str, content:
 
 
 def test_corrupt_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
-    """Nothing is written before the file has been read as a whole."""
+    """Nothing is written if the file is damaged."""
     path = save_weights(mlp(1), tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     model = mlp(2)
@@ -634,7 +634,7 @@ def test_corrupt_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.onnx", "a", "a.npz", "a.pth.zip"])
 def test_another_ending_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
-    """The kinds that are read go by their endings, which the message lists."""
+    """The message lists the endings of the formats that are read."""
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CorruptFileError) as caught:
         load_weights(mlp(2), tmp_path / name)
@@ -643,14 +643,14 @@ def test_another_ending_is_an_error_that_names_the_file(tmp_path: Path, name: st
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    """The message holds the path that was given."""
+    """The message contains the path."""
     with pytest.raises(FileMissingError) as caught:
         load_weights(mlp(2), tmp_path / "nowhere.pth")
     assert str(tmp_path / "nowhere.pth") in str(caught.value)
 
 
-def test_folder_is_no_file(tmp_path: Path) -> None:
-    """A folder is named as one, also when its name ends like a file's."""
+def test_folder_without_weights_is_an_error(tmp_path: Path) -> None:
+    """The message says that the path is a folder, also if its name ends like a file's."""
     folder = tmp_path / "a.safetensors"
     folder.mkdir()
     with pytest.raises(FileMissingError) as caught:
@@ -659,7 +659,7 @@ def test_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_names_show_their_public_path() -> None:
-    """Users import them from `finetunelib.finetuning`."""
+    """`__module__` is the package that users import from."""
     assert {value.__module__ for value in (LoadReport, load_weights, save_weights)} == {
         "finetunelib.finetuning"
     }
@@ -673,8 +673,8 @@ def test_swapped_arguments_are_refused(tmp_path: Path) -> None:
             function(*swapped)
 
 
-def test_share_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    """A text is not taken for a number."""
+def test_minimum_match_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
+    """A string is not a number."""
     path, share = save_weights(nn.Linear(2, 2), tmp_path / "a.safetensors"), "0.5"
     wrong: Any = share
     with pytest.raises(InvalidTypeError, match="minimum_match"):

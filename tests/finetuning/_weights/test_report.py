@@ -1,4 +1,4 @@
-"""What a report of loaded weights holds, renaming by hand, and models on the meta device."""
+"""Digests of loaded weights, renaming, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from finetuning._weights.small_weights import (
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return a model without any values."""
+    """Return a model on the meta device."""
     with torch.device("meta"):
         return make()
 
@@ -43,14 +43,14 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def test_digests_are_those_of_the_tensors_in_the_model(tmp_path: Path) -> None:
-    """Each loaded name has the digest of the bits that the model holds now."""
+    """Each loaded name has the digest of the model's tensor."""
     model = mlp(2).double()
     report = load_weights(model, save_weights(mlp(1), tmp_path / "a.safetensors"))
     assert report.digests == {name: digest(part) for name, part in model.state_dict().items()}
 
 
-def test_model_carries_the_digests_of_what_was_loaded(tmp_path: Path) -> None:
-    """They stay with the model and its copies, to be compared with later."""
+def test_model_keeps_the_digests_of_what_was_loaded(tmp_path: Path) -> None:
+    """The model and its copies keep them."""
     model = mlp(2, classes=5)
     report = load_weights(model, write(state_of(mlp(1)), tmp_path), minimum_match=0.5)
     assert set(report.digests) == set(report.loaded)
@@ -58,7 +58,7 @@ def test_model_carries_the_digests_of_what_was_loaded(tmp_path: Path) -> None:
 
 
 def test_refused_file_leaves_no_digests(tmp_path: Path) -> None:
-    """Nothing was loaded, and nothing is noted."""
+    """A model keeps no digests of a refused file."""
     model = mlp(2, classes=5)
     with pytest.raises(WeightsMismatchError):
         load_weights(model, write(state_of(mlp(1)), tmp_path))
@@ -73,13 +73,13 @@ def test_tied_names_share_a_digest(tmp_path: Path) -> None:
 
 
 def test_complete_file_needs_no_suggestion(tmp_path: Path) -> None:
-    """Where everything fits there is nothing to explain."""
+    """If everything fits, there are no suggestions."""
     report = load_weights(mlp(2), save_weights(mlp(1), tmp_path / "a.safetensors"))
     assert report.suggestions == ()
     assert str(report) == "9 of 9 tensors loaded from a.safetensors."
 
 
-# Renaming by hand
+# Renaming
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_complete_file_needs_no_suggestion(tmp_path: Path) -> None:
     ],
     ids=["part", "part with its dot", "whole names", "longest first"],
 )
-def test_rename_takes_parts_and_whole_names(tmp_path: Path, rename: dict[str, str]) -> None:
-    """A beginning up to a dot and a whole name are both renamed, and the longest entry decides."""
+def test_rename_accepts_parts_and_complete_names(tmp_path: Path, rename: dict[str, str]) -> None:
+    """Beginnings up to a dot and complete names are renamed, by the longest entry."""
     saved, loaded = mlp(1), mlp(2)
     state = {name.replace("head.", "fc."): tensor for name, tensor in state_of(saved).items()}
     if "fc" in rename and len(rename) > 1:
@@ -103,7 +103,7 @@ def test_rename_takes_parts_and_whole_names(tmp_path: Path, rename: dict[str, st
 
 
 def test_rename_ends_at_a_dot(tmp_path: Path) -> None:
-    """`fc1` is no beginning of `fc10`."""
+    """`fc1` is not a beginning of `fc10`."""
     state = {"fc1.weight": torch.ones(2, 2), "fc10.weight": torch.zeros(2, 2)}
     model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "fc10": nn.Linear(2, 2, bias=False)})
     load_weights(model, write(state, tmp_path), rename={"fc1": "a"})
@@ -111,8 +111,8 @@ def test_rename_ends_at_a_dot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rename", [{"module.model.": ""}, {"model": ""}])
-def test_rename_takes_prefixes_off(tmp_path: Path, rename: dict[str, str]) -> None:
-    """With or without the wrapper's part and the dot."""
+def test_rename_removes_prefixes(tmp_path: Path, rename: dict[str, str]) -> None:
+    """The entry may be written with or without the wrapper's part and the dot."""
     saved, loaded = mlp(1), mlp(2)
     state = with_prefix("module.model.", state_of(saved))
     load_weights(loaded, write(state, tmp_path), rename=rename)
@@ -129,10 +129,10 @@ def test_rename_takes_prefixes_off(tmp_path: Path, rename: dict[str, str]) -> No
     ],
     ids=["misspelt part", "misspelt name", "no whole part", "two become one"],
 )
-def test_rename_that_cannot_be_meant_is_an_error(
+def test_invalid_rename_is_an_error(
     tmp_path: Path, rename: dict[str, str], named: list[str]
 ) -> None:
-    """An entry that applies to nothing, and two names that become one, are named."""
+    """The message names an entry that matches nothing, or names that become equal."""
     model = mlp(2)
     before = state_of(model)
     with pytest.raises(InvalidArgumentError) as caught:
@@ -142,8 +142,8 @@ def test_rename_that_cannot_be_meant_is_an_error(
 
 
 @pytest.mark.parametrize("rename", [["fc"], {"fc": 1}, "fc"])
-def test_rename_of_another_kind_is_an_error(tmp_path: Path, rename: Any) -> None:
-    """It maps text to text."""
+def test_rename_of_a_wrong_type_is_an_error(tmp_path: Path, rename: Any) -> None:
+    """`rename` maps strings to strings."""
     with pytest.raises(InvalidTypeError, match="`rename`"):
         load_weights(mlp(2), write(state_of(mlp(1)), tmp_path), rename=rename)
 
@@ -153,7 +153,7 @@ def test_rename_of_another_kind_is_an_error(tmp_path: Path, rename: Any) -> None
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_model_on_the_meta_device_gets_the_files_tensors(tmp_path: Path, ending: str) -> None:
-    """It is as the saved one afterwards, on the CPU."""
+    """The model is equal to the saved one and on the CPU."""
     saved, path = mlp(1), tmp_path / f"a{ending}"
     if ending == ".pth":
         write(state_of(saved), tmp_path)
@@ -165,8 +165,8 @@ def test_model_on_the_meta_device_gets_the_files_tensors(tmp_path: Path, ending:
     assert report.digests == {name: digest(part) for name, part in model.state_dict().items()}
 
 
-def test_meta_parameters_keep_requires_grad_dtype_and_marks(tmp_path: Path) -> None:
-    """A frozen one stays frozen, and one of double precision gets rounded values of its own."""
+def test_meta_parameters_keep_requires_grad_dtype_and_attributes(tmp_path: Path) -> None:
+    """A frozen parameter stays frozen, and another dtype is converted."""
     model = on_meta(lambda: nn.Linear(4, 3, dtype=torch.float16))
     model.get_parameter("weight").requires_grad_(False)
     vars(model.get_parameter("bias"))["no_decay"] = True
@@ -181,9 +181,9 @@ def test_meta_parameters_keep_requires_grad_dtype_and_marks(tmp_path: Path) -> N
 
 
 def test_tied_meta_parameters_stay_tied(tmp_path: Path) -> None:
-    """One tensor of the file takes the place of both names."""
+    """One tensor of the file is used for both names."""
     path = save_weights(Tied(1), tmp_path / "a.safetensors")
-    # The class copies values while it is built, which the meta device has not.
+    # The class copies values in its constructor, which fails on the meta device.
     model = copy.deepcopy(Tied(2)).to("meta")
     model.head.weight = model.embedding.weight
     load_weights(model, path)
@@ -191,8 +191,8 @@ def test_tied_meta_parameters_stay_tied(tmp_path: Path) -> None:
     assert torch.equal(model.head.weight, Tied(1).head.weight)
 
 
-def test_slices_of_one_tensor_become_tensors_of_their_own(tmp_path: Path) -> None:
-    """Weights that share memory in a file do not move each other in the model."""
+def test_slices_of_one_tensor_become_separate_tensors(tmp_path: Path) -> None:
+    """Weights that share memory in a file do not share it in the model."""
     whole = torch.ones(2, 4)
     path = write({"0.weight": whole[:1], "1.weight": whole[1:]}, tmp_path)
     model = on_meta(lambda: nn.Sequential(*(nn.Linear(4, 1, bias=False) for _ in range(2))))
@@ -202,7 +202,7 @@ def test_slices_of_one_tensor_become_tensors_of_their_own(tmp_path: Path) -> Non
 
 
 def test_recurrent_layer_on_the_meta_device_runs_afterwards(tmp_path: Path) -> None:
-    """Its own list of parameters holds the new ones."""
+    """Its list of parameters contains the new ones."""
     saved, inputs = nn.LSTM(3, 4), torch.ones(2, 1, 3)
     model = on_meta(lambda: nn.LSTM(3, 4))
     load_weights(model, save_weights(saved, tmp_path / "a.safetensors"))
@@ -210,7 +210,7 @@ def test_recurrent_layer_on_the_meta_device_runs_afterwards(tmp_path: Path) -> N
 
 
 def test_names_that_would_stay_on_the_meta_device_are_an_error(tmp_path: Path) -> None:
-    """A part without values fails only when it runs, so that it is named now, with a way out."""
+    """The message names a part without values, and how to give it some."""
     model = on_meta(lambda: mlp(classes=5))
     path = save_weights(mlp(1), tmp_path / "a.safetensors")
     with pytest.raises(InvalidArgumentError) as caught:
@@ -221,8 +221,8 @@ def test_names_that_would_stay_on_the_meta_device_are_an_error(tmp_path: Path) -
     assert all(part.is_meta for part in model.parameters())
 
 
-def test_the_way_out_of_the_meta_device_works(tmp_path: Path) -> None:
-    """With values in the new head, the rest comes from the file."""
+def test_remedy_for_the_meta_device_works(tmp_path: Path) -> None:
+    """If the new head has values, the rest is loaded."""
     model = mlp(classes=5).to("meta")
     head = model.get_submodule("head").to_empty(device="cpu")
     assert isinstance(head, nn.Linear)
@@ -232,7 +232,7 @@ def test_the_way_out_of_the_meta_device_works(tmp_path: Path) -> None:
 
 
 def test_buffer_outside_the_state_dict_counts_as_without_values(tmp_path: Path) -> None:
-    """A file cannot hold a buffer that is not persistent."""
+    """A file cannot contain a buffer that is not persistent."""
 
     def make() -> nn.Module:
         model = nn.Linear(2, 2)
@@ -243,8 +243,8 @@ def test_buffer_outside_the_state_dict_counts_as_without_values(tmp_path: Path) 
         load_weights(on_meta(make), save_weights(make(), tmp_path / "a.safetensors"))
 
 
-def test_counter_that_an_old_file_lacks_starts_at_zero(tmp_path: Path) -> None:
-    """A normalization on the meta device needs no file of a newer torch."""
+def test_counter_that_is_not_in_an_old_file_starts_at_zero(tmp_path: Path) -> None:
+    """A norm on the meta device can be loaded from a file without counters."""
     state = {name: part for name, part in state_of(mlp(1)).items() if "num_batches" not in name}
     model = on_meta(mlp)
     load_weights(model, write(state, tmp_path))
@@ -277,7 +277,7 @@ print(peak() - before)
 def test_model_on_the_meta_device_is_loaded_without_a_second_copy(
     tmp_path: Path, ending: str
 ) -> None:
-    """The peak of memory grows by the model's 128 MiB, and not by a half more."""
+    """The peak memory grows by the model's 128 MiB, and by less than 1.5 times that."""
     model, path = nn.Linear(4096, 8192, bias=False), tmp_path / f"a{ending}"
     if ending == ".pth":
         torch.save(model.state_dict(), path)
@@ -288,24 +288,24 @@ def test_model_on_the_meta_device_is_loaded_without_a_second_copy(
     assert 100 * 1024 < int(grown) < 192 * 1024
 
 
-# Models that cannot take values: met before anything is written
+# Models that cannot be written to: refused before anything changes
 
 
 def expanded() -> nn.Module:
-    """Return a model whose values lie in one place."""
+    """Return a model with an expanded parameter."""
     model = nn.Linear(2, 3)
     model.bias = nn.Parameter(torch.zeros(1).expand(3))
     return model
 
 
 def of_inference_mode() -> nn.Module:
-    """Return a model that was made where nothing is recorded."""
+    """Return a model that was created in inference mode."""
     with torch.inference_mode():
         return nn.Linear(2, 3)
 
 
 class Copying(nn.Linear):
-    """A layer whose state dict holds copies, so that writing into them goes nowhere."""
+    """A layer whose state dict contains copies."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return copies."""
@@ -323,10 +323,10 @@ class Copying(nn.Linear):
     ],
     ids=["expanded", "inference mode", "copies", "lazy"],
 )
-def test_model_that_cannot_take_values_is_an_error_that_names_the_tensor(
+def test_model_that_cannot_be_written_to_is_an_error_that_names_the_tensor(
     tmp_path: Path, make: Callable[[], nn.Module], named: str
 ) -> None:
-    """No half of a model is written before the other half fails."""
+    """Nothing is written before the error."""
     with pytest.raises(InvalidArgumentError) as caught:
         load_weights(make(), write(state_of(nn.Linear(2, 3)), tmp_path))
     assert named in str(caught.value)
@@ -334,7 +334,7 @@ def test_model_that_cannot_take_values_is_an_error_that_names_the_tensor(
 
 @pytest.mark.slow
 def test_compiled_model_is_saved_under_its_own_names(tmp_path: Path) -> None:
-    """A file holds the names that the user gave, and no wrapper's."""
+    """The file contains the names inside the wrapper."""
     compiled: Any = torch.compile(mlp())
     path = save_weights(compiled, tmp_path / "a.safetensors")
     assert load_file(path).keys() == mlp().state_dict().keys()
@@ -343,7 +343,7 @@ def test_compiled_model_is_saved_under_its_own_names(tmp_path: Path) -> None:
 def test_file_that_shrinks_while_it_is_read_is_corrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that another program cuts off is no reason for values of nobody."""
+    """A file that another program truncates does not give arbitrary values."""
     from finetunelib.finetuning._weights import formats
 
     path = save_weights(nn.Linear(2, 3), tmp_path / "a.safetensors")

@@ -1,4 +1,4 @@
-"""Where weights come from: shards with an index, folders, torchvision's enums, odd files."""
+"""Sources of weights: shards with an index, folders, torchvision enums, malformed files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_index(folder: Path, weight_map: Any) -> Path:
 
 @pytest.mark.parametrize("give_folder", [False, True], ids=["index", "folder"])
 def test_shards_are_read_by_their_index(tmp_path: Path, give_folder: bool) -> None:
-    """The index, or the folder that holds it, stands for all of its files."""
+    """The index or the folder that contains it can be passed."""
     saved, loaded = mlp(1), mlp(2)
     index = write_shards(saved, tmp_path)
     report = load_weights(loaded, tmp_path if give_folder else index)
@@ -61,16 +61,16 @@ def test_shards_are_read_by_their_index(tmp_path: Path, give_folder: bool) -> No
     assert report.path == index
 
 
-def test_folder_with_one_file_stands_for_the_file(tmp_path: Path) -> None:
-    """Small models of the same hubs have no index."""
+def test_folder_with_one_file_is_read(tmp_path: Path) -> None:
+    """A small model has a single file without an index."""
     saved, loaded = mlp(1), mlp(2)
     path = save_weights(saved, tmp_path / "model.safetensors")
     assert load_weights(loaded, tmp_path).path == path
     assert equal_states(saved, loaded)
 
 
-def test_folder_with_two_files_is_no_choice(tmp_path: Path) -> None:
-    """Which of two files is meant has to be said; both are named."""
+def test_folder_with_two_files_is_refused(tmp_path: Path) -> None:
+    """The message contains both names."""
     save_weights(mlp(1), tmp_path / "one.safetensors")
     save_weights(mlp(1), tmp_path / "two.safetensors")
     with pytest.raises(FileMissingError, match=r"one\.safetensors, two\.safetensors"):
@@ -78,7 +78,7 @@ def test_folder_with_two_files_is_no_choice(tmp_path: Path) -> None:
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:
-    """A shard that was not downloaded is named, and the model is unchanged."""
+    """The message names a missing shard, and the model is unchanged."""
     index = write_shards(mlp(1), tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     model = mlp(2)
@@ -90,8 +90,8 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     assert same_bits(before, model.state_dict())
 
 
-def test_cut_off_shard_is_met_before_anything_is_written(tmp_path: Path) -> None:
-    """All shards are checked first, so that no half of a model is loaded."""
+def test_cut_off_shard_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """All shards are checked before the first value is written."""
     index = write_shards(mlp(1), tmp_path)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -107,15 +107,15 @@ def test_cut_off_shard_is_met_before_anything_is_written(tmp_path: Path) -> None
     ["../secret.safetensors", "/etc/passwd", "C:\\a.safetensors", "..\\a.safetensors", "a.pth"],
 )
 def test_shard_outside_the_folder_is_refused(tmp_path: Path, shard: str) -> None:
-    """An index cannot make the library read files elsewhere, nor of another kind."""
+    """An index cannot name files in other folders or of other formats."""
     index = write_index(tmp_path, {"head.weight": shard})
     with pytest.raises(CorruptFileError) as caught:
         load_weights(mlp(2), index)
     assert shard in str(caught.value)
 
 
-def test_name_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
-    """An index of one download and shards of another are met by their difference."""
+def test_name_that_is_missing_in_its_shard_is_named(tmp_path: Path) -> None:
+    """An index that does not match its shards is refused with a name that is missing."""
     index = write_shards(mlp(1), tmp_path)
     weight_map = json.loads(index.read_text())["weight_map"]
     write_index(tmp_path, weight_map | {"extra": "model-00001-of-00002.safetensors"})
@@ -126,8 +126,8 @@ def test_name_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000]
 )
-def test_file_that_is_no_index_is_corrupt(tmp_path: Path, text: str) -> None:
-    """Whatever else lies under the name of an index is named."""
+def test_malformed_index_is_corrupt(tmp_path: Path, text: str) -> None:
+    """The message names a file that is not an index."""
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(CorruptFileError, match=r"index\.json"):
         load_weights(mlp(2), tmp_path / INDEX)
@@ -186,8 +186,8 @@ def with_header(folder: Path, header: object, data: bytes = bytes(16)) -> Path:
         "dtype that is not read",
     ],
 )
-def test_lying_header_is_corrupt(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """Sizes are checked against the file before any memory is taken."""
+def test_wrong_header_is_corrupt(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Sizes are compared with the file before memory is allocated."""
     path = with_header(tmp_path, {"weight": fields})
     with pytest.raises(CorruptFileError) as caught:
         load_weights(nn.Linear(4, 1, bias=False), path)
@@ -195,14 +195,14 @@ def test_lying_header_is_corrupt(tmp_path: Path, fields: dict[str, Any]) -> None
 
 
 def test_length_of_a_header_beyond_the_file_is_corrupt(tmp_path: Path) -> None:
-    """The first eight bytes may promise anything."""
+    """The first eight bytes can contain any number."""
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 8 + b"{}")
     with pytest.raises(CorruptFileError):
         load_weights(mlp(2), tmp_path / "a.safetensors")
 
 
 def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
-    """Values of all kinds that the format and torch share come bit for bit."""
+    """Values of every dtype in both safetensors and PyTorch are equal bit for bit."""
     dtypes = (
         *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
         *(torch.uint16, torch.uint32, torch.uint64, torch.complex64),
@@ -226,7 +226,7 @@ def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["module", "net"])
 def test_more_keys_of_training_scripts_are_known(tmp_path: Path, key: str) -> None:
-    """DeepSpeed keeps a state dict under `module`, and many a script under `net`."""
+    """DeepSpeed saves a state dict under `module`, and many scripts under `net`."""
     saved, loaded = mlp(1), mlp(2)
     load_weights(loaded, write({"epoch": 3, key: state_of(saved)}, tmp_path))
     assert equal_states(saved, loaded)
@@ -258,20 +258,20 @@ def test_nested_keys_and_wrappers_come_together(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
 def test_tensor_without_plain_values_is_named(tmp_path: Path, kind: str) -> None:
-    """What cannot be copied into a model is met at the door."""
+    """A tensor that cannot be copied into a model is refused before anything changes."""
     made = torch.eye(3).to_sparse() if kind == "sparse" else torch.empty(3, 3, device="meta")
     with pytest.raises(CorruptFileError, match=f"`weight` as a {kind} tensor"):
         load_weights(nn.Linear(3, 3, bias=False), write({"weight": made}, tmp_path))
 
 
-def test_entry_that_is_no_tensor_is_named_with_its_type(tmp_path: Path) -> None:
-    """The one entry that spoils a state dict is told."""
+def test_entry_of_another_type_is_named(tmp_path: Path) -> None:
+    """The message names the entry that is not a tensor."""
     state: dict[str, object] = {**state_of(mlp(1)), "best_accuracy": 0.9}
     with pytest.raises(CorruptFileError, match="`best_accuracy` is of type float"):
         load_weights(mlp(2), write(state, tmp_path))
 
 
-def test_model_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
+def test_model_does_not_depend_on_the_file(tmp_path: Path) -> None:
     """Writing over the file later changes nothing of the model, also of one from the meta device.
 
     A mapping of the file would show the new bytes, or end the program.
@@ -293,24 +293,24 @@ def test_model_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
 
 
 class Source:
-    """What torchvision keeps of a weights file: where it lies."""
+    """The value of a member of a torchvision enum: the URL of the file."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
 
 class Sources(Enum):
-    """A parent of enums as torchvision's is."""
+    """A base of enums like torchvision's."""
 
     @property
     def url(self) -> str:
-        """Where the file lies."""
+        """The URL of the file."""
         source: Source = self.value
         return source.url
 
 
 def weights_of(url: str) -> Enum:
-    """Return a member of an enum as torchvision's are."""
+    """Return a member of an enum like torchvision's."""
     make: Any = Sources  # Any: type checkers know no enums that are made by a call.
     member: Enum = next(iter(make("Weights", {"V1": Source(url)})))
     return member
@@ -318,15 +318,15 @@ def weights_of(url: str) -> Enum:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return torch hub's folder of weights, an empty one."""
+    """Return an empty folder that torch hub uses for weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
 
 
-def test_weights_of_torchvision_are_taken_from_the_hubs_folder(hub: Path) -> None:
-    """A file that was fetched before needs no network."""
+def test_torchvision_weights_are_read_from_the_hubs_folder(hub: Path) -> None:
+    """A file that was downloaded before needs no network."""
     saved = models.squeezenet1_1(weights=None)
     loaded = models.squeezenet1_1(weights=None)
     path = write(state_of(saved), hub, "squeezenet1_1-b8a52dc0.pth")
@@ -335,8 +335,8 @@ def test_weights_of_torchvision_are_taken_from_the_hubs_folder(hub: Path) -> Non
     assert equal_states(saved, loaded)
 
 
-def test_weights_are_fetched_to_the_hubs_folder(tmp_path: Path, hub: Path) -> None:
-    """What is not there yet is fetched, and stays for the next time."""
+def test_weights_are_downloaded_to_the_hubs_folder(tmp_path: Path, hub: Path) -> None:
+    """A missing file is downloaded and kept."""
     saved, loaded = mlp(1), mlp(2)
     source = write(state_of(saved), tmp_path, "net.pth")
     report = load_weights(loaded, weights_of(source.as_uri()))
@@ -346,16 +346,16 @@ def test_weights_are_fetched_to_the_hubs_folder(tmp_path: Path, hub: Path) -> No
     load_weights(mlp(3), weights_of(source.as_uri()))
 
 
-def test_fetched_file_of_another_digest_is_refused(tmp_path: Path, hub: Path) -> None:
-    """The digest in a file's name is checked, and nothing stays behind."""
+def test_downloaded_file_with_another_digest_is_refused(tmp_path: Path, hub: Path) -> None:
+    """The digest in a file's name is checked, and the wrong file is removed."""
     source = write(state_of(mlp(1)), tmp_path, "net-01234567.pth")
     with pytest.raises(FileMissingError, match="hash"):
         load_weights(mlp(2), weights_of(source.as_uri()))
     assert list(hub.iterdir()) == []
 
 
-def test_failed_download_tells_the_url_and_the_place(tmp_path: Path, hub: Path) -> None:
-    """Without a network the file can be brought by hand."""
+def test_failed_download_names_the_url_and_the_path(tmp_path: Path, hub: Path) -> None:
+    """The message says where to save a file that was downloaded by hand."""
     url = (tmp_path / "nowhere.pth").as_uri()
     with pytest.raises(FileMissingError) as caught:
         load_weights(mlp(2), weights_of(url))
@@ -364,19 +364,19 @@ def test_failed_download_tells_the_url_and_the_place(tmp_path: Path, hub: Path) 
 
 
 def test_enum_in_place_of_its_member_is_an_error_that_shows_one() -> None:
-    """`ResNet18_Weights` alone is no file."""
+    """The message shows a member of the enum."""
     with pytest.raises(InvalidTypeError, match=r"ResNet18_Weights\.DEFAULT"):
         load_weights(mlp(2), models.ResNet18_Weights)  # pyright: ignore[reportArgumentType]
 
 
-def test_value_that_is_no_path_is_an_error() -> None:
-    """A state dict itself is no file."""
+def test_value_of_a_wrong_type_is_an_error() -> None:
+    """A state dict is not a file."""
     with pytest.raises(InvalidTypeError, match="`file`"):
         load_weights(mlp(2), state_of(mlp(1)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_pickle_that_claims_memory_is_refused(tmp_path: Path) -> None:
-    """A file of a few bytes cannot have gigabytes allocated."""
+    """A small file cannot request gigabytes of memory."""
     path = tmp_path / "small.pth"
     torch.save({"a": torch.zeros(2)}, path)
     with zipfile.ZipFile(path) as archive:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from finetunelib._wrappers import own_name
 from finetunelib.errors import FreezeError, InvalidArgumentError, InvalidTypeError
 from finetunelib.export._metadata.format import RESERVED, OnnxMetadata, SelfTest
-from finetunelib.export._verification.verify import Verification
+from finetunelib.export._verification.outcome import Verification
 from finetunelib.finetuning._digests import digest
 from finetunelib.finetuning._freezing.certificate import Certificate
 
@@ -223,6 +223,10 @@ def _numbers(verification: Verification) -> dict[str, Any]:
         "status": verification.status,
         "tolerance": verification.tolerance,
         "batch_sizes": list(verification.batch_sizes),
+        "samples": verification.samples,
+        "sizes": {name: list(sizes) for name, sizes in verification.sizes.items()},
+        "limits": {name: list(limits) for name, limits in verification.limits.items()},
+        "reasons": list(verification.reasons),
         "comparisons": [
             {
                 "output": c.output,

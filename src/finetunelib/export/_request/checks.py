@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from finetunelib._arguments import uninitialized
 from finetunelib._files import check_writable
 from finetunelib._typing import StrPath
-from finetunelib.errors import ExportError, InvalidArgumentError
+from finetunelib.errors import ExportError, InvalidArgumentError, InvalidTypeError
 
 
 def check_path(path: StrPath) -> Path:
@@ -23,6 +24,43 @@ def check_path(path: StrPath) -> Path:
     if file.suffix != ".onnx":
         raise InvalidArgumentError(f"`path` must end in .onnx, got `{file}`.")
     return file
+
+
+def check_kind(model: nn.Module) -> None:
+    """Check that a module is not one that TorchScript or `torch.export` made.
+
+    Raises:
+        InvalidTypeError: If it is.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidTypeError(
+            f"`model` is a TorchScript module ({type(model).__name__}), which cannot be exported. "
+            "Pass the original module."
+        )
+    # The module of an exported program replaces its own `eval` by one that raises.
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        raise InvalidTypeError(
+            "`model` is the module of an exported program, which has no eval mode. "
+            "Pass the original module."
+        )
+
+
+def check_opset(opset_version: int | None) -> None:
+    """Check that the installed onnx has a version of the operators.
+
+    Raises:
+        ExportError: If it does not.
+    """
+    if opset_version is None:
+        return
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset_version <= newest:
+        raise ExportError(
+            f"`opset_version` must be from 1 to {newest}, the newest that the installed onnx has, "
+            f"got {opset_version}."
+        )
 
 
 def check_values(model: nn.Module) -> None:

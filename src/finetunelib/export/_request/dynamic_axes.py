@@ -10,6 +10,7 @@ from torch.export import Dim
 
 from finetunelib._arguments import is_whole
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.export._request.rows import BatchAxes
 
 #: The name of a dynamic axis, or a `torch.export.Dim` with bounds.
 AxisName: TypeAlias = str | Dim
@@ -24,12 +25,37 @@ DynamicShapes: TypeAlias = Mapping[str, Axes] | Sequence[Axes | None]
 BATCH = "batch"
 
 
+def root_name(name: AxisName) -> str:
+    """Return the name of an axis, or of the axis that its size is derived from (`2 * length`)."""
+    return name if isinstance(name, str) else str(getattr(name, "root", name).__name__)
+
+
+def derived_size(name: AxisName, size: int) -> int:
+    """Return the size of an axis, given that of the axis that it is derived from."""
+    derive = getattr(name, "fn", None)
+    return size if derive is None else int(derive(size))
+
+
+def original_size(name: AxisName, size: int) -> int:
+    """Return the size of the axis that an axis is derived from, given the size of that axis."""
+    if getattr(name, "fn", None) is None:
+        return size
+    return next(number for number in range(size + 1) if derived_size(name, number) == size)
+
+
+def bounds(name: AxisName) -> tuple[int, int | None]:
+    """Return the smallest and the largest size that an axis may have, as far as declared."""
+    dim = None if isinstance(name, str) else getattr(name, "root", name)
+    low, high = getattr(dim, "min", None), getattr(dim, "max", None)
+    return (1 if low is None else int(low)), (None if high is None else int(high))
+
+
 def dynamic_axes(
     names: Sequence[str],
     tensors: Sequence[Tensor],
     dynamic_shapes: DynamicShapes | None,
     *,
-    dynamic_batch: bool,
+    batch: BatchAxes,
 ) -> list[dict[int, AxisName]]:
     """Return the dynamic axes of each input.
 
@@ -37,7 +63,7 @@ def dynamic_axes(
         names: The names of the inputs in the graph.
         tensors: The example's tensors, in the same order.
         dynamic_shapes: The argument of `export_onnx`.
-        dynamic_batch: Whether the first axis of every input is the batch.
+        batch: The dynamic batch axis of each input, `None` if there is none.
 
     Raises:
         InvalidArgumentError: If `dynamic_shapes` names an input or axis that does not exist, or an
@@ -46,8 +72,8 @@ def dynamic_axes(
     """
     given = _by_position(names, dynamic_shapes)
     found: list[dict[int, AxisName]] = []
-    for name, tensor, axes in zip(names, tensors, given, strict=True):
-        own: dict[int, AxisName] = {0: BATCH} if dynamic_batch else {}
+    for name, tensor, axes, batch_axis in zip(names, tensors, given, batch, strict=True):
+        own: dict[int, AxisName] = {} if batch_axis is None else {batch_axis: BATCH}
         for axis, size_name in axes.items():
             own[_checked_axis(name, tensor, axis, size_name)] = size_name
         found.append(own)

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
 
-def input_names_of(model: nn.Module, inputs: Inputs, names: Sequence[str] | None) -> list[str]:
-    """Return the names that the user passed, or those of `forward`'s arguments.
+def input_names_of(own: Sequence[str], names: Sequence[str] | None) -> list[str]:
+    """Return the names that the user passed, or those of the arguments.
 
     Raises:
         InvalidArgumentError: If the number of names is not that of the inputs, or a name repeats.
         InvalidTypeError: If `names` is not a list of strings.
     """
-    count = len(inputs.tensors)
     if names is not None:
-        return _checked(names, count, "input_names", "inputs")
-    arguments = list(inspect.signature(model.forward).parameters.values())
-    positional = [a.name for a in arguments if a.kind is not inspect.Parameter.VAR_POSITIONAL]
-    if len(positional) < len(inputs.args):
-        positional = ["input", *(f"input_{i}" for i in range(1, len(inputs.args)))]
-    return [*positional[: len(inputs.args)], *inputs.kwargs]
+        return _checked(names, len(own), "input_names", "inputs")
+    return _distinct(own, ())
 
 
 def output_names_of(
-    outputs: Sequence[tuple[str, Tensor]], names: Sequence[str] | None, *, softmax: bool
+    outputs: Sequence[tuple[str, Tensor]],
+    names: Sequence[str] | None,
+    inputs: Sequence[str],
+    *,
+    softmax: bool,
 ) -> list[str]:
-    """Return the names that the user passed, or those in the model's output, or numbered ones.
+    """Return the names that the user passed, or those in the model's output, or numbers.
 
     Raises:
         InvalidArgumentError: If the number of names is not that of the outputs, or a name repeats.
@@ -40,11 +37,12 @@ def output_names_of(
     if names is not None:
         return _checked(names, len(outputs), "output_names", "outputs")
     if softmax:
-        return ["probabilities"]
+        return _distinct(["probabilities"], inputs)
     own = [name for name, _ in outputs]
     if all(own) and len(set(own)) == len(own) and not any(name.isdigit() for name in own):
-        return own
-    return [f"output_{i}" for i in range(len(outputs))] if len(outputs) > 1 else ["output"]
+        return _distinct(own, inputs)
+    default = [f"output_{i}" for i in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    return _distinct(default, inputs)
 
 
 def check_classes(
@@ -67,6 +65,17 @@ def check_classes(
             f"`labels` has {len(labels)} names, but the model has {outputs[0][1].shape[1]} "
             "classes. Pass one name for each class, in the order of the output."
         )
+
+
+def _distinct(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Return the names, with a suffix for each that is taken or repeated."""
+    found: list[str] = []
+    for name in names:
+        number, free = 1, name
+        while free in taken or free in found:
+            free, number = f"{name}_{number}", number + 1
+        found.append(free)
+    return found
 
 
 def _checked(names: Sequence[str], count: int, argument: str, what: str) -> list[str]:

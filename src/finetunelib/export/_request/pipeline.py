@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import logits_of
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
+from finetunelib.export._request.arguments import Arguments
+from finetunelib.export._request.results import tensors_only
 
 #: One number for all channels, or one per channel.
 Statistics: TypeAlias = float | Sequence[float]
@@ -32,28 +34,28 @@ class Pipeline(nn.Module):
         self,
         model: nn.Module,
         before: nn.Module | None,
-        keywords: Sequence[str],
+        arguments: Arguments,
         *,
         softmax: bool,
+        clean: bool,
     ) -> None:
         super().__init__()
         self.preprocessing = before
         self.model = model
         self.softmax = softmax
-        self._keywords = tuple(keywords)
+        self._clean = clean
+        self._arguments = arguments
         self.training = model.training
 
     def forward(self, *inputs: Tensor) -> object:
         """Return the model's output, or the probabilities."""
         if self.preprocessing is not None:
             inputs = tuple(self.preprocessing(tensor) for tensor in inputs)
-        count = len(inputs) - len(self._keywords)
-        output = self.model(
-            *inputs[:count], **dict(zip(self._keywords, inputs[count:], strict=True))
-        )
-        if not self.softmax:
-            return output
-        return _one_tensor(output).softmax(-1)
+        # Copies, because a forward may write to its inputs.
+        output = self._arguments.call(self.model, [tensor.clone() for tensor in inputs])
+        if self.softmax:
+            return _one_tensor(output).softmax(-1)
+        return tensors_only(output) if self._clean else output
 
 
 class Normalize(nn.Module):
@@ -116,7 +118,9 @@ class ResizeCropNormalize(nn.Module):
             _half(side - crop) for side, crop in zip(size, self._crop_sides(), strict=True)
         )
         crop_height, crop_width = self._crop_sides()
-        images = images[..., top : top + crop_height, left : left + crop_width]
+        # Not a slice: its size would stay open in the graph.
+        images = images.index_select(-2, torch.arange(crop_height, device=images.device) + top)
+        images = images.index_select(-1, torch.arange(crop_width, device=images.device) + left)
         return cast("Tensor", self.normalize(images))
 
     def _crop_sides(self) -> tuple[int, int]:
@@ -158,14 +162,23 @@ def preprocessing_module(
 
 
 def pipelines(
-    model: nn.Module, inputs: Inputs, preprocessing: Preprocessing | None, *, softmax: bool
+    model: nn.Module,
+    arguments: Arguments,
+    preprocessing: Preprocessing | None,
+    *,
+    softmax: bool,
+    clean: bool,
 ) -> tuple[nn.Module, nn.Module, Inputs]:
     """Return the module to export, the module to compare it with, and the inputs of both.
+
+    They are the model itself if there is nothing to add. With `clean`, the output has only tensors,
+    and the inputs are copied first.
 
     Raises:
         InvalidArgumentError: If the model takes several inputs and there is preprocessing.
     """
-    if preprocessing is None and not softmax:
+    inputs = arguments.inputs
+    if preprocessing is None and not softmax and arguments.plain and not clean:
         return model, model, inputs
     exported = reference = None
     if preprocessing is not None:
@@ -175,10 +188,9 @@ def pipelines(
                 f"`preprocessing` needs a model with one input, got {len(inputs.tensors)} inputs. "
                 "Export a module that contains the preprocessing."
             )
-    keywords = tuple(inputs.kwargs)
     return (
-        Pipeline(model, exported, keywords, softmax=softmax),
-        Pipeline(model, reference, keywords, softmax=softmax),
+        Pipeline(model, exported, arguments, softmax=softmax, clean=clean),
+        Pipeline(model, reference, arguments, softmax=softmax, clean=clean),
         inputs.by_position(),
     )
 

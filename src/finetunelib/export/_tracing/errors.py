@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,16 @@ _WORKAROUNDS = {
 
 _ATTENTION = 'this attention cannot be traced: call `model.set_attn_implementation("eager")` first.'
 
+#: The exporter's statement that an axis is not right for all of its declared sizes.
+_NARROWER = re.compile(
+    r"Not all values of (\w+) = \S+ in the specified range (.*?) satisfy the generated guard "
+    r"(.*?)(?:\s+Suggested|\s+-|$)",
+    re.DOTALL,
+)
+
+#: How many frames from the place of an error are searched for attention.
+_INNERMOST = 12
+
 _TORCH = Path(torch.__file__).parent
 
 
@@ -52,6 +63,20 @@ def says_static(error: BaseException) -> bool:
     """Return whether the exporter failed because the model fixes an axis that must be dynamic."""
     texts = [str(cause) for cause in _chain(error)]
     return any("static shape" in text or "Constraints violated" in text for text in texts)
+
+
+def narrower_range(error: BaseException) -> str | None:
+    """Return a message if the model covers only a part of the declared bounds of an axis."""
+    text = " ".join(str(cause) for cause in _chain(error))
+    found = _NARROWER.search(text)
+    if found is None:
+        return None
+    guard = " ".join(re.sub(r"L\['\w+'\]\S*\.size\(\)\[\d+\]", found[1], found[3]).split())
+    return (
+        f"The axis `{found[1]}` is declared with the range {found[2].strip()}, but the exported "
+        f"graph would be right only for {guard}: the forward branches on the size. Remove the "
+        f"branch, or declare `torch.export.Dim({found[1]!r}, min=..., max=...)` within that range."
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -105,6 +130,20 @@ def _workaround(causes: list[BaseException], model: nn.Module) -> str:
     for sign, advice in _WORKAROUNDS.items():
         if any(sign in text for text in texts):
             return advice
-    if any(hasattr(module, "set_attn_implementation") for module in model.modules()):
+    if any(hasattr(module, "set_attn_implementation") for module in model.modules()) and any(
+        map(_is_in_attention, causes)
+    ):
         return _ATTENTION
     return ""
+
+
+def _is_in_attention(error: BaseException) -> bool:
+    """Return whether an error was raised inside an implementation of attention, or is typical."""
+    if "view" in str(error) and "strides" in str(error):
+        return True
+    names = [
+        f"{frame.f_code.co_filename} {frame.f_code.co_name}".lower()
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    # The innermost frames only: the forward of a whole model contains attention, too.
+    return any("attention" in name or "sdpa" in name for name in names[-_INNERMOST:])

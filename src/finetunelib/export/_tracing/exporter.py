@@ -18,7 +18,7 @@ from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib.errors import ExportError
 from finetunelib.export._request.dynamic_axes import AxisName
 from finetunelib.export._request.pipeline import Pipeline, inner_name
-from finetunelib.export._tracing.errors import explain, says_static
+from finetunelib.export._tracing.errors import explain, narrower_range, says_static
 from finetunelib.export._tracing.fixed_batch import module_that_fixes_the_batch
 
 _LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -38,6 +38,8 @@ def trace(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
     opset_version: int | None,
+    optimize: bool = True,
+    exported: Any = None,
 ) -> Any:
     """Return the ONNX program of a model, without paths and source lines of this machine.
 
@@ -48,6 +50,8 @@ def trace(
         input_names: The names of the inputs in the graph.
         output_names: The names of the outputs in the graph.
         opset_version: The version of the operators. `None` is the exporter's default.
+        optimize: Whether the exporter folds constants and operators.
+        exported: The `torch.export.ExportedProgram` of an earlier call, to translate it again.
 
     Raises:
         ExportError: If the exporter cannot export the model, or the model fixes its batch size.
@@ -55,18 +59,22 @@ def trace(
     with evaluating(model), random_state_preserved(), _quiet():
         try:
             program = torch.onnx.export(
-                model,
+                model if exported is None else exported,
                 inputs.args,
                 kwargs=inputs.kwargs or None,
                 dynamic_shapes=_dynamic_shapes(model, inputs, axes),
                 input_names=input_names,
                 output_names=output_names,
                 opset_version=opset_version,
+                optimize=optimize,
                 dynamo=True,
                 verbose=False,
             )
         # Tracing a forward can raise anything.
         except Exception as error:
+            message = narrower_range(error)
+            if message is not None:
+                raise ExportError(message) from error
             if says_static(error):
                 raise fixed_batch(model, inputs, _fixed_size(error)) from error
             message = explain(error, model, inner_name(model))

@@ -1,21 +1,27 @@
-"""The four gates between a file's outputs and a model's: finite, error, norm, largest class."""
+"""Compares one output of a file with the model's: finite, error, norm, largest class, exactness."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from finetunelib._public import public
-from finetunelib.export._verification.runtime import Array
+from finetunelib.export._batches.arrays import Array
+from finetunelib.export._verification.columns import small_columns
+from finetunelib.export._verification.exact import compare_exactly
 
-#: Outputs that vary by less than this share of their size tell nothing: their variation is as
-#: small as what float32 rounds away, and any file would agree with them.
-_SMALLEST_SPREAD = 1e-4
+#: Outputs that vary by less than this fraction of their magnitude prove nothing: float32 rounding
+#: varies as much, and any file would agree with them.
+SMALLEST_SPREAD = 1e-4
 
-#: A class that leads by less than this share of the tolerance is a tie, which rounding decides.
+#: A class that leads by less than this fraction of the tolerance is a tie, which rounding decides.
 _TIE = 0.1
+
+#: The model's values of an output for a batch, by number, after changes the size of rounding.
+Rounding = Callable[[int], list[Array]]
 
 
 @public("finetunelib.export")
@@ -29,11 +35,11 @@ class Comparison:
         largest_error: The largest absolute difference of any value.
         spread: The largest range of any value of the output over the samples of all batches, in
             the model.
-        error: `largest_error` as a share of `spread`; infinity where there is no spread.
-        norm_ratio: The norm of what varies in the file's output (its distance from the model's
-            mean over the samples) over the same of the model, of which the latter counts as the
-            spread where it is smaller; 1 where nothing varies.
-        argmax_agreement: The share of samples of which the largest value is at the same place, for
+        error: `largest_error` as a fraction of `spread`; infinity if the spread is 0.
+        norm_ratio: The norm of the variation in the file's output (its distance from the model's
+            mean over the samples) divided by that in the model, where the latter counts as at
+            least the spread; 1 if nothing varies.
+        argmax_agreement: The fraction of samples whose largest value is at the same index, for
             an output `(batch, classes)`; `None` for others. A tie counts as agreement.
     """
 
@@ -48,46 +54,69 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the gates say of one output: its numbers, whether it varies, what is wrong where."""
+    """The result for one output.
+
+    Attributes:
+        comparisons: The numbers for each batch.
+        varies: Whether the output varies over the samples.
+        problem: What differs, if anything, and `batch`, the number of the batch where it does.
+        doubt: Why the agreement proves nothing, for a reason other than `varies`.
+    """
 
     comparisons: tuple[Comparison, ...]
     varies: bool
     problem: str | None = None
     batch: int = 0
+    doubt: str | None = None
+
+
+def no_rounding(number: int) -> list[Array]:
+    """Return no alternatives, so any difference counts."""
+    del number
+    return []
 
 
 def examine(
-    name: str, expected: Sequence[Array], actual: Sequence[Array], tolerance: float
+    name: str,
+    expected: Sequence[Array],
+    actual: Sequence[Array],
+    tolerance: float,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    rounding: Rounding = no_rounding,
 ) -> Finding:
     """Compare one output over all batches.
 
     Args:
         name: The output's name.
-        expected: The model's values, a batch each.
-        actual: The file's values.
-        tolerance: The largest error allowed, as a share of the spread.
+        expected: The model's values for each batch.
+        actual: The file's values for each batch.
+        tolerance: The largest error allowed, as a fraction of the spread.
+        batch_sizes: The size of each batch. `None` is the size of the first axis.
+        rounding: Returns the model's values for a batch after changes the size of rounding. It is
+            called only if a difference might be explained by them.
     """
     for number, (ours, theirs) in enumerate(zip(expected, actual, strict=True)):
         blocked = _incomparable(name, ours, theirs)
         if blocked:
             return Finding((), varies=True, problem=blocked, batch=number)
-    expected = [batch.astype(np.float64) for batch in expected]
-    actual = [batch.astype(np.float64) for batch in actual]
-    spread = float(max(np.ptp(_samples(expected), axis=0).max(initial=0.0), 0.0))
-    size = max(float(np.abs(batch).max(initial=0.0)) for batch in expected)
-    varies = spread > _SMALLEST_SPREAD * size
-    # Where nothing varies, the size of the outputs is all that an error can be compared with.
-    scale = spread if varies else size
-    mean = _mean(expected)
-    comparisons = tuple(
-        _compare(name, ours, theirs, spread, mean, varies=varies, tie=_TIE * tolerance * scale)
-        for ours, theirs in zip(expected, actual, strict=True)
-    )
-    for number, numbers in enumerate(comparisons):
-        problem = _problem(numbers, scale, tolerance)
-        if problem:
-            return Finding(comparisons, varies, problem, number)
-    return Finding(comparisons, varies)
+    if not any(batch.size for batch in expected):
+        return Finding((), varies=False, doubt=f"the output `{name}` was empty in all batches")
+    sizes = list(batch_sizes or [len(batch) if batch.ndim else 1 for batch in expected])
+    axis = _batch_axis(expected, sizes)
+    if expected[0].dtype.kind in "biu":
+        return _exact(name, expected, actual, sizes, axis, rounding)
+
+    def rounded(number: int) -> list[Array]:
+        return [_rows(values.astype(np.float64), axis) for values in rounding(number)]
+
+    return _Floats(
+        name,
+        [_rows(batch.astype(np.float64), axis) for batch in expected],
+        [_rows(batch.astype(np.float64), axis) for batch in actual],
+        sizes,
+        tolerance,
+    ).finding(rounded)
 
 
 def _incomparable(name: str, ours: Array, theirs: Array) -> str | None:
@@ -97,47 +126,145 @@ def _incomparable(name: str, ours: Array, theirs: Array) -> str | None:
             "the model."
         )
     for where, values in (("model", ours), ("file", theirs)):
-        if not np.isfinite(values).all():
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return (
-                f"The output `{name}` of the {where} holds values that are not finite. "
-                "A file is verified on finite outputs only; check the weights and the example."
+                f"The output `{name}` of the {where} has values that are not finite. "
+                "A file is verified on finite outputs only; check the weights and the samples."
             )
     return None
 
 
-def _compare(
-    name: str, ours: Array, theirs: Array, spread: float, mean: Array, *, varies: bool, tie: float
-) -> Comparison:
-    largest = float(np.abs(ours - theirs).max(initial=0.0))
-    return Comparison(
-        output=name,
-        batch_size=len(ours) if ours.ndim else 1,
-        largest_error=largest,
-        spread=spread,
-        error=largest / spread if spread else float("inf"),
-        norm_ratio=_norm_ratio(ours - mean, theirs - mean, spread) if varies else 1.0,
-        argmax_agreement=_agreement(ours, theirs, tie) if ours.ndim == 2 else None,
-    )
+def _batch_axis(batches: Sequence[Array], sizes: Sequence[int]) -> int | None:
+    """Return the axis of an output that has the size of each batch; `None` if there is none."""
+    if not batches[0].ndim:
+        return None
+    if len(set(sizes)) > 1:
+        for axis in range(min(batch.ndim for batch in batches)):
+            if all(batch.shape[axis] == size for batch, size in zip(batches, sizes, strict=True)):
+                return axis
+        # Detections, pairs of samples and flattened texts have rows, but not one per sample.
+        same = len({batch.shape for batch in batches}) == 1
+        return None if same else 0
+    return 0
+
+
+def _rows(batch: Array, axis: int | None) -> Array:
+    """Return an output with its samples along the first axis."""
+    return batch[np.newaxis] if axis is None else np.moveaxis(batch, axis, 0)
+
+
+def _exact(
+    name: str,
+    expected: Sequence[Array],
+    actual: Sequence[Array],
+    sizes: Sequence[int],
+    axis: int | None,
+    rounding: Rounding,
+) -> Finding:
+    """Compare an output of integers or booleans."""
+    rows = [_rows(batch, axis) for batch in expected]
+    samples = _samples(rows)
+    spread = float(samples.max() - samples.min()) if samples.dtype.kind != "b" else 1.0
+    varies = bool((samples != samples[:1]).any())
+    comparisons, doubt = [], None
+    for number, (ours, theirs) in enumerate(zip(expected, actual, strict=True)):
+        result = compare_exactly(ours, theirs, partial(rounding, number))
+        if result.problem:
+            problem = f"The output `{name}` at batch size {sizes[number]} {result.problem}"
+            return Finding((), varies, problem, number)
+        doubt = doubt or (result.doubt and f"the output `{name}` {result.doubt}")
+        error = result.largest / spread if spread else float("inf")
+        comparisons.append(
+            Comparison(name, sizes[number], result.largest, spread, error, 1.0, None)
+        )
+    return Finding(tuple(comparisons), varies, doubt=doubt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Floats:
+    """An output of floating-point numbers, with the samples of each batch along the first axis."""
+
+    name: str
+    expected: Sequence[Array]
+    actual: Sequence[Array]
+    sizes: Sequence[int]
+    tolerance: float
+
+    def finding(self, rounding: Rounding) -> Finding:
+        """Return the numbers, and the first condition that does not hold."""
+        samples = _samples(self.expected)
+        spreads = np.ptp(samples, axis=0)
+        spread = float(spreads.max(initial=0.0))
+        size = max(float(np.abs(batch).max(initial=0.0)) for batch in self.expected)
+        varies = spread > SMALLEST_SPREAD * size
+        # If nothing varies, errors can only be compared with the magnitude of the outputs.
+        scale = spread if varies else size
+        comparisons = tuple(
+            self._compare(number, spread, scale, self._mean(samples), varies=varies)
+            for number in range(len(self.expected))
+        )
+        doubt = None
+        for number, numbers in enumerate(comparisons):
+            problem = _problem(numbers, scale, self.tolerance)
+            if problem is None:
+                same = self.expected[number].shape[1:] == samples.shape[1:]
+                small = small_columns(
+                    spreads if same else None,
+                    self.expected[number],
+                    self.actual[number],
+                    self.tolerance,
+                    partial(rounding, number),
+                )
+                problem = small.problem and _where(numbers) + small.problem
+                doubt = doubt or (small.doubt and f"the output `{self.name}` {small.doubt}")
+                varies = varies or small.varies
+            if problem:
+                return Finding(comparisons, varies, problem, number)
+        return Finding(comparisons, varies, doubt=doubt)
+
+    def _compare(
+        self, number: int, spread: float, scale: float, mean: Array, *, varies: bool
+    ) -> Comparison:
+        ours, theirs = self.expected[number], self.actual[number]
+        largest = float(np.abs(ours - theirs).max(initial=0.0))
+        tie = _TIE * self.tolerance * scale
+        return Comparison(
+            output=self.name,
+            batch_size=self.sizes[number],
+            largest_error=largest,
+            spread=spread,
+            error=largest / spread if spread else float("inf"),
+            norm_ratio=_norm_ratio(ours - mean, theirs - mean, spread) if varies else 1.0,
+            argmax_agreement=_agreement(ours, theirs, tie) if ours.ndim == 2 else None,
+        )
+
+    def _mean(self, samples: Array) -> Array:
+        """Return the mean sample, or the mean value if the samples differ in shape."""
+        same = all(batch.shape[1:] == samples.shape[1:] for batch in self.expected)
+        return np.asarray(samples.mean(axis=0) if same else samples.mean())
+
+
+def _where(numbers: Comparison) -> str:
+    return f"The output `{numbers.output}` at batch size {numbers.batch_size} "
 
 
 def _problem(numbers: Comparison, scale: float, tolerance: float) -> str | None:
-    """Return which gate a batch fails, or `None`."""
-    where = f"The output `{numbers.output}` at batch {numbers.batch_size}"
+    """Return the condition that does not hold for a batch, or `None`."""
     if numbers.largest_error > tolerance * scale:
-        share = numbers.largest_error / scale if scale else float("inf")
+        fraction = numbers.largest_error / scale if scale else float("inf")
         return (
-            f"{where} differs by up to {numbers.largest_error:.3g} between the file and the "
-            f"model, which is {share:.3g} of its spread over the samples ({scale:.3g}); "
+            f"{_where(numbers)}differs by up to {numbers.largest_error:.3g} between the file and "
+            f"the model, which is {fraction:.3g} of its spread over the samples ({scale:.3g}); "
             f"allowed is {tolerance:.3g}."
         )
     if abs(numbers.norm_ratio - 1) > tolerance:
         return (
-            f"{where} has {numbers.norm_ratio:.5g} times the norm in the file that it has in "
-            f"the model; allowed is a difference of {tolerance:.3g}."
+            f"{_where(numbers)}has {numbers.norm_ratio:.5g} times the norm in the file that it has "
+            f"in the model; allowed is a difference of {tolerance:.3g}."
         )
     if numbers.argmax_agreement is not None and numbers.argmax_agreement < 1:
         return (
-            f"{where} has its largest value at another place than in the model for "
+            f"{_where(numbers)}has its largest value at a different index than in the model for "
             f"{1 - numbers.argmax_agreement:.1%} of the samples."
         )
     return None
@@ -145,7 +272,7 @@ def _problem(numbers: Comparison, scale: float, tolerance: float) -> str | None:
 
 def _norm_ratio(ours: Array, theirs: Array, spread: float) -> float:
     norm = float(np.linalg.norm(ours))
-    # A sample may lie at the mean by chance, where a ratio means nothing.
+    # For a sample close to the mean, a ratio of norms is meaningless.
     return 1 + (float(np.linalg.norm(theirs)) - norm) / max(norm, spread)
 
 
@@ -158,16 +285,10 @@ def _agreement(ours: Array, theirs: Array, tie: float) -> float:
 
 
 def _samples(batches: Sequence[Array]) -> Array:
-    """Return all samples of an output, where the batches agree in the shape of a sample."""
-    if not batches[0].ndim:
-        return np.stack(batches)  # One number a batch, such as a mean.
-    if len({batch.shape[1:] for batch in batches}) == 1:
-        return np.concatenate(batches)
-    return max(batches, key=len)
-
-
-def _mean(batches: Sequence[Array]) -> Array:
-    """Return the mean sample, or the mean value where the batches' samples differ in shape."""
-    samples = _samples(batches)
-    same = not batches[0].ndim or all(batch.shape[1:] == samples.shape[1:] for batch in batches)
-    return np.asarray(samples.mean(axis=0) if same and samples.size else samples.mean())
+    """Return the samples of all batches whose samples have the most frequent shape."""
+    groups: dict[tuple[int, ...], list[Array]] = {}
+    for batch in batches:
+        if batch.size:
+            groups.setdefault(batch.shape[1:], []).append(batch)
+    largest = max(groups.values(), key=lambda group: sum(map(len, group)))
+    return np.concatenate(largest)

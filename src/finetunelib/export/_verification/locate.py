@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from finetunelib._forward.inputs import Inputs
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._model_file import read_onnx
 from finetunelib.export._verification.model_values import ModelTrace
-from finetunelib.export._verification.runtime import Array, graph_inputs
+from finetunelib.export._verification.runtime import graph_inputs
 
 #: A node differs if its error is at least a tenth of the error allowed for the outputs.
 _SHARE = 0.1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from finetunelib._forward.inputs import Inputs
+from finetunelib.export._batches.arrays import Array
 from finetunelib.export._request.pipeline import user_name
 from finetunelib.export._tracing.annotations import ROOT
-from finetunelib.export._verification.runtime import Array
 
 #: The module name shown for the softmax of a pipeline.
 _AFTER = "postprocessing"

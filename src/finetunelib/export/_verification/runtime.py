@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import CorruptFileError, ExportMismatchError
-
-Array = npt.NDArray[Any]
+from finetunelib.export._batches.arrays import Array
 
 
 class RunError(ExportMismatchError):

@@ -1,4 +1,4 @@
-"""Compares an ONNX file, run by ONNX Runtime, with the model that it was exported from."""
+"""`verify_onnx`: compares an ONNX file with the model that it was exported from."""
 
 from __future__ import annotations
 
@@ -7,101 +7,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
 from finetunelib._files import check_readable
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._forward.outputs import flat_outputs
-from finetunelib._forward.run import run_model
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
-from finetunelib.errors import (
-    ExportMismatchError,
-    FinetuneLibError,
-    InvalidArgumentError,
-    InvalidTypeError,
-)
+from finetunelib.errors import FinetuneLibError, InvalidArgumentError, InvalidTypeError
+from finetunelib.export._batches.runs import Run, Runner, run_batch, runs_at_missing_sizes
+from finetunelib.export._batches.samples import Sampler
+from finetunelib.export._batches.sizes import Axes
 from finetunelib.export._model_file import read_onnx
-from finetunelib.export._request.checks import check_tolerance
+from finetunelib.export._request.arguments import Arguments
+from finetunelib.export._request.checks import check_kind, check_tolerance
 from finetunelib.export._request.dynamic_axes import AxisName
-from finetunelib.export._request.pipeline import Pipeline, Preprocessing, inner_name, pipelines
+from finetunelib.export._request.pipeline import Pipeline, Preprocessing, inner_name
+from finetunelib.export._request.prepare import prepare
+from finetunelib.export._request.rows import BatchAxes, at_least_two
 from finetunelib.export._tracing.exporter import trace
-from finetunelib.export._verification.comparison import Comparison, examine
-from finetunelib.export._verification.runtime import (
-    Array,
-    RefusedError,
-    RunError,
-    graph_inputs,
-    open_session,
-    run_session,
-)
-
-if TYPE_CHECKING:
-    from finetunelib.export._verification.locate import MismatchLocation
+from finetunelib.export._verification.compare import FileComparison
+from finetunelib.export._verification.mismatch import find_location, mismatch_error
+from finetunelib.export._verification.outcome import Verification
+from finetunelib.export._verification.runtime import RefusedError, graph_inputs, open_session
 
 #: The sizes of an input; a dynamic one is a name.
-Shape: TypeAlias = list[int | str | None]
-
-
-@public("finetunelib.export")
-@dataclass(frozen=True, slots=True, repr=False)
-class Verification:
-    """The result of comparing a file with a model.
-
-    Attributes:
-        status: `"verified"` if the file computes what the model does. `"inconclusive"` if nothing
-            differed, but the outputs do not vary over the samples, which proves nothing.
-        batch_sizes: The batch sizes that were compared.
-        tolerance: The largest error allowed, as a fraction of the spread.
-        comparisons: The numbers for each output and batch.
-
-    Example:
-        >>> import os, tempfile, torch
-        >>> from finetunelib import build_mlp, export_onnx
-        >>> from finetunelib.export import verify_onnx
-        >>> model, inputs = build_mlp(4, [8], 3, seed=0), torch.randn(2, 4)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     report = export_onnx(model, os.path.join(folder, "mlp.onnx"), inputs, verify=False)
-        ...     verify_onnx(report.path, model, [inputs]).status
-        'verified'
-    """
-
-    status: Literal["verified", "inconclusive"]
-    batch_sizes: tuple[int, ...]
-    tolerance: float
-    comparisons: tuple[Comparison, ...]
-
-    def __repr__(self) -> str:
-        return (
-            f"Verification({self.status!r}, batch_sizes={self.batch_sizes}, "
-            f"tolerance={self.tolerance}, {len(self.comparisons)} comparisons)"
-        )
-
-    def __str__(self) -> str:
-        sizes = ", ".join(map(str, dict.fromkeys(self.batch_sizes)))
-        if self.status == "inconclusive":
-            return (
-                f"Inconclusive at batch sizes {sizes}: nothing differs, but the model's outputs do "
-                "not vary over the samples, so the agreement proves nothing. "
-                "Pass real samples: `sample_inputs=`."
-            )
-        worst = max(comparison.error for comparison in self.comparisons)
-        norm = max(abs(comparison.norm_ratio - 1) for comparison in self.comparisons)
-        return (
-            f"Verified with ONNX Runtime at batch sizes {sizes}: the largest error is {worst:.1e} "
-            f"of the outputs' spread (allowed: {self.tolerance:.0e}), the norms agree to {norm:.0e}"
-            + (", and all predicted classes agree." if self._has_classes else ".")
-        )
-
-    @property
-    def _has_classes(self) -> bool:
-        return any(comparison.argmax_agreement is not None for comparison in self.comparisons)
+Shape: TypeAlias = Sequence[int | str | None]
 
 
 @public("finetunelib.export")
@@ -155,17 +90,123 @@ def verify_onnx(
     """
     check_tolerance(tolerance)
     model = unwrapped(check_model(model))
+    check_kind(model)
     _check_batches(inputs)
     file = check_readable(path, purpose="ONNX file")
+    session: Any = None
+    refusal: RefusedError | None = None
     try:
         session = open_session(file)
     except RefusedError as error:
-        pair = _Pair.of(file, _declared_inputs(file), model, inputs, preprocessing, softmax)
-        with pair.restored():
-            raise _explain_refusal(error, pair, tolerance) from error
-    pair = _Pair.of(file, _inputs_of(session), model, inputs, preprocessing, softmax)
+        refusal = error
+    declared = _declared_inputs(file) if session is None else _inputs_of(session)
+    pair = _Pair.of(declared, model, inputs, preprocessing, softmax=softmax)
     with pair.restored():
-        return compare(session, file, pair.model, pair.batches, tolerance, program=pair.program)
+        if refusal is not None:
+            raise _explain_refusal(refusal, file, pair, tolerance) from refusal
+        return _compare(session, file, pair, tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A model to compare a file with, on batches in the order of the file's inputs."""
+
+    model: nn.Module
+    batches: list[Inputs]
+    declared: dict[str, Shape]
+    program: Callable[[], Any]
+
+    @classmethod
+    def of(
+        cls,
+        declared: dict[str, Shape],
+        model: nn.Module,
+        inputs: Sequence[ModelInputs],
+        preprocessing: Preprocessing | None,
+        *,
+        softmax: bool,
+    ) -> _Pair:
+        """Prepare the comparison of a file with these inputs."""
+        ordered = [_in_order(batch, list(declared)) for batch in inputs]
+        arguments = Arguments.of(ordered[0], model, "inputs[0]").on_device_of(model)
+        with attributes_preserved(model), buffers_preserved(model):
+            prepared = prepare(model, arguments, preprocessing, "inputs[0]", softmax=softmax)
+        batches = [
+            arguments.flat(batch, model, f"inputs[{number}]").on_device_of(model)
+            for number, batch in enumerate(ordered)
+        ]
+        if isinstance(prepared.reference, Pipeline):
+            batches = [batch.by_position() for batch in batches]
+        program = partial(
+            _traced_again, prepared.exported, prepared.inputs, list(declared.values())
+        )
+        return cls(prepared.reference, batches, declared, program)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs, as far as the file and the batches have as many."""
+        count = len(self.batches[0].tensors)
+        return [*self.declared, *(f"input {n}" for n in range(len(self.declared), count))][:count]
+
+    @property
+    def axes(self) -> list[dict[int, AxisName]]:
+        """The dynamic axes of the inputs of the batches."""
+        shapes = [self.declared.get(name, []) for name in self.names]
+        return [
+            {
+                axis: size or f"axis {axis} of {name}"
+                for axis, size in enumerate(shape[: tensor.dim()])
+                if not isinstance(size, int)
+            }
+            for name, shape, tensor in zip(self.names, shapes, self.batches[0].tensors, strict=True)
+        ]
+
+    @property
+    def batch(self) -> BatchAxes:
+        """The batch axis of each input: the first axis, or the one with the name of the first."""
+        axes = self.axes
+        first = axes[0].get(0)
+        size = len(self.batches[0].tensors[0])
+        found: list[int | None] = []
+        for own, tensor in zip(axes, self.batches[0].tensors, strict=True):
+            named = [axis for axis, name in own.items() if first is not None and name == first]
+            same = tensor.dim() > 0 and len(tensor) == size
+            found.append(named[0] if named else 0 if same else None)
+        return found
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore the attributes and buffers of the model after the block."""
+        with attributes_preserved(self.model), buffers_preserved(self.model):
+            yield
+
+
+def _compare(session: Any, file: Path, pair: _Pair, tolerance: float) -> Verification:
+    """Compare a loaded file on all batches, and at a second size of each dynamic axis."""
+    batch, axes = pair.batch, Axes(pair.axes, pair.batches[0].tensors)
+    comparison = FileComparison(
+        session, file, pair.model, pair.names, batch, tolerance, pair.program
+    )
+    sampler = Sampler(max(pair.batches, key=lambda b: len(b.tensors[0])), pair.names, batch, axes)
+    runner = Runner(pair.model, sampler, "inputs")
+
+    def runs() -> Iterator[Run]:
+        seen: list[dict[str, int]] = []
+        for number, inputs in enumerate(pair.batches):
+            sizes = Axes(pair.axes, inputs.tensors).example
+            seen.append(sizes)
+            yield run_batch(pair.model, inputs, batch, sizes, f"inputs[{number}]")
+        yield from runs_at_missing_sizes(runner, seen)
+
+    comparison.compare(runs())
+    return comparison.result({}, axes.example)
+
+
+def _in_order(batch: ModelInputs, names: Sequence[str]) -> ModelInputs:
+    """Return a dict with the file's names in the file's order, and other inputs unchanged."""
+    if isinstance(batch, Mapping) and batch.keys() == set(names):
+        return {name: batch[name] for name in names}
+    return batch
 
 
 def _check_batches(inputs: object) -> None:
@@ -177,139 +218,15 @@ def _check_batches(inputs: object) -> None:
         raise InvalidArgumentError("`inputs` is empty. Pass at least one batch to compare on.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A file and the model to compare it with, the batches, and the model's exported program."""
-
-    file: Path
-    model: nn.Module
-    batches: list[Inputs]
-    program: Callable[[], Any]
-
-    @classmethod
-    def of(
-        cls,
-        file: Path,
-        declared: Mapping[str, Shape],
-        model: nn.Module,
-        inputs: Sequence[ModelInputs],
-        preprocessing: Preprocessing | None,
-        softmax: bool,
-    ) -> _Pair:
-        """Prepare the comparison of a file that declares these inputs."""
-        batches = [
-            Inputs.of(batch, f"inputs[{number}]").on_device_of(model).in_order(list(declared))
-            for number, batch in enumerate(inputs)
-        ]
-        exported, reference, first = pipelines(model, batches[0], preprocessing, softmax=softmax)
-        if isinstance(reference, Pipeline):
-            batches = [batch.by_position() for batch in batches]
-        program = partial(_traced_again, exported, first, list(declared.values()))
-        return cls(file, reference, batches, program)
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore the attributes and buffers of the model after the block."""
-        with attributes_preserved(self.model), buffers_preserved(self.model):
-            yield
-
-
-def _explain_refusal(error: RefusedError, pair: _Pair, tolerance: float) -> FinetuneLibError:
+def _explain_refusal(
+    error: RefusedError, file: Path, pair: _Pair, tolerance: float
+) -> FinetuneLibError:
     """Return the error for a file that ONNX Runtime cannot load.
 
     The file may be right and made for another engine, or it may have been changed.
     """
-    prefix = inner_name(pair.model)
-    location = _locate(pair.file, pair.program, pair.batches[0], prefix, tolerance)
-    return error if location is None else _mismatch_error(str(error), location)
-
-
-def compare(
-    session: Any,
-    file: Path,
-    model: nn.Module,
-    batches: Sequence[Inputs],
-    tolerance: float,
-    *,
-    program: Callable[[], Any],
-) -> Verification:
-    """Compare a loaded file with a model; `program` returns the exported program if needed.
-
-    Raises:
-        ExportMismatchError: If they compute different outputs.
-    """
-    explain = partial(_explain, file, program, inner_name(model), tolerance)
-    expected, actual = _run_both(session, model, batches, explain)
-    names = [output.name for output in session.get_outputs()]
-    if len(names) != len(expected[0]):
-        raise ExportMismatchError(
-            f"The file has {len(names)} outputs ({', '.join(names)}), but the model returns "
-            f"{len(expected[0])}."
-        )
-    findings = [
-        examine(name, [b[i] for b in expected], [b[i] for b in actual], tolerance)
-        for i, name in enumerate(names)
-    ]
-    for finding in findings:
-        if finding.problem:
-            raise explain(finding.problem, batches[finding.batch])
-    return Verification(
-        status="verified" if all(finding.varies for finding in findings) else "inconclusive",
-        batch_sizes=tuple(len(batch.tensors[0]) for batch in batches),
-        tolerance=tolerance,
-        comparisons=tuple(c for finding in findings for c in finding.comparisons),
-    )
-
-
-def _run_both(
-    session: Any,
-    model: nn.Module,
-    batches: Sequence[Inputs],
-    explain: Callable[[str, Inputs], ExportMismatchError],
-) -> tuple[list[list[Array]], list[list[Array]]]:
-    """Return the outputs of the model and of the file for each batch."""
-    expected = [_run_model(model, batch, f"inputs[{n}]") for n, batch in enumerate(batches)]
-    actual = []
-    for batch in batches:
-        try:
-            actual.append(run_session(session, batch))
-        except RunError as error:
-            raise explain(str(error), batch) from error
-    return expected, actual
-
-
-def _explain(
-    file: Path,
-    program: Callable[[], Any],
-    prefix: str,
-    tolerance: float,
-    problem: str,
-    batch: Inputs,
-) -> ExportMismatchError:
-    """Return the error for a mismatch on a batch, with its location if it can be found."""
-    return _mismatch_error(problem, _locate(file, program, batch, prefix, tolerance))
-
-
-def _locate(
-    file: Path, program: Callable[[], Any], batch: Inputs, prefix: str, tolerance: float
-) -> MismatchLocation | None:
-    """Return where a file differs from the model. A failed search must not hide the mismatch."""
-    from finetunelib.export._verification.locate import locate
-
-    with contextlib.suppress(Exception):
-        return locate(file, program(), batch, prefix, tolerance)
-    return None
-
-
-def _mismatch_error(problem: str, location: MismatchLocation | None) -> ExportMismatchError:
-    if location is None:
-        return ExportMismatchError(problem)
-    return ExportMismatchError(f"{problem} {location}", node=location.node, module=location.module)
-
-
-def _run_model(model: nn.Module, batch: Inputs, name: str) -> list[Array]:
-    outputs = flat_outputs(run_model(model, batch, name))
-    return [tensor.detach().cpu().to(torch.float64).numpy() for tensor in outputs]
+    location = find_location(file, pair.program, pair.batches[0], inner_name(pair.model), tolerance)
+    return error if location is None else mismatch_error(str(error), location)
 
 
 def _inputs_of(session: Any) -> dict[str, Shape]:
@@ -333,7 +250,7 @@ def _traced_again(model: nn.Module, inputs: Inputs, shapes: Sequence[Shape]) -> 
     ]
     return trace(
         model,
-        inputs.with_two_rows(),
+        at_least_two(inputs, [0] * len(inputs.tensors)),
         axes=axes,
         input_names=None,
         output_names=None,

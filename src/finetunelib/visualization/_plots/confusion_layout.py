@@ -70,8 +70,8 @@ class Layout:
     @property
     def figure_size(self) -> tuple[float, float]:
         """The width and height of the figure."""
-        beside = _SPACE_FOR_LIST if self.lists_mistakes else _SPACE_FOR_TOTALS
-        return self.side + beside, self.side + _SPACE_ABOVE
+        right = _SPACE_FOR_LIST if self.lists_mistakes else _SPACE_FOR_TOTALS
+        return self.side + right, self.side + _SPACE_ABOVE
 
     def label_rotation(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return the properties that rotate the labels below the matrix if they are too long."""

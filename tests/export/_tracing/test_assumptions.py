@@ -1,0 +1,105 @@
+"""What the exporter assumes about sizes is recorded, compared and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sympy  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.export import Dim
+
+from finetunelib import export_onnx
+from finetunelib.errors import ExportError, ExportMismatchError
+from finetunelib.export import load_onnx_metadata
+from finetunelib.export._tracing.assumptions import Assumptions
+from support_models import Function, samples
+
+_BATCH, _LENGTH = sympy.symbols("s0 s1", positive=True, integer=True)
+
+
+def _assumptions(*conditions: Any) -> Assumptions:
+    return Assumptions(list(conditions), {"batch": _BATCH, "length": _LENGTH})
+
+
+def _first_sixteen(x: Tensor) -> Tensor:
+    return (x[:, :16] if x.shape[1] > 16 else x).mean(1)
+
+
+def _table(x: Tensor) -> Tensor:
+    if x.shape[1] > 16:
+        raise ValueError("at most 16 steps")
+    return x.mean(1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "lengths"),
+    [
+        (sympy.Le(_LENGTH, 16), [17]),
+        (sympy.Ge(_LENGTH, 5), [4]),
+        (sympy.Ne(_LENGTH, 9), [9]),
+        (sympy.Eq(sympy.Mod(_LENGTH, 4), 0), [11, 13]),
+        (sympy.Lt(_BATCH, _LENGTH), [2]),
+    ],
+)
+def test_the_nearest_sizes_that_break_a_condition_are_found(
+    condition: Any, lengths: list[int]
+) -> None:
+    """Below the example's size and above it."""
+    found = _assumptions(condition).violations({"batch": 2, "length": 12})
+    assert [sizes["length"] for sizes in found if sizes["batch"] == 2] == lengths
+
+
+def test_a_limit_of_the_range_is_broken_beside_it() -> None:
+    """A range is an assumption like any other."""
+    assumptions = Assumptions([], {"length": _LENGTH}, {"length": (3, 20)})
+    assert assumptions.violations({"length": 12}) == [{"length": 2}, {"length": 21}]
+
+
+@pytest.mark.slow
+def test_a_branch_on_a_size_is_refused_with_the_axis(tmp_path: Path) -> None:
+    """The message names the axis and the size, and how to declare a range."""
+    steps: Any = [{1: "length"}]
+    with pytest.raises(ExportMismatchError, match=r"size 17 of the axis `length`.*Dim\('length'"):
+        export_onnx(
+            Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=steps
+        )
+
+
+@pytest.mark.slow
+def test_a_declared_range_that_a_branch_cuts_is_refused_with_both(tmp_path: Path) -> None:
+    """Before anything is written."""
+    steps: Any = [{1: Dim("length", min=2, max=64)}]
+    with pytest.raises(ExportError, match=r"`length`.*64.*16"):
+        export_onnx(
+            Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=steps
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_declared_range_within_a_branch_is_a_limit(tmp_path: Path) -> None:
+    """In the result and in the metadata of the file."""
+    steps: Any = [{1: Dim("length", min=2, max=16)}]
+    report = export_onnx(
+        Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=steps
+    )
+    assert report.verification is not None
+    assert report.verification.status == "verified"
+    assert report.verification.limits == {"length": (2, 16)}
+    stored = load_onnx_metadata(report.path)["verification"]
+    assert stored is not None
+    assert stored["limits"] == {"length": [2, 16]}
+
+
+@pytest.mark.slow
+def test_a_limit_of_the_model_itself_is_reported(tmp_path: Path) -> None:
+    """A model that refuses longer inputs is verified, with its limit."""
+    report = export_onnx(
+        Function(_table), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=[{1: "length"}]
+    )
+    assert report.verification is not None
+    assert report.verification.status == "verified"
+    assert report.verification.limits["length"][1] == 16
+    assert "to 16" in str(report.verification)

@@ -1,0 +1,56 @@
+"""A right model is exported and verified."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from export.right_models import RECURRENT, RIGHT
+from finetunelib import export_onnx
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_model_is_verified(tmp_path: Path, name: str) -> None:
+    """Without a warning, and with a file that has each input and output under its own name."""
+    right = RIGHT[name]
+    path = tmp_path / "right.onnx"
+    report = export_onnx(right.module, path, right.example, **right.options)
+    assert report.verification is not None
+    assert report.verification.status == "verified", report
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_right_recurrent_model_is_verified(tmp_path: Path, name: str) -> None:
+    """Its state has the batch as the second axis, and its time may be the first."""
+    program = (
+        "import sys\n"
+        "from finetunelib import export_onnx\n"
+        "from export.right_models import RECURRENT\n"
+        "right = RECURRENT[sys.argv[1]]\n"
+        "report = export_onnx(right.module, sys.argv[2], right.example, **right.options)\n"
+        "print(report.verification.status)\n"
+    )
+    path = [str(Path(__file__).parents[1]), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", program, name, str(tmp_path / "recurrent.onnx")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "verified", done.stderr
+
+
+def test_there_are_many_right_models() -> None:
+    """The collection does not shrink unnoticed."""
+    assert len(RIGHT) + len(RECURRENT) >= 70
