@@ -51,8 +51,9 @@ class Pipeline(nn.Module):
         """Return the model's output, or the probabilities."""
         if self.preprocessing is not None:
             inputs = tuple(self.preprocessing(tensor) for tensor in inputs)
-        # Copies, because a forward may write to its inputs.
-        output = self._arguments.call(self.model, [tensor.clone() for tensor in inputs])
+        if self._clean:  # The forward may write to its inputs.
+            inputs = tuple(tensor.clone() for tensor in inputs)
+        output = self._arguments.call(self.model, inputs)
         if self.softmax:
             return _one_tensor(output).softmax(-1)
         return tensors_only(output) if self._clean else output
