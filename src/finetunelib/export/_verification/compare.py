@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from finetunelib.errors import ExportMismatchError
 from finetunelib.export._batches.arrays import Array
+from finetunelib.export._batches.limits import Limits
 from finetunelib.export._batches.runs import Run
 from finetunelib.export._request.pipeline import inner_name
 from finetunelib.export._request.rows import BatchAxes
 from finetunelib.export._verification.comparison import Comparison, Finding, examine
 from finetunelib.export._verification.dependence import independent_outputs
 from finetunelib.export._verification.mismatch import find_location, mismatch_error
-from finetunelib.export._verification.outcome import Limits, Verification
+from finetunelib.export._verification.outcome import Verification
 from finetunelib.export._verification.rounding import outputs_after_rounding
 from finetunelib.export._verification.runtime import RunError, run_session
 
