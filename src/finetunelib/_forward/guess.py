@@ -120,21 +120,63 @@ def run_on_example(
         InvalidTypeError: If `example_input` is of another type.
     """
     run = run or partial(run_once, model)
+    inputs, output = first_accepted(model, example_input, run, device=device)
+    try:
+        return inputs, batch_of(output)
+    except OutputKindError as error:
+        raise _does_not_run(example_input, str(error)) from error
+
+
+def first_accepted(
+    model: nn.Module,
+    example_input: ModelInputs | Inputs | None,
+    run: Callable[[Inputs], object],
+    *,
+    device: torch.device | None = None,
+) -> tuple[Inputs, object]:
+    """Return the first inputs that a model takes, and its output, whatever that is.
+
+    Args:
+        model: See `run_on_example`.
+        example_input: See `run_on_example`.
+        run: Runs the model once and returns its output.
+        device: See `run_on_example`.
+
+    Raises:
+        InvalidInputError: If the model does not take the example, or any guess. The cause is the
+            exception of the first run.
+        InvalidTypeError: If `example_input` is of another type.
+    """
     failure: Exception | None = None
     for inputs in _candidates(model, example_input, device):
         try:
-            return inputs, _batch_of(run(inputs))
-        except OutputKindError as error:
-            failure = error  # The model took the inputs, so another guess would not help.
-            break
+            return inputs, run(inputs)
         except FinetuneLibError as error:
             failure = failure or raised_by_forward(error)
     reason = first_line(failure) if failure else "its first layer is unknown"
+    raise _does_not_run(example_input, reason) from failure
+
+
+def batch_of(output: object) -> Tensor:
+    """Return the tensor of a model's output, `(batch, ...)`: the output itself, or its `.logits`.
+
+    Raises:
+        OutputKindError: If there is none.
+    """
+    tensor = logits_of(output)
+    if tensor is None:
+        raise OutputKindError(f"it returns {type(output).__name__} and not a tensor")
+    if tensor.dim() < 2:
+        raise OutputKindError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")
+    return tensor
+
+
+def _does_not_run(example_input: ModelInputs | Inputs | None, reason: str) -> InvalidInputError:
     source = "an input guessed from its first layer" if example_input is None else "`example_input`"
-    raise InvalidInputError(
-        f"The model does not run on {source}: {reason}. Pass `example_input=`, a batch that the "
-        "model takes (a tuple is passed by position, a mapping by name)."
-    ) from failure
+    return InvalidInputError(
+        f"The model does not run on {source}: {reason.rstrip('.')}. Pass `example_input=`, a batch "
+        "that the model takes (a tuple is passed by position, a mapping by name)."
+    )
 
 
 def _candidates(
@@ -153,7 +195,7 @@ def _input_layer(model: nn.Module) -> _FirstLayer | None:
     """Return the layer that determines the inputs: the first one, or the one the model names."""
     named = getattr(model, "get_input_embeddings", None)
     if callable(named):
-        with contextlib.suppress(NotImplementedError, AttributeError):
+        with contextlib.suppress(Exception):  # The model's code may fail in any way.
             layer = named()  # A transformers model may define its head before its body.
             if isinstance(layer, nn.Embedding):
                 return layer
@@ -182,12 +224,3 @@ def _end_of_text(model: nn.Module, layer: nn.Embedding) -> int:
     """Return the end-of-text token, at which some models read their output, or any token."""
     token = getattr(getattr(model, "config", None), "eos_token_id", None)
     return token if isinstance(token, int) and 0 <= token < layer.num_embeddings else 0
-
-
-def _batch_of(output: object) -> Tensor:
-    tensor = logits_of(output)
-    if tensor is None:
-        raise OutputKindError(f"it returns {type(output).__name__} and not a tensor")
-    if tensor.dim() < 2:
-        raise OutputKindError(f"its outputs have the shape {tuple(tensor.shape)}, without a batch")
-    return tensor

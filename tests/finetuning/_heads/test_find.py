@@ -414,7 +414,6 @@ def test_head_may_be_a_convolution_of_any_dimension(
         nn.Sigmoid(),
         nn.LayerNorm(3),
         nn.BatchNorm1d(3),
-        nn.PReLU(),
         nn.Dropout(),
         nn.Unflatten(1, (3, 1)),
     ],

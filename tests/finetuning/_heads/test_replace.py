@@ -147,6 +147,15 @@ def test_num_classes_is_the_width_of_the_new_outputs() -> None:
     assert model(torch.ones(2, 4)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("at", [None, "head"])
+def test_one_class_is_a_single_output(at: str | None) -> None:
+    """A regression model, or one logit, is a head with one output."""
+    model = freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=1, at=at)
+    assert model(torch.ones(2, 4)).shape == (2, 1)
+    assert trainable(model) == {"head.weight", "head.bias"}
+    assert freeze_and_replace_head(model, num_classes=2)(torch.ones(2, 4)).shape == (2, 2)
+
+
 def test_num_classes_may_be_the_second_argument() -> None:
     """The most common call needs no keyword."""
     assert freeze_and_replace_head(build_mlp(4, [5], 3), 7)(torch.ones(2, 4)).shape == (2, 7)
@@ -712,9 +721,9 @@ def test_both_head_and_num_classes_are_an_error() -> None:
         freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=7, head=nn.Linear(5, 7))
 
 
-@pytest.mark.parametrize("classes", [1, 0, -2])
-def test_fewer_than_two_classes_are_an_error_that_names_them(classes: int) -> None:
-    """A class alone is none to tell from others."""
+@pytest.mark.parametrize("classes", [0, -2])
+def test_less_than_one_class_is_an_error(classes: int) -> None:
+    """The error names the argument and its value."""
     with pytest.raises(InvalidArgumentError) as caught:
         freeze_and_replace_head(build_mlp(4, [5], 3), num_classes=classes)
     assert "`num_classes`" in str(caught.value)
@@ -858,7 +867,7 @@ def raising(width: int) -> nn.Module:
     ("model", "request_", "error"),
     [
         (normalised, {}, FinetuneLibError),
-        (normalised, {"num_classes": 1}, FinetuneLibError),
+        (normalised, {"num_classes": 0}, FinetuneLibError),
         (normalised, {"num_classes": 7, "at": "nowhere"}, FinetuneLibError),
         (normalised, {"num_classes": 7, "example_input": torch.ones(2, 9)}, FinetuneLibError),
         (normalised, {"head": lambda width: None}, FinetuneLibError),
@@ -871,7 +880,7 @@ def raising(width: int) -> nn.Module:
     ],
     ids=[
         "no request",
-        "one class",
+        "no class",
         "no such name",
         "wrong example",
         "function without a module",

@@ -17,6 +17,10 @@ from finetunelib.finetuning._heads.head import (
     layers_of,
     out_features_of,
 )
+from finetunelib.finetuning._heads.headless import (
+    check_not_followed_by_activation,
+    check_states_a_head,
+)
 
 #: The names that model libraries give to the heads of their classifiers.
 _NAMES = (
@@ -69,7 +73,10 @@ def head_by_names(model: nn.Module, reason: str) -> Head:
             f"{reason} By its name the head is `{name}`, but other layers also have {width} output "
             f"features: {quoted(rivals[-5:])}. Or name the head with `at=`."
         )
-    return describe_head(name, layers[name], found_by)
+    head = describe_head(name, layers[name], found_by)
+    check_states_a_head(model, head)
+    check_not_followed_by_activation(model, head)
+    return head
 
 
 def _declared_head(model: nn.Module, get_classifier: Callable[[], object], reason: str) -> Head:

@@ -13,6 +13,7 @@ from finetunelib._wrappers import last_layers, own_modules, own_name
 from finetunelib.errors import AmbiguousHeadError, HeadNotFoundError
 from finetunelib.finetuning._heads.graph import HeadGraph
 from finetunelib.finetuning._heads.head import HEAD_LAYERS, Head, describe_head
+from finetunelib.finetuning._heads.headless import check_not_detector, check_not_headless
 from finetunelib.finetuning._heads.weights import LayerWeight, weights_of_layers
 
 #: How many layers a message lists: a model without a head has as many as blocks.
@@ -47,6 +48,7 @@ def head_by_data(model: nn.Module, run: DryRun) -> Head:
         AmbiguousHeadError: If several layers compute the outputs, or one is used more than once.
         HeadNotFoundError: If no layer computes the outputs.
     """
+    check_not_detector(model, run.output)
     candidates = _candidates(model, run)
     _check_no_bare_parameter(candidates)
     _check_single(candidates)
@@ -54,6 +56,7 @@ def head_by_data(model: nn.Module, run: DryRun) -> Head:
     _check_weight_not_shared(candidates, head)
     _check_used_once(candidates, head)
     _check_width(candidates, head)
+    check_not_headless(model, head, _weights_of(candidates, head), candidates.graph)
     return head
 
 

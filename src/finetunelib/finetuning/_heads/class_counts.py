@@ -1,13 +1,11 @@
-"""Copies of a head's number of classes elsewhere in a model: attributes and auxiliary heads."""
+"""Copies of a head's number of classes in the attributes of a model and its config."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from finetunelib._messages import quoted
 from finetunelib._wrappers import own_modules
 from finetunelib.finetuning._heads.head import layers_of, out_features_of
 
@@ -29,7 +27,10 @@ def update_class_counts(model: nn.Module, name: str, old: int, new: int) -> Call
     """Update the number of classes in the modules around a head, if they store the old one.
 
     These are the attributes `num_classes` and `num_labels` of the modules and of their `config`.
-    An attribute with another value means something else and is left alone.
+    An attribute with another value means something else and is left alone. In a config of
+    transformers, the names of the labels and the kind of problem are reset, because they describe
+    the old head, also if the number of classes stays the same. So is `vocab_size`, if the head has
+    one output per token and the model has no embedding of that size, as a CTC model.
 
     Returns:
         A function that restores all attributes.
@@ -41,70 +42,44 @@ def update_class_counts(model: nn.Module, name: str, old: int, new: int) -> Call
             vars(holder).clear()
             vars(holder).update(values)
 
+    attributes = _ATTRIBUTES if _embeds(model, old) else (*_ATTRIBUTES, "vocab_size")
     for module in ancestors(model, name):
         for holder in (module, vars(module).get("config")):
             if holder is None or not hasattr(holder, "__dict__"):
                 continue
             # Setting the number of labels of a transformers config also resets the label names.
-            before = dict(vars(holder))
-            for attribute in _ATTRIBUTES:
-                value = getattr(holder, attribute, None)
-                if type(value) is int and value == old != new and _settable(holder, attribute):
-                    saved.append((holder, before))
+            saved.append((holder, dict(vars(holder))))
+            stored = [name for name in attributes if _stores(holder, name, old)]
+            for attribute in stored:
+                if old != new:
                     setattr(holder, attribute, new)
+            if "num_labels" in stored:
+                _reset_labels(holder, new)
     return restore
 
 
-def remove_auxiliary_heads(model: nn.Module, name: str, width: int) -> Callable[[], None]:
-    """Remove the auxiliary heads that GoogLeNet and Inception are trained with.
+def _stores(holder: object, attribute: str, number: int) -> bool:
+    value = getattr(holder, attribute, None)
+    return type(value) is int and value == number and _settable(holder, attribute)
 
-    In train mode they would return outputs for the old classes. A model announces them by
-    `aux_logits=True`; they are its children whose names begin with "aux". They are set to `None`,
-    as torchvision does.
 
-    Args:
-        model: An unwrapped model.
-        name: The name of the head that is replaced.
-        width: The previous number of classes. Heads of another width are left alone.
+def _reset_labels(config: object, count: int) -> None:
+    """Give the labels of a transformers config the names that a new config has."""
+    attributes = vars(config)
+    if isinstance(attributes.get("id2label"), dict):
+        names = {number: f"LABEL_{number}" for number in range(count)}
+        attributes["id2label"] = names
+        attributes["label2id"] = {name: number for number, name in names.items()}
+    if "problem_type" in attributes:
+        attributes["problem_type"] = None
 
-    Returns:
-        A function that restores them.
 
-    Warns:
-        UserWarning: If heads were removed. The message names them.
-    """
-    around = [part for part in ancestors(model, name) if vars(part).get("aux_logits") is True]
-    names = {part: full for full, part in own_modules(model).items()}
-    removed = [
-        (parent, child, part)
-        for parent in around
-        for child, part in parent.named_children()
-        if child.lower().startswith("aux")
-        and class_count(part) == width
-        and not f"{name}.".startswith(f"{names[part]}.")
-    ]
-
-    def restore() -> None:
-        for parent, child, part in removed:
-            setattr(parent, child, part)
-            vars(parent)["aux_logits"] = True
-
-    for parent, child, _ in removed:
-        setattr(parent, child, None)
-        vars(parent)["aux_logits"] = False
-    if removed:
-        try:
-            warnings.warn(
-                f"The auxiliary heads {quoted([names[part] for _, _, part in removed])} return "
-                f"{width} classes in train mode. They were removed (`aux_logits=False`), which "
-                "leaves the new head as the model's only output.",
-                UserWarning,
-                stacklevel=4,
-            )
-        except UserWarning:  # The caller turned warnings into errors.
-            restore()
-            raise
-    return restore
+def _embeds(model: nn.Module, tokens: int) -> bool:
+    """Return whether a model has an embedding for some number of tokens."""
+    return any(
+        isinstance(module, nn.Embedding) and module.num_embeddings == tokens
+        for module in model.modules()
+    )
 
 
 def class_count(head: nn.Module) -> int | None:

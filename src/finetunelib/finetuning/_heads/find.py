@@ -83,18 +83,19 @@ def locate_head(model: nn.Module, example_input: ModelInputs | None) -> tuple[He
     try:
         run = dry_run(user_model, example_input)
     except InvalidInputError as error:
-        if isinstance(error.__cause__, OutputKindError):
-            raise HeadNotFoundError(
-                f"The model runs, but {error.__cause__}, so it may have several heads or none. "
-                f"{advice(user_model)}"
-            ) from error
         if example_input is not None:
             raise HeadNotFoundError(f"{error} Or name the head with `at=`.") from error
         try:
             return head_by_names(user_model, str(error)), None
         except (HeadNotFoundError, AmbiguousHeadError) as refusal:
             raise refusal from error
-    return head_by_data(user_model, run), run
+    try:
+        return head_by_data(user_model, run), run
+    except OutputKindError as error:
+        raise HeadNotFoundError(
+            f"The model runs, but {error}, so it may have several heads or none. "
+            f"{advice(user_model)}"
+        ) from error
 
 
 def _check_not_scripted(model: nn.Module) -> None:

@@ -9,21 +9,18 @@ from torch import nn
 
 from finetunelib._arguments import check_model
 from finetunelib._forward.dry_run import DryRun, dry_run
-from finetunelib._forward.guess import OutputKindError
 from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
 from finetunelib._wrappers import last_layers, name_inside_wrappers, own_modules, unwrapped
 from finetunelib.errors import HeadError, HeadNotFoundError, InvalidInputError
-from finetunelib.finetuning._heads.class_counts import (
-    class_count,
-    remove_auxiliary_heads,
-    update_class_counts,
-)
+from finetunelib.finetuning._heads.auxiliary import remove_auxiliary_heads, warn_of_removed
+from finetunelib.finetuning._heads.class_counts import class_count, update_class_counts
 from finetunelib.finetuning._heads.find import locate_head
 from finetunelib.finetuning._heads.head import HEAD_LAYERS, Head, describe_head, layers_of
+from finetunelib.finetuning._heads.headless import check_class_count_matches
 from finetunelib.finetuning._heads.new_head import new_head
 from finetunelib.finetuning._heads.request import HeadRequest, NewHead, check_request
-from finetunelib.finetuning._heads.trial import new_width, try_new_head
+from finetunelib.finetuning._heads.trial import try_new_head
 
 
 @public("finetunelib.finetuning")
@@ -104,21 +101,27 @@ def replace_and_finish(
                 f"({type(model).__name__}), and is its own head. Replace the head of the bare "
                 "layer, and wrap the new one."
             )
-        try_new_head(new, new, before, old, request)
+        if before is not None:
+            try_new_head(new, new, old, before, request)
         return new
     with contextlib.ExitStack() as undo:
+        removed, restore = remove_auxiliary_heads(user_model, old.name, old.out_features)
+        undo.callback(restore)
+        if removed and before is not None:  # The output may have fewer parts without them.
+            before = dry_run(user_model, before.example)
         slots = _slots(user_model, old.module)
         undo.callback(_set_module, slots, old.module)
         _set_module(slots, new)
-        undo.callback(remove_auxiliary_heads(user_model, old.name, old.out_features))
         count = class_count(new)
         if count is not None:
             undo.callback(update_class_counts(user_model, old.name, old.out_features, count))
-        after = try_new_head(user_model, new, before, old, request)
-        if count is None and before is not None and after is not None:
-            count = new_width(old, before, after)
-            undo.callback(update_class_counts(user_model, old.name, old.out_features, count))
+        if before is not None:
+            trial = try_new_head(user_model, new, old, before, request)
+            width = trial.new_width() if count is None else None
+            if width is not None:
+                undo.callback(update_class_counts(user_model, old.name, old.out_features, width))
         finish(user_model, new)
+        warn_of_removed(removed, old.out_features)
         undo.pop_all()
     return model
 
@@ -130,13 +133,13 @@ def _locate(model: nn.Module, request: HeadRequest) -> tuple[Head, DryRun | None
     user_model = unwrapped(model)
     head = _head_at(user_model, name_inside_wrappers(request.at, model))
     try:
-        return head, dry_run(user_model, request.example_input)
-    except InvalidInputError as error:
-        # A model with several outputs runs; `at` says which of its heads is meant.
-        returns_other = isinstance(error.__cause__, OutputKindError)
-        if request.example_input is not None and not returns_other:
+        run = dry_run(user_model, request.example_input)
+    except InvalidInputError:
+        if request.example_input is not None:
             raise
-        return head, None
+        run = None
+    check_class_count_matches(user_model, head, run)
+    return head, run
 
 
 def _head_at(model: nn.Module, name: str) -> Head:

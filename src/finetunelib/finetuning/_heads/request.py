@@ -56,11 +56,8 @@ def _check_num_classes(num_classes: int | None) -> None:
         raise InvalidTypeError(
             f"`num_classes` must be an integer, got {num_classes!r} ({type(num_classes).__name__})."
         )
-    if num_classes < 2:
-        raise InvalidArgumentError(
-            f"`num_classes` must be at least 2, got {num_classes}. "
-            "For a single output pass `head=lambda features: nn.Linear(features, 1)`."
-        )
+    if num_classes < 1:
+        raise InvalidArgumentError(f"`num_classes` must be at least 1, got {num_classes}.")
 
 
 def _check_head(model: nn.Module, head: NewHead | None) -> None:
