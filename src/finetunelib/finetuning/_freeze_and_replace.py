@@ -36,7 +36,7 @@ def freeze_and_replace_head(
 
     Args:
         model: The model. It is changed in place.
-        num_classes: The number of outputs of the new head, at least 2. The new layer has the
+        num_classes: The number of outputs of the new head, at least 1. The new layer has the
             kind, dtype and device of the old one (and a convolution's kernel, stride and padding),
             but not its weight_norm or another parametrization.
         head: Instead of `num_classes`: a module that becomes the head, unchanged, or a function
@@ -52,20 +52,23 @@ def freeze_and_replace_head(
 
     Raises:
         InvalidArgumentError: If not exactly one of `num_classes` and `head` is given, or
-            `num_classes` is less than 2.
+            `num_classes` is less than 1.
         InvalidTypeError: If `head` neither is nor returns a module, or `example_input` has another
             type.
-        HeadNotFoundError: If no head was found, or there is no module at `at`.
+        HeadNotFoundError: If no head was found, or there is no module at `at`, or the last layer
+            is a hidden layer, because an activation follows it.
         AmbiguousHeadError: If several layers may be the head.
         InvalidInputError: If the model does not run on `example_input`.
-        HeadError: If the model does not run with the new head. The old head is restored.
+        HeadError: If the model does not run with the new head, or its output has another
+            structure, or the old head is a subclass whose forward differs from a plain layer's.
+            The old head is restored.
         FreezeError: If the model cannot be frozen.
 
     Warns:
-        UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed, which the message
-            names; if the modules around the head are not held in eval mode, because the model
-            returns something else in train mode (a detector with `at`); if peft adapters stay
-            trainable; or if frozen tensors have their initial values, because the file of
+        UserWarning: If auxiliary heads (GoogLeNet, Inception, DeepLab) were removed, which the
+            message names; if the modules around the head are not held in eval mode, because the
+            model returns something else in train mode (a detector with `at`); if peft adapters
+            stay trainable; or if frozen tensors have their initial values, because the file of
             `load_weights` did not contain them.
 
     Example:

@@ -87,7 +87,7 @@ def width_of_outputs(case: HeadModel, model: nn.Module) -> int:
     with torch.no_grad():
         outputs: Any = model.eval()(**example) if isinstance(example, dict) else model(example)
     logits: torch.Tensor = getattr(outputs, "logits", outputs)
-    return logits.shape[1]
+    return logits.shape[-1 if logits.dim() == 3 else 1]
 
 
 def check_replacing(case: HeadModel) -> None:

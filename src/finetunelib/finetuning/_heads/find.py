@@ -24,11 +24,14 @@ def find_head(model: nn.Module, example_input: ModelInputs | None = None) -> Hea
 
     A dry run is followed backwards from the outputs, through the autograd graph, to the first
     Linear or convolution on every path. If that is a single layer, if it is used once, and if its
-    width is that of the outputs, it is the head. The run uses meta tensors, which have shapes but
-    no data, so nothing is computed and a model on the meta device can be searched too. A model
-    that needs data is run on real tensors; a small one may be. If the model does not run and there
-    is no `example_input`, its `get_classifier()` decides, or else its names, provided that no
-    other layer has the same width. `Head.found_by` tells which rule was used.
+    width is that of the outputs, it is the head. A layer that is followed by an activation other
+    than softmax or sigmoid is not: it is a hidden layer of a model whose head was removed.
+
+    The run uses meta tensors, which have shapes but no data, so nothing is computed and a model on
+    the meta device can be searched too. A model that needs data is run on real tensors; a small
+    one may be. If the model does not run and there is no `example_input`, its `get_classifier()`
+    decides, or else its names, provided that no other layer has the same width. `Head.found_by`
+    tells which rule was used.
 
     The model is not changed: modes, gradients, buffers, hooks and other attributes stay the same,
     and so does the random state. The model's hooks run. In a model that is wrapped by
@@ -48,8 +51,8 @@ def find_head(model: nn.Module, example_input: ModelInputs | None = None) -> Hea
     Raises:
         AmbiguousHeadError: If several layers compute the outputs, if the layer is used more than
             once, or if it shares its weight with another.
-        HeadNotFoundError: If no layer computes the outputs, or the model does not run on
-            `example_input`.
+        HeadNotFoundError: If no layer computes the outputs, or an activation follows it, or the
+            model does not run on `example_input`.
         InvalidTypeError: If `example_input` has another type.
 
     Example:

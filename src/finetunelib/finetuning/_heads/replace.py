@@ -39,11 +39,12 @@ def replace_head(
     PyTorch initialises the new layer from the global random state, and nothing else here draws
     from it: `torch.manual_seed(0)` before the call gives the same head each time. If a module
     around the head, or its `config`, stores the old number of classes as `num_classes` or
-    `num_labels`, it is updated.
+    `num_labels` (or `vocab_size`, for a CTC model), it is updated. The label names and the
+    `problem_type` of a transformers config are reset.
 
     Args:
         model: The model. It is changed in place.
-        num_classes: The number of outputs of the new head, at least 2. The new layer has the
+        num_classes: The number of outputs of the new head, at least 1. The new layer has the
             kind, dtype and device of the old one (and a convolution's kernel, stride and padding),
             but not its weight_norm or another parametrization.
         head: Instead of `num_classes`: a module that becomes the head, unchanged, or a function
@@ -59,17 +60,20 @@ def replace_head(
 
     Raises:
         InvalidArgumentError: If not exactly one of `num_classes` and `head` is given, or
-            `num_classes` is less than 2.
+            `num_classes` is less than 1.
         InvalidTypeError: If `head` neither is nor returns a module, or `example_input` has another
             type.
-        HeadNotFoundError: If no head was found, or there is no module at `at`.
+        HeadNotFoundError: If no head was found, or there is no module at `at`, or the last layer
+            is a hidden layer, because an activation follows it.
         AmbiguousHeadError: If several layers may be the head.
         InvalidInputError: If the model does not run on `example_input`.
-        HeadError: If the model does not run with the new head. The old head is restored.
+        HeadError: If the model does not run with the new head, or its output has another
+            structure, or the old head is a subclass whose forward differs from a plain layer's.
+            The old head is restored.
 
     Warns:
-        UserWarning: If auxiliary heads (GoogLeNet, Inception) were removed. The message names
-            them.
+        UserWarning: If auxiliary heads (GoogLeNet, Inception, DeepLab) were removed. The message
+            names them.
 
     Example:
         >>> from finetunelib import build_mlp
