@@ -79,5 +79,11 @@ def freeze_and_replace_head(
         >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         ['head.weight', 'head.bias']
     """
-    finish = partial(freeze_around_head, is_named=at is not None)
+    finish = partial(_freeze_rest, is_named=at is not None)
     return replace_and_finish(model, HeadRequest(num_classes, head, at, example_input), finish)
+
+
+def _freeze_rest(model: nn.Module, head: nn.Module, *, is_named: bool) -> None:
+    freeze_around_head(model, head, is_named=is_named)
+    for parameter in head.parameters():  # Also of a head that was passed frozen.
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())

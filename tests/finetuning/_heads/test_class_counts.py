@@ -57,36 +57,42 @@ def _ignore_warnings_of_transformers() -> Iterator[None]:
 
 def bert(kind: Any = BertForSequenceClassification, **options: Any) -> Any:
     """Return a small model with three labels."""
-    return kind(BertConfig(vocab_size=40, num_labels=3, **SMALL, **options))
+    settings: dict[str, Any] = {"vocab_size": 40, "num_labels": 3, **SMALL} | options
+    return kind(BertConfig(**settings))
 
 
 def detr() -> Any:
     """Return a small detector with three classes, and one for no object."""
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_indices=[2])
-    config = DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=backbone,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_queries=4,
-        num_labels=3,
-    )
-    return DetrForObjectDetection(config)
+    stages: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+    stages["out_indices"] = [2]
+    settings: dict[str, Any] = {
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "backbone_config": ResNetConfig(**stages),
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "num_queries": 4,
+        "num_labels": 3,
+    }
+    return DetrForObjectDetection(DetrConfig(**settings))
 
 
 def yolos() -> Any:
     """Return a small detector with three classes, and one for no object."""
-    config = YolosConfig(
-        **SMALL, image_size=[32, 32], patch_size=16, num_labels=3, num_detection_tokens=4
-    )
-    return YolosForObjectDetection(config)
+    settings: dict[str, Any] = {
+        **SMALL,
+        "image_size": [32, 32],
+        "patch_size": 16,
+        "num_labels": 3,
+        "num_detection_tokens": 4,
+    }
+    return YolosForObjectDetection(YolosConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def test_vocabulary_of_a_ctc_model_is_updated(kind: Any, config: Any) -> None:
 
 def test_vocabulary_of_the_inputs_is_not_updated() -> None:
     """A number of labels that equals the size of the embedding is a coincidence."""
-    model = BertForSequenceClassification(BertConfig(vocab_size=40, num_labels=40, **SMALL))
+    model = bert(num_labels=40)
     replace_head(model, num_classes=5)
     assert (model.config.vocab_size, model.config.num_labels) == (40, 5)
 

@@ -41,7 +41,7 @@ class SwishFunction(torch.autograd.Function):
 
 def swish(inputs: Tensor) -> Tensor:
     """Return the result of `SwishFunction`."""
-    outputs = SwishFunction.apply(inputs)  # type: ignore[no-untyped-call]
+    outputs = SwishFunction.apply(inputs)
     assert isinstance(outputs, Tensor)
     return outputs
 
@@ -153,7 +153,7 @@ def test_activation_is_accepted_if_the_model_states_the_width(stated: int) -> No
     model.num_classes = stated  # type: ignore[assignment]
     if stated == 3:
         assert freeze_and_replace_head(model, num_classes=5)(torch.ones(2, 4)).shape == (2, 5)
-        assert model.num_classes == 5  # type: ignore[comparison-overlap]
+        assert model.num_classes == 5
     else:
         with pytest.raises(HeadNotFoundError):
             freeze_and_replace_head(model, num_classes=5)
