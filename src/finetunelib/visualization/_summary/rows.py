@@ -75,8 +75,8 @@ class SummaryRow:
         if self.name != self.last_name:
             name = f"{self.name} to {self.last_name}"
         return (
-            f"SummaryRow({one_line(name)}, {one_line(self.class_name)}, {self.status}, {self.mode}, "
-            f"output_shapes={self.output_shapes}, parameters={self.parameters:,})"
+            f"SummaryRow({one_line(name)}, {one_line(self.class_name)}, {self.status}, "
+            f"{self.mode}, output_shapes={self.output_shapes}, parameters={self.parameters:,})"
         )
 
 
