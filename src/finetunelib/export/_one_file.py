@@ -1,4 +1,4 @@
-"""Writes a model with its weights to one file, a tensor at a time, so that no copy is in memory."""
+"""Writes a model and its weights to one file, one tensor at a time to save memory."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from finetunelib.export._batches.arrays import Array, to_array
 from finetunelib.export._batches.samples import Sampler
 from finetunelib.export._batches.sizes import (
     BATCH_SIZES,
-    beside,
+    adjacent,
     larger,
     smaller,
     step_of,
@@ -90,7 +90,7 @@ class Runner:
         key = tuple(sizes.items())
         if key in self.tried or not self.sampler.axes.allows(sizes) or min(sizes.values()) < 1:
             return None
-        # Rows after those of the first batches, so that they are variations.
+        # Use rows after those of the first batches, because these are variations.
         run = self.attempt(sizes, sum(BATCH_SIZES) + len(self.tried))
         self.tried[key] = run is not None
         return run
@@ -163,7 +163,7 @@ def _accepted_sizes(runner: Runner, sizes: Sequence[int]) -> list[int]:
     if BATCH not in example or len(set(found)) > 1:
         return found
     size = example[BATCH]
-    for candidate in (size, *beside(size), *smaller(size), *larger(size)):
+    for candidate in (size, *adjacent(size), *smaller(size), *larger(size)):
         if len(found) < len(BATCH_SIZES) and candidate > 0 and candidate not in found:
             at = _with_batch(example, candidate)
             if plain.sampler.axes.allows(at) and plain.attempt(at, 0) is not None:
@@ -194,8 +194,8 @@ def sample_runs(runner: Runner) -> Iterator[Run]:
 def runs_at_other_sizes(runner: Runner) -> Iterator[Run]:
     """Yield runs with each further dynamic axis smaller and larger than in the example.
 
-    For each axis the sizes beside the example's are tried, and the first sizes farther away that
-    the model accepts. If it accepts none, all further axes change together.
+    For each axis, these are the sizes next to that of the example, and the first sizes farther away
+    that the model accepts. If it accepts none, all further axes change together.
     """
     axes = runner.sampler.axes
     example = dict(axes.example)
@@ -203,7 +203,7 @@ def runs_at_other_sizes(runner: Runner) -> Iterator[Run]:
         example[BATCH] = _FEW
     for name in axes.further:
         size, found = axes.example[name], 0
-        for candidates in ([beside(size)[0]], [beside(size)[1]], smaller(size), larger(size)):
+        for candidates in ([adjacent(size)[0]], [adjacent(size)[1]], smaller(size), larger(size)):
             for candidate in candidates:
                 if candidate >= 2 and runner.affordable({**example, name: candidate}):
                     run = runner.attempt_once({**example, name: candidate})
@@ -221,7 +221,7 @@ def runs_at_missing_sizes(runner: Runner, seen: Sequence[Mapping[str, int]]) -> 
     for name, size in example.items():
         if len({sizes[name] for sizes in seen}) > 1:
             continue
-        for candidate in (_FEW, 1, *beside(size), *smaller(size), *larger(size)):
+        for candidate in (_FEW, 1, *adjacent(size), *smaller(size), *larger(size)):
             if candidate != size and runner.affordable({**example, name: candidate}):
                 run = runner.attempt_once({**example, name: candidate})
                 if run is not None:

@@ -18,7 +18,7 @@ from finetunelib.export._request.dynamic_axes import (
 #: Models often accept only multiples of one of these.
 _STEPS = (32, 16, 8, 7, 4, 2)
 
-#: The batch sizes that are compared first: 1, and others than those usually traced.
+#: The batch sizes that are compared first: 1, and sizes that are rarely used for tracing.
 BATCH_SIZES = (1, 2, 7)
 
 
@@ -65,7 +65,7 @@ def step_of(size: int) -> int:
     return next((step for step in _STEPS if step < size and size % step == 0), 1)
 
 
-def beside(size: int) -> tuple[int, int]:
+def adjacent(size: int) -> tuple[int, int]:
     """Return the sizes next to a size."""
     return size - 1, size + 1
 

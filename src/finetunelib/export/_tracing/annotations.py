@@ -30,7 +30,7 @@ def annotate(program: Any, model: nn.Module, inner_name: str) -> None:
     BatchNorm names those of both.
 
     Args:
-        program: A program of torch's exporter; changed in place.
+        program: The program from PyTorch's exporter; changed in place.
         model: The module that was exported.
         inner_name: The name of the user's model in `model`, `""` if they are the same.
     """

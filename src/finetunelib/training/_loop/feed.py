@@ -73,7 +73,7 @@ class EpochFeed:
             return
         if saved.batch:
             data.signature.check_matches(saved.signature)
-        # In this order, so that a generator that both share gets the state of the training data.
+        # Validation data first: a shared generator then gets the state of the training data.
         if data.val is not None:
             data.val.load_state_dict(saved.val_data)
         data.train.load_state_dict(saved.train_data)
