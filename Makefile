@@ -98,6 +98,8 @@ benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 conformance: $(VENV)/.dev ## Run all models of torchvision, timm and transformers (two hours)
 	$(BIN)/python tests/conformance/heads.py
 	$(BIN)/python tests/conformance/freezing.py
+	$(BIN)/python tests/conformance/modules.py
+	$(BIN)/python tests/conformance/frozen_models.py
 	$(BIN)/python tests/conformance/export.py
 
 ##@ Tidy up

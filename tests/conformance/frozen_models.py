@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -35,12 +36,13 @@ PAGE = ROOT / "docs" / "concepts" / "frozen-models.md"
 CLASSES = 3
 STEPS = 3
 
-_INTRODUCTION = """\
-`python tests/conformance/frozen_models.py` of {date}, with {versions}. The weights are random. The
-second and third column are about `freeze(model, part)`: how many tensors it freezes, all of which
-were bit for bit the same after three AdamW steps in train mode, and what the model returns in train
-mode then. The last column is what `freeze_and_replace_head(model, num_classes=3)` does to a fresh
-model: the name of the new head, or the error and its first sentence."""
+_RUN = "`python tests/conformance/frozen_models.py` of {date}, with {versions}."
+_MEANING = """\
+The weights are random. The table shows what `freeze(model, part)` does: the number of tensors that
+it freezes, all of which were bit for bit the same after three AdamW steps in train mode, and what the
+model returns in train mode. The last column shows what
+`freeze_and_replace_head(model, num_classes=3)` does to a new model: the name of the new head, or
+the error and its first sentence, and the result with `at=` if the head has to be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Model:
         part: The backbone, as `freeze` takes it.
         batch: Returns a batch: positional arguments, or named ones.
         example: The inputs for the search of the head, or `None` to let it guess.
+        at: The name of the head, if it has to be passed.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Model:
     part: str
     batch: Callable[[], Any]
     example: Callable[[], Any] | None = None
+    at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +167,11 @@ def models() -> list[Model]:
             "backbone",
             lambda: _images(masks=True),
         ),
-        Model("DeepLabV3", _segmenter("deeplabv3_resnet50"), "backbone", _pixels, _pixels),
+        Model(
+            "DeepLabV3", _segmenter("deeplabv3_resnet50"), "backbone", _pixels, at="classifier.4"
+        ),
         Model("LR-ASPP", _segmenter("lraspp_mobilenet_v3_large"), "backbone", _pixels, _pixels),
-        Model("FCN", _segmenter("fcn_resnet50"), "backbone", _pixels, _pixels),
+        Model("FCN", _segmenter("fcn_resnet50"), "backbone", _pixels, at="classifier.4"),
         Model(speech, _from_config(speech, "Wav2Vec2Config", _SPEECH), "wav2vec2", _wave, _wave),
         Model(
             ctc,
@@ -238,13 +244,21 @@ def check(case: Model) -> Outcome:
 
 
 def _new_head(case: Model) -> str:
-    """Return what `freeze_and_replace_head` does to a fresh model."""
+    """Return what `freeze_and_replace_head` does to a fresh model, and with the head's name."""
+    found = _replaced(case, None)
+    return (
+        found if case.at is None else f"{found} With `at={case.at!r}`: {_replaced(case, case.at)}"
+    )
+
+
+def _replaced(case: Model, at: str | None) -> str:
+    """Return the names of the new layers, or the error and its first sentence."""
     torch.manual_seed(0)
     model = case.build()
     names = dict(model.named_modules())
     example = None if case.example is None else case.example()
     try:
-        freeze_and_replace_head(model, CLASSES, example_input=example)
+        freeze_and_replace_head(model, CLASSES, at=at, example_input=example)
     except FinetuneLibError as error:
         first = str(error).partition(". ")[0].replace("\n", " ").rstrip(".")
         return f"{type(error).__name__}: {first}."
@@ -268,7 +282,9 @@ def page(content: Mapping[str, Any]) -> str:
         [
             "# Detectors, segmenters, speech and text",
             "",
-            _INTRODUCTION.format(date=content["date"], versions=versions),
+            *textwrap.wrap(_RUN.format(date=content["date"], versions=versions), width=100),
+            "",
+            _MEANING,
             "",
             "| model | part | frozen tensors | in train mode | `freeze_and_replace_head` |",
             "| --- | --- | ---: | --- | --- |",
