@@ -39,8 +39,8 @@ STEPS = 3
 _RUN = "`python tests/conformance/frozen_models.py` of {date}, with {versions}."
 _MEANING = """\
 The weights are random. The table shows what `freeze(model, part)` does: the number of tensors that
-it freezes, all of which were bit for bit the same after three AdamW steps in train mode, and what the
-model returns in train mode. The last column shows what
+it freezes, all of which were bit for bit the same after three AdamW steps in train mode, and what
+the model returns in train mode. The last column shows what
 `freeze_and_replace_head(model, num_classes=3)` does to a new model: the name of the new head, or
 the error and its first sentence, and the result with `at=` if the head has to be named."""
 
