@@ -84,7 +84,9 @@ def _check_legacy(file: Path) -> None:
         raise ValueError("it contains no list of storages")
     # The number of elements comes before the bytes of each storage.
     if storages.size + 8 * len(keys.items) > size - scanner.position:
-        raise ValueError(f"its tensors claim {storages.size:,} bytes, but it has {size:,}")
+        raise ValueError(
+            f"its tensors claim {storages.size:,} bytes, more than the {size:,} of the file"
+        )
 
 
 class _Storages:
