@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetunelib._files import check_writable
+from finetunelib._files import as_path, check_writable
 from finetunelib._optional import require
 from finetunelib._public import public
 from finetunelib._typing import StrPath
@@ -66,7 +66,7 @@ class TensorBoardLogger(Callback):
 
     def __init__(self, folder: StrPath) -> None:
         require("tensorboard", extra="tensorboard")
-        self.folder: Path = Path(folder)
+        self.folder: Path = as_path(folder)
         self._writer: Any = None  # a SummaryWriter of torch, which has no types
 
     def on_fit_start(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form

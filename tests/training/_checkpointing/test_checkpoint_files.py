@@ -28,7 +28,12 @@ from torch import nn
 
 from finetunelib import Trainer
 from finetunelib.callbacks import ModelCheckpoint
-from finetunelib.errors import CallbackError, CheckpointError, PathNotWritableError
+from finetunelib.errors import (
+    CallbackError,
+    CheckpointError,
+    FileMissingError,
+    PathNotWritableError,
+)
 from finetunelib.training import Callback, History, TrainContext
 from finetunelib.training._checkpointing.folder import (
     Checkpoint,
@@ -403,6 +408,35 @@ def test_a_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> No
     resumed = trainer(callbacks=[ModelCheckpoint(tmp_path)])
     resumed.fit(DATA, epochs=3, resume_from=tmp_path)
     assert bits(resumed) == bits(whole)
+
+
+def test_state_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    """The message contains the reason of the system, and not the assertion of torch's writer."""
+    with files_limited_to(50_000), pytest.raises(PathNotWritableError) as caught:
+        large_files(tmp_path / "one", STATE, 1)
+    assert "File too large" in str(caught.value)
+    assert "enforce" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800"], ids=["long", "NUL", "surrogate"])
+def test_path_that_no_folder_can_have_is_rejected(tmp_path: Path, name: str) -> None:
+    """Saving to, loading and resuming from such a path raise errors of the library."""
+    there = trainer()
+    with pytest.raises(PathNotWritableError):
+        there.save_checkpoint(tmp_path / name)
+    with pytest.raises((CheckpointError, FileMissingError)):
+        there.load_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError):
+        there.fit(DATA, epochs=1, resume_from=tmp_path / name)
+
+
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are saved to and loaded from a path that starts with `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = trainer()
+    there.fit(DATA, epochs=1)
+    assert there.save_checkpoint("~/one") == tmp_path / "one"
+    trainer().load_checkpoint("~/one")
 
 
 # A folder that changes meanwhile

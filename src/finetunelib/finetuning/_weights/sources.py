@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from finetunelib._files import check_readable, read_at_most
+from finetunelib._files import as_path, check_readable, is_folder, read_at_most
 from finetunelib._messages import listed
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
@@ -68,7 +68,8 @@ def open_weights(file: StrPath | Enum, *, mapped: bool, key: str | None) -> Weig
         InvalidTypeError: If `file` is neither a path nor a member of a torchvision enum.
     """
     if isinstance(file, str | os.PathLike):
-        path = _file_in(Path(file)) if _is_folder(Path(file)) else Path(file)
+        path = as_path(file)
+        path = _file_in(path) if is_folder(path) else path
     else:
         path = _file_of_torchvision(file)
     path = check_readable(path, purpose=_PURPOSE)
@@ -79,13 +80,6 @@ def open_weights(file: StrPath | Enum, *, mapped: bool, key: str | None) -> Weig
             f"`key` is for single files of `torch.save`, got {key!r} for `{path}`. Leave it out."
         )
     return WeightsFile(path, _read_shards(path, mapped=mapped))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False  # The name is too long or contains a NUL, which the next check reports.
 
 
 def _file_in(folder: Path) -> Path:

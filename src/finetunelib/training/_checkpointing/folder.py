@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetunelib._files import atomic_folder, previous_folder, remove_folder, sweep_unfinished
+from finetunelib._files import (
+    as_path,
+    atomic_folder,
+    cause_of_failed_write,
+    check_folder_writable,
+    is_folder,
+    not_written,
+    previous_folder,
+    remove_folder,
+    sweep_unfinished,
+)
 from finetunelib._messages import first_line
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
@@ -113,7 +123,7 @@ def write_checkpoint(
             unchanged.
     """
     content = plain(state)
-    target = Path(path)
+    target = check_folder_writable(path)
     if any((target / name).exists() for name in FILES) and not _is_checkpoint(target):
         raise PathNotWritableError(
             f"`{target}` contains files that do not belong to a checkpoint and would be lost. "
@@ -137,8 +147,8 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
         FileMissingError: If there is no checkpoint.
         CheckpointError: If the checkpoint is damaged, incomplete, or has an unknown format.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    folder = as_path(path)
+    if not is_folder(folder):
         raise FileMissingError(
             f"There is no checkpoint at `{folder}`. Pass the folder that contains {MANIFEST}."
         )
@@ -162,7 +172,8 @@ def newest_checkpoint(path: StrPath) -> Checkpoint | None:
     Raises:
         CheckpointError: If there are checkpoints, but none is intact.
     """
-    folder = Path(path)
+    folder = as_path(path)
+    _check_possible(folder)
     folder = previous_folder(folder) or folder
     if folder.is_file():
         raise CheckpointError(
@@ -221,8 +232,27 @@ def sweep(folder: Path) -> None:
 def _save(state: dict[str, Any], file: Path) -> None:
     try:
         torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # `torch.save` reports a full disk as RuntimeError.
-        raise PathNotWritableError(f"`{file}` could not be written: {error}") from error
+    except OSError as error:
+        raise not_written(file, error) from error
+    except RuntimeError as error:  # `torch.save` does not say why it could not write.
+        raise not_written(file, cause_of_failed_write(file, error)) from error
+
+
+def _check_possible(folder: Path) -> None:
+    """Check that a folder could have this path.
+
+    Raises:
+        CheckpointError: If the path is too long, for example.
+    """
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{folder}` cannot be read: {getattr(error, 'strerror', None) or error}. Pass the "
+            "folder of a checkpoint."
+        ) from error
 
 
 def _is_checkpoint(folder: Path) -> bool:
