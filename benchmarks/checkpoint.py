@@ -1,10 +1,10 @@
-"""What a checkpoint costs beside `torch.save` of the same state followed by an fsync.
+"""The cost of a checkpoint, compared with `torch.save` of the same state and an fsync.
 
     python benchmarks/checkpoint.py [--rounds 5] [--megabytes 1 1000]
 
-Both sides write the same trained model with the state of its optimizer (SGD with momentum, so
-that half of the bytes are the model's) into one folder, in turns. Prints JSON for each size: the
-median seconds of both, the median of their ratios and of their differences, and the bytes.
+Both write the same trained model and the state of its optimizer (SGD with momentum; half of the
+bytes are the model's) into one folder, in turns. Prints JSON for each size: the median seconds of
+both, the medians of their ratios and differences, and the bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetunelib import Trainer
 
 
 def trained(megabytes: int) -> Trainer:
-    """Return a Trainer that has done one step with a model of half that size."""
+    """Return a Trainer that has taken one step, with a model of half that size."""
     width = int((megabytes * 1e6 / 2 / 4) ** 0.5)
     model = nn.Linear(width, width, bias=False)
     trainer = Trainer(model, loss_fn=nn.MSELoss(), device="cpu", progress=False)
@@ -34,7 +34,7 @@ def trained(megabytes: int) -> Trainer:
 
 
 def by_torch(trainer: Trainer, folder: Path) -> tuple[float, int]:
-    """Return the seconds and bytes of the plain way."""
+    """Return the seconds and bytes of `torch.save`."""
     assert trainer.optimizer is not None
     file = folder / "plain.pt"
     started = time.perf_counter()
@@ -49,7 +49,7 @@ def by_torch(trainer: Trainer, folder: Path) -> tuple[float, int]:
 
 
 def by_checkpoint(trainer: Trainer, folder: Path) -> tuple[float, int]:
-    """Return the seconds and bytes of ours."""
+    """Return the seconds and bytes of a checkpoint."""
     started = time.perf_counter()
     path = trainer.save_checkpoint(folder / "checkpoint")
     seconds = time.perf_counter() - started
@@ -59,13 +59,13 @@ def by_checkpoint(trainer: Trainer, folder: Path) -> tuple[float, int]:
 
 
 def measure(megabytes: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Return medians over rounds, each of which writes both in an order that alternates."""
+    """Return medians over rounds. Each round writes both, in alternating order."""
     trainer = trained(megabytes)
     plain, ours, sizes = [], [], (0, 0)
     for turn in range(rounds + 1):
         sides = (by_torch, by_checkpoint) if turn % 2 else (by_checkpoint, by_torch)
         seconds = {side: side(trainer, folder) for side in sides}
-        if turn:  # The first turn warms up.
+        if turn:  # The first round is a warm-up.
             plain.append(seconds[by_torch][0])
             ours.append(seconds[by_checkpoint][0])
         sizes = seconds[by_torch][1], seconds[by_checkpoint][1]

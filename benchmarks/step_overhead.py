@@ -1,15 +1,15 @@
-"""What the Trainer adds to a step of the loop written by hand, in microseconds.
+"""The time that the Trainer adds to a step of a hand-written loop, in microseconds.
 
     python benchmarks/step_overhead.py [--rounds 2000] [--steps 10]
 
-One process, one thread, and one `fit` for each row: its data hands out a block of `steps` batches,
-then runs the plain loop over the same batches, and so on, `rounds` times. A block of the Trainer is
-compared with the mean of the plain blocks before and after it. The clock is the thread's own, which
-stands while another program has the core. Prints JSON: medians of the differences and their
-quartiles (and as `quiet` what undisturbed rounds show), for an almost empty model (one Linear of
-2 x 2) without metrics and bar, with the default metric, and with that and a bar; the same and the
-ratio for the 784-500-10 network; and what making a Trainer and a `fit` cost once, which is in none
-of the others.
+One process, one thread, and one `fit` for each row. Its data yields a block of `steps` batches,
+then runs the hand-written loop over the same batches, and so on, `rounds` times. A block of the
+Trainer is compared with the mean of the hand-written blocks before and after it. The clock measures
+the time of the thread, which stops while another program uses the core. Prints JSON: medians of the
+differences and their quartiles (and as `quiet` the difference in undisturbed rounds), for a tiny
+model (one Linear of 2 x 2) without metrics and bar, with the default metric, and with metric and
+bar; the same and the ratio for the 784-500-10 network; and the time that creating a Trainer and one
+`fit` take once, which is not part of the others.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from finetunelib import Trainer, build_mlp
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 
-#: Blocks at the beginning that are not counted.
+#: The number of warm-up blocks.
 WARM_UP = 20
 
 
 class Terminal(io.StringIO):
-    """A stream that takes a bar and shows it to nobody."""
+    """A stream that discards what is written to it."""
 
     def isatty(self) -> bool:
-        """Say yes, so that a bar is drawn."""
+        """Return `True`, so a bar is drawn."""
         return True
 
 
 class PlainLoop:
-    """The loop written by hand."""
+    """The hand-written loop."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -64,12 +64,12 @@ class PlainLoop:
 
 
 class Alternating:
-    """Blocks of batches for a Trainer, each timed, with plain blocks before, between and after.
+    """Timed blocks of batches for a Trainer, with hand-written blocks before, between and after.
 
     Attributes:
-        plain: The seconds of the plain blocks, one more than the others.
-        ours: The seconds between handing out a block's first batch and being asked for the next
-            block's.
+        plain: The seconds of the hand-written blocks, one more than of the others.
+        ours: The seconds between yielding the first batch of a block and the request for the next
+            block.
     """
 
     def __init__(self, loop: PlainLoop, batches: Batches, rounds: int) -> None:
@@ -84,7 +84,7 @@ class Alternating:
         return self._rounds * len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the Trainer's batches, and run the plain loop between blocks."""
+        """Yield the Trainer's batches, and run the hand-written loop between blocks."""
         self._run_plain()
         for _ in range(self._rounds):
             started = time.thread_time()
@@ -100,11 +100,11 @@ class Alternating:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What one `fit` beside the plain loop has shown: microseconds of a step.
+    """The times of one `fit` and of the hand-written loop, in microseconds per step.
 
     Attributes:
-        plain: By hand, before and after each round.
-        ours: By the Trainer, in each round.
+        plain: The hand-written loop, before and after each round.
+        ours: The Trainer, in each round.
     """
 
     plain: list[float]
@@ -112,22 +112,22 @@ class Rounds:
 
     @property
     def hand(self) -> list[float]:
-        """What a round of the Trainer is compared with."""
+        """The time of the hand-written loop around each round of the Trainer."""
         return [(before + after) / 2 for before, after in pairwise(self.plain)]
 
     @property
     def added(self) -> list[float]:
-        """What the Trainer adds."""
+        """The time that the Trainer adds."""
         return [ours - hand for ours, hand in zip(self.ours, self.hand, strict=True)]
 
     @property
     def ratios(self) -> list[float]:
-        """A step of the Trainer over a plain one."""
+        """The ratio of a step of the Trainer to a hand-written one."""
         return [ours / hand for ours, hand in zip(self.ours, self.hand, strict=True)]
 
     @property
     def quiet(self) -> float:
-        """What is added in the undisturbed rounds of both: the difference of their first deciles.
+        """The time that is added in undisturbed rounds: the difference of the first deciles.
 
         Another program on the same core or cache makes rounds longer, never shorter.
         """
@@ -143,7 +143,7 @@ def paired(
     metric: bool,
     bar: bool = False,
 ) -> Rounds:
-    """Run a `fit` and the plain loop by turns."""
+    """Run a `fit` and the hand-written loop in turns."""
     data = Alternating(PlainLoop(make_model()), batches, WARM_UP + rounds)
     with redirect_stderr(Terminal() if bar else sys.stderr):
         trainer = Trainer(make_model(), metrics=None if metric else {}, device="cpu", progress=bar)
@@ -156,7 +156,7 @@ def paired(
 
 
 def once(batches: Batches, rounds: int) -> list[float]:
-    """Return the milliseconds that making a Trainer and a `fit` of one step add, by the round."""
+    """Return the milliseconds that a new Trainer and a `fit` of one step add, for each round."""
     added = []
     for _ in range(WARM_UP + rounds):
         started = time.thread_time()

@@ -1,6 +1,6 @@
-"""A stored loss curve: a training with fixed seeds goes today as it went when it was stored.
+"""A stored loss curve: a run with fixed seeds gives the same numbers as when it was stored.
 
-To renew the curve after a change that is meant to alter the numbers (and to be listed in the
+To store it again after a change that is meant to change the numbers (and is listed in the
 changelog), run `python tests/goldens/test_loss_curve.py` and commit `tiny_run.json`.
 """
 
@@ -37,7 +37,7 @@ def run() -> History:
 
 @pytest.fixture(scope="module")
 def curves() -> Iterator[History]:
-    """The run of today, on one thread."""
+    """Return the history of a run on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield run()
@@ -46,11 +46,11 @@ def curves() -> Iterator[History]:
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_loss_curve_is_the_stored_one(curves: History, name: str) -> None:
-    """Order of the data, initial weights, dropout and updates are those of the stored run."""
+    """The order of the data, the initial weights, dropout and updates have not changed."""
     stored = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
-    # Kernels of other CPUs and versions of torch add in another order. Weights that are off by a
-    # share of 1e-5 from the start, far more than that, move a loss by 3e-6 and flip no sample;
-    # a learning rate of 0.1001 for 0.1 moves one by 2e-4.
+    # Kernels of other CPUs and PyTorch versions add in a different order. A relative change of the
+    # initial weights by 1e-5, far more than that, changes a loss by 3e-6 and no accuracy. A
+    # learning rate of 0.1001 instead of 0.1 changes one by 2e-4.
     assert curves[name] == pytest.approx(stored, abs=1e-4)
 
 

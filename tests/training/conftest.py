@@ -1,4 +1,4 @@
-"""What every test of training runs in."""
+"""Fixtures for all tests of training."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """Let no test find what another one has compiled."""
+    """Delete compiled code, so that no test depends on another."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -32,12 +32,12 @@ def forget_compiled_code() -> Iterator[None]:
 # The compiler imports parts of torch that use what newer Pythons deprecate.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_training_is_the_eager_one() -> None:
-    """Weights, losses and predictions agree, and the user's model is what it was."""
+    """Weights, losses and predictions agree, and the user's model is not replaced."""
     model, eager = plain_network(), plain_network()
     seen = []
 
     class Models(Callback):
-        """Keeps the model that a callback sees."""
+        """Keeps the model that a callback gets."""
 
         def on_step_end(self, context: TrainContext) -> None:
             seen.append(context.model)
@@ -64,7 +64,7 @@ def test_compiled_training_is_the_eager_one() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_training_keeps_frozen_bits() -> None:
-    """The backbone of a fine-tuned model, BatchNorm's statistics included, does not move."""
+    """The frozen backbone does not change, including the statistics of BatchNorm."""
     model = freeze_and_replace_head(network(), num_classes=3)
     before = weights_of(model)
     quiet_trainer(model, lr=0.1, compile=True).fit(points(24), epochs=1)

@@ -1,4 +1,4 @@
-"""The table of what a training measured, and its files."""
+"""The history of a run: rows, columns, printing and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.tiny import plain_network, points, quiet_trainer
 
 
 def two_epochs() -> History:
-    """Return a history whose second epoch measured one value more."""
+    """Return a history whose second epoch has one more value."""
     return History(
         [
             {"epoch": 1, "step": 10, "train_loss": 0.5, "lr": 0.00012345},
@@ -34,19 +34,19 @@ def two_epochs() -> History:
 
 
 def test_column_is_a_list_of_floats() -> None:
-    """A name gives one value an epoch."""
+    """A name gives one value per epoch."""
     assert two_epochs()["train_loss"] == [0.5, 0.25]
 
 
 def test_value_that_was_not_measured_is_nan() -> None:
-    """A column that begins later is filled up."""
+    """A column that begins later is filled with nan."""
     first, second = two_epochs()["val_loss"]
     assert math.isnan(first)
     assert second == 1.5
 
 
 def test_unknown_column_is_an_error_that_lists_the_columns() -> None:
-    """A typing error is told beside the names that there are."""
+    """A misspelled name is reported with the names that exist."""
     with pytest.raises(InvalidArgumentError) as caught:
         two_epochs()["val_los"]
     assert "'val_los'" in str(caught.value)
@@ -60,12 +60,12 @@ def test_column_of_an_empty_history_is_an_error_that_names_it() -> None:
 
 
 def test_names_are_in_the_order_of_their_first_measurement() -> None:
-    """Columns that come later stand at the end."""
+    """Columns that are added later come last."""
     assert two_epochs().names == ("epoch", "step", "train_loss", "lr", "val_loss")
 
 
 def test_history_has_the_protocols_of_a_sequence_of_rows() -> None:
-    """It has a length, can be iterated, and knows its columns."""
+    """It has a length, can be iterated, and supports `in` for columns."""
     history = two_epochs()
     assert len(history) == 2
     assert [row["epoch"] for row in history] == [1, 2]
@@ -74,14 +74,14 @@ def test_history_has_the_protocols_of_a_sequence_of_rows() -> None:
 
 
 def test_histories_of_the_same_rows_are_equal() -> None:
-    """Equality is that of the rows, and with nothing else."""
+    """Histories are equal if their rows are equal."""
     assert two_epochs() == two_epochs()
     assert two_epochs() != History()
     assert two_epochs() != two_epochs().rows
 
 
 def test_history_keeps_its_own_rows() -> None:
-    """Rows that are given are copied, so that changing them later changes nothing."""
+    """Rows that are passed in are copied, so later changes have no effect."""
     row = {"epoch": 1.0}
     history = History([row])
     history.append(row)
@@ -90,7 +90,7 @@ def test_history_keeps_its_own_rows() -> None:
 
 
 def test_history_cannot_be_a_key() -> None:
-    """It grows, so it has no hash."""
+    """It can change, so it has no hash."""
     with pytest.raises(TypeError):
         hash(History())
 
@@ -99,7 +99,7 @@ def test_history_cannot_be_a_key() -> None:
 
 
 def test_print_is_a_table() -> None:
-    """Columns are aligned, numbers are readable, and what is missing is a dash."""
+    """Columns are aligned, numbers are rounded, and a missing value is a dash."""
     assert str(two_epochs()).splitlines() == [
         "epoch  step  train_loss        lr  val_loss",
         "    1    10      0.5000  0.000123         -",
@@ -107,19 +107,19 @@ def test_print_is_a_table() -> None:
     ]
 
 
-def test_print_of_a_training_is_readable() -> None:
+def test_print_of_a_run_is_readable() -> None:
     """Seconds have two decimals, and samples per second none."""
     history = History([{"seconds": 1.2345, "samples_per_second": 12345.6}])
     assert str(history).splitlines()[1].split() == ["1.23", "12,346"]
 
 
-def test_print_of_no_epochs_says_so() -> None:
-    """An empty history prints a line and not nothing."""
+def test_print_of_an_empty_history_is_one_line() -> None:
+    """An empty history prints the number of epochs."""
     assert str(History()) == "History (0 epochs)"
 
 
 def test_repr_is_short() -> None:
-    """A notebook's cell that ends in a history shows one line."""
+    """A notebook cell that ends in a history shows one line."""
     assert repr(two_epochs()) == "History(2 epochs: epoch, step, train_loss, lr, val_loss)"
 
 
@@ -127,7 +127,7 @@ def test_repr_is_short() -> None:
 
 
 def test_json_round_trip_gives_an_equal_history(tmp_path: Path) -> None:
-    """What was written is read back, to the last bit of every number."""
+    """Every number is read back exactly."""
     history = History([{"epoch": 1, "train_loss": 0.1 + 0.2}, {"epoch": 2, "train_loss": 1e-300}])
     path = history.to_json(tmp_path / "history.json")
     assert path == tmp_path / "history.json"
@@ -135,7 +135,7 @@ def test_json_round_trip_gives_an_equal_history(tmp_path: Path) -> None:
 
 
 def test_json_is_a_list_of_rows(tmp_path: Path) -> None:
-    """Other programs read it without this library."""
+    """Other programs can read it without this library."""
     path = two_epochs().to_json(tmp_path / "history.json")
     assert json.loads(path.read_text()) == two_epochs().rows
 
@@ -143,15 +143,15 @@ def test_json_is_a_list_of_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "word"), [(math.nan, None), (math.inf, "Infinity"), (-math.inf, "-Infinity")]
 )
-def test_json_keeps_what_is_not_finite(tmp_path: Path, value: float, word: str | None) -> None:
-    """JSON has no word for it; null and two strings stand in, and come back as they were."""
+def test_json_keeps_non_finite_values(tmp_path: Path, value: float, word: str | None) -> None:
+    """They are written as null and strings, and read back unchanged."""
     path = History([{"epoch": 1, "train_loss": value}]).to_json(tmp_path / "history.json")
     assert json.loads(path.read_text())[0]["train_loss"] == word
     assert repr(History.from_json(path)["train_loss"][0]) == repr(value)
 
 
-def test_json_of_a_training_is_read_back(tmp_path: Path) -> None:
-    """The history that `fit` returns is one of plain numbers."""
+def test_json_of_a_run_is_read_back(tmp_path: Path) -> None:
+    """The history that `fit` returns contains plain numbers only."""
     history = quiet_trainer(plain_network()).fit(points(), points(8), epochs=2)
     assert History.from_json(history.to_json(tmp_path / "history.json")) == history
 
@@ -173,15 +173,15 @@ def test_json_of_a_training_is_read_back(tmp_path: Path) -> None:
     ],
 )
 def test_json_of_something_else_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
-    """A damaged file, or one of another kind, is refused."""
+    """A damaged file, or one with other content, is refused."""
     path = tmp_path / "history.json"
     path.write_text(text)
     with pytest.raises(CorruptFileError, match=r"history\.json"):
         History.from_json(path)
 
 
-def test_json_that_is_no_text_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8 are refused like any other damage."""
+def test_json_that_is_not_text_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are refused."""
     path = tmp_path / "history.json"
     path.write_bytes(b"\xff\xfe[]")
     with pytest.raises(CorruptFileError, match=r"history\.json"):
@@ -189,7 +189,7 @@ def test_json_that_is_no_text_is_an_error_that_names_the_file(tmp_path: Path) ->
 
 
 def test_json_of_endless_nesting_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    """A file that nests deeper than Python reads is refused like any other damage."""
+    """A file that is nested too deeply for Python is refused."""
     path = tmp_path / "history.json"
     path.write_text("[" * 200_000)
     with pytest.raises(CorruptFileError, match=r"history\.json"):
@@ -197,7 +197,7 @@ def test_json_of_endless_nesting_is_an_error_that_names_the_file(tmp_path: Path)
 
 
 def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    """There is nothing to read."""
+    """A path without a file is refused."""
     with pytest.raises(FileMissingError, match=r"nowhere\.json"):
         History.from_json(tmp_path / "nowhere.json")
 
@@ -205,24 +205,24 @@ def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 # CSV
 
 
-def test_csv_has_a_header_and_a_line_an_epoch(tmp_path: Path) -> None:
-    """The numbers are complete, and what is missing is empty."""
+def test_csv_has_a_header_and_one_line_per_epoch(tmp_path: Path) -> None:
+    """Numbers have full precision, and missing values are empty."""
     path = two_epochs().to_csv(tmp_path / "history.csv")
     assert path.read_text() == (
         "epoch,step,train_loss,lr,val_loss\n1,10,0.5,0.00012345,\n2,20,0.25,0.1,1.5\n"
     )
 
 
-def test_csv_of_a_training_holds_every_bit(tmp_path: Path) -> None:
-    """Numbers that are read from it are those of the history."""
+def test_csv_of_a_run_has_full_precision(tmp_path: Path) -> None:
+    """Numbers that are read from it equal those of the history."""
     history = quiet_trainer(plain_network()).fit(points(), epochs=2)
     with history.to_csv(tmp_path / "history.csv").open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert rows == history.rows
 
 
-def test_csv_replaces_a_former_file(tmp_path: Path) -> None:
-    """The second file stands in the place of the first."""
+def test_csv_replaces_an_existing_file(tmp_path: Path) -> None:
+    """Writing twice leaves the second file."""
     path = tmp_path / "history.csv"
     two_epochs().to_csv(path)
     History([{"epoch": 1}]).to_csv(path)
@@ -231,7 +231,7 @@ def test_csv_replaces_a_former_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [History.to_json, History.to_csv], ids=["json", "csv"])
 def test_path_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path, write: Any) -> None:
-    """A folder is no file."""
+    """The path of a folder is refused."""
     with pytest.raises(PathNotWritableError) as caught:
         write(two_epochs(), tmp_path)
     assert str(tmp_path) in str(caught.value)

@@ -1,4 +1,4 @@
-"""`fit` as a whole: what goes on from call to call, limits, what is put back, kinds of data."""
+"""`fit` as a whole: repeated calls, limits, restored state, types of data, progress."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ STEPS = 6  # of an epoch: 22 samples in batches of 4
 )
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_two_fits_of_one_epoch_are_one_fit_of_two(kind: str, options: dict[str, Any]) -> None:
-    """Optimizer, schedule, scaler, order of the data and dropout go on, bit for bit."""
+    """Optimizer, schedule, scaler, order of the data and dropout continue, bit for bit."""
     data: Any = points()
     if kind == "loader":
         data = DataLoader(TensorDataset(*points()), batch_size=BATCH, shuffle=True)
@@ -71,8 +71,8 @@ def test_two_fits_of_one_epoch_are_one_fit_of_two(kind: str, options: dict[str, 
         assert trainer.history[name] == expected[name]
 
 
-def test_numbers_go_on_in_a_second_fit() -> None:
-    """Epochs and steps are counted from the first `fit` on, and one history holds all rows."""
+def test_counters_continue_in_a_second_fit() -> None:
+    """Epochs and steps count from the first `fit`, and one history has all rows."""
     trainer = quiet_trainer(plain_network())
     first = trainer.fit(points(), epochs=2)
     second = trainer.fit(points(), epochs=1)
@@ -83,7 +83,7 @@ def test_numbers_go_on_in_a_second_fit() -> None:
 
 
 def test_optimizer_is_the_same_in_a_second_fit() -> None:
-    """Its momentum is not lost."""
+    """Its momentum is kept."""
     trainer = quiet_trainer(plain_network())
     trainer.fit(points(), epochs=1)
     optimizer = trainer.optimizer
@@ -92,7 +92,7 @@ def test_optimizer_is_the_same_in_a_second_fit() -> None:
 
 
 def test_second_fit_may_have_other_data() -> None:
-    """Validation that comes later fills its own column."""
+    """Validation data that is added later fills its own column."""
     trainer = quiet_trainer(plain_network())
     trainer.fit(points(), epochs=1)
     history = trainer.fit(points(8), points(8), epochs=1)
@@ -104,7 +104,7 @@ def test_second_fit_may_have_other_data() -> None:
 
 
 def test_max_steps_ends_within_an_epoch() -> None:
-    """An epoch that is cut short counts as one, and its row is written."""
+    """An epoch that is cut short counts as an epoch, and its row is written."""
     trainer = quiet_trainer(plain_network())
     history = trainer.fit(points(), points(8), max_steps=8)
     assert history["step"] == [6, 8]
@@ -112,8 +112,8 @@ def test_max_steps_ends_within_an_epoch() -> None:
     assert len(history["val_loss"]) == 2
 
 
-def test_steps_until_max_steps_are_those_of_a_longer_training() -> None:
-    """A limit changes nothing of what comes before it."""
+def test_steps_until_max_steps_are_those_of_a_longer_run() -> None:
+    """A limit does not change the steps before it."""
     short, by_hand = plain_network(), plain_network()
     quiet_trainer(short, lr=0.1).fit(points(), max_steps=8)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9)
@@ -133,19 +133,19 @@ def test_steps_until_max_steps_are_those_of_a_longer_training() -> None:
 def test_first_limit_reached_ends_the_training(
     epochs: int, max_steps: int, steps: list[int]
 ) -> None:
-    """Of two limits, none is passed, and no epoch without a step is begun."""
+    """No limit is exceeded, and no epoch without a step is started."""
     trainer = quiet_trainer(plain_network())
     assert trainer.fit(points(), epochs=epochs, max_steps=max_steps)["step"] == steps
 
 
 def test_max_steps_counts_those_of_its_own_fit() -> None:
-    """A second `fit` makes as many steps more."""
+    """A second `fit` takes as many further steps."""
     trainer = quiet_trainer(plain_network())
     trainer.fit(points(), max_steps=4)
     assert trainer.fit(points(), max_steps=3)["step"] == [4, 7]
 
 
-def test_row_of_a_cut_epoch_measures_what_was_seen() -> None:
+def test_row_of_a_cut_epoch_covers_the_samples_that_were_used() -> None:
     """Two batches of four are eight samples."""
     history = quiet_trainer(
         plain_network(), metrics={"size": lambda outputs, targets: len(targets)}, lr=0.0
@@ -157,14 +157,14 @@ def test_row_of_a_cut_epoch_measures_what_was_seen() -> None:
 
 
 def test_times_are_positive() -> None:
-    """Every row has its seconds and its samples per second."""
+    """Every row has `seconds` and `samples_per_second`."""
     history = quiet_trainer(plain_network()).fit(points(), points(8), epochs=2)
     assert min(history["seconds"]) > 0.0
     assert min(history["samples_per_second"]) > 0.0
 
 
 class Clock:
-    """Counts its own readings as seconds."""
+    """Counts its calls as seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -175,7 +175,7 @@ class Clock:
 
 
 def test_time_of_reading_the_first_batch_is_part_of_an_epoch() -> None:
-    """Where the data is slow, the rows say so; in every epoch, the first batch included."""
+    """If the data is slow, every row shows it, including that of the first epoch."""
 
     class SlowToBegin:
         """Lets a thousand seconds pass before its first batch."""
@@ -193,7 +193,7 @@ def test_time_of_reading_the_first_batch_is_part_of_an_epoch() -> None:
 
 
 def test_samples_per_second_are_those_of_training_alone() -> None:
-    """A validation that takes long does not make the training look slow."""
+    """Slow validation does not lower the throughput of training."""
 
     class SlowValidation(Callback):
         """Lets a thousand seconds pass."""
@@ -211,11 +211,11 @@ def test_samples_per_second_are_those_of_training_alone() -> None:
     assert history["samples_per_second"][0] > 1.0
 
 
-# What is put back
+# State that is restored
 
 
 def test_model_in_eval_mode_is_trained_in_train_mode_as_a_whole() -> None:
-    """A model that was loaded for use is trained like a new one, and is in eval mode after."""
+    """A model in eval mode trains like one in train mode, and is in eval mode afterwards."""
     used, new = network().eval(), network()
     quiet_trainer(used).fit(points(), epochs=2)
     quiet_trainer(new).fit(points(), epochs=2)
@@ -225,7 +225,7 @@ def test_model_in_eval_mode_is_trained_in_train_mode_as_a_whole() -> None:
 
 
 def test_submodule_set_to_eval_by_hand_stays_so() -> None:
-    """BatchNorm that a user holds in eval mode keeps its statistics, validation or not."""
+    """BatchNorm that the user set to eval keeps its statistics, with validation too."""
     model = network()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     for norm in norms:
@@ -241,12 +241,12 @@ def test_submodule_set_to_eval_by_hand_stays_so() -> None:
     assert not torch.equal(after["backbone.2.weight"], before["backbone.2.weight"])
 
 
-def test_modes_within_a_training_are_those_of_before_its_validation() -> None:
+def test_validation_restores_the_modes_of_training() -> None:
     """The second epoch trains in the modes of the first."""
     modes: list[dict[str, bool]] = []
 
     class Modes(Callback):
-        """Notes the modes after each step."""
+        """Records the modes after each step."""
 
         def on_step_end(self, context: TrainContext) -> None:
             modes.append(modes_of(context.model))
@@ -259,7 +259,7 @@ def test_modes_within_a_training_are_those_of_before_its_validation() -> None:
 
 
 class Draws(nn.Module):
-    """Draws from every global generator, and fails in the second step when it is told to."""
+    """Draws from every global generator, and can fail in the second step."""
 
     def __init__(self, fails: bool) -> None:
         super().__init__()
@@ -277,15 +277,15 @@ class Draws(nn.Module):
         return self.inner(inputs)
 
 
-def test_random_states_are_put_back() -> None:
-    """The caller's generators of torch, numpy and python are as they were."""
+def test_random_states_are_restored() -> None:
+    """The caller's generators of torch, numpy and Python are unchanged."""
     before = random_states()
     quiet_trainer(Draws(fails=False)).fit(points(), points(8), epochs=2)
     assert random_states() == before
 
 
-def test_everything_is_put_back_after_an_error() -> None:
-    """Modes, random states and gradients are as before when the model fails in training."""
+def test_state_is_restored_after_an_error() -> None:
+    """Modes, random states and gradients are restored if the model fails in training."""
     model = Draws(fails=True)
     model.inner.get_submodule("backbone.2").eval()
     states, modes = random_states(), modes_of(model)
@@ -296,15 +296,15 @@ def test_everything_is_put_back_after_an_error() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_model_draws_the_same_numbers_in_every_training() -> None:
-    """All three global generators are seeded from (seed, epoch), and not from the caller's."""
+def test_model_draws_the_same_numbers_in_every_run() -> None:
+    """All three global generators are seeded from (seed, epoch), not from the caller's state."""
     drawn: list[tuple[float, float, float]] = []
 
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
 
     class Draw(Callback):
-        """Draws one number of each generator at the start of every epoch."""
+        """Draws one number from each generator at the start of every epoch."""
 
         def on_epoch_start(self, context: TrainContext) -> None:
             drawn.append(draw())
@@ -316,14 +316,14 @@ def test_model_draws_the_same_numbers_in_every_training() -> None:
     assert drawn[0] != drawn[1]
 
 
-def test_gradients_are_gone_after_a_training() -> None:
-    """Nothing is left that the user's own loop would add to."""
+def test_gradients_are_cleared_after_a_run() -> None:
+    """The user's own loop would add to gradients that are left."""
     model = network()
     quiet_trainer(model).fit(points(), epochs=1)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_gradients_of_what_the_optimizer_does_not_hold_are_gone_too() -> None:
+def test_gradients_outside_the_optimizer_are_cleared_too() -> None:
     """An optimizer over the head leaves no gradients in the backbone."""
     model = network()
     quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1)).fit(
@@ -332,8 +332,8 @@ def test_gradients_of_what_the_optimizer_does_not_hold_are_gone_too() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_is_trainable_stays_so() -> None:
-    """`requires_grad` of every parameter is as before."""
+def test_requires_grad_is_not_changed() -> None:
+    """`requires_grad` of every parameter is the same before and after."""
     model = network()
     model.get_parameter("backbone.1.bias").requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -343,7 +343,7 @@ def test_what_is_trainable_stays_so() -> None:
 
 @pytest.mark.parametrize("in_eval_mode", [False, True], ids=["train mode", "eval mode"])
 def test_frozen_model_is_fine_tuned_with_its_backbone_bit_for_bit(in_eval_mode: bool) -> None:
-    """Dropout and BatchNorm before the head are off, so the head sees the same features."""
+    """Dropout and BatchNorm before the head are in eval mode, so the features do not change."""
     model = freeze_and_replace_head(network(), num_classes=3)
     model.train(not in_eval_mode)
     before = weights_of(model)
@@ -369,12 +369,12 @@ def test_frozen_model_is_fine_tuned_with_its_backbone_bit_for_bit(in_eval_mode: 
         {n: t for n, t in after.items() if not n.startswith("head")},
         {n: t for n, t in before.items() if not n.startswith("head")},
     )
-    # Features of 22 rows and of four are computed by kernels that add in another order.
+    # Kernels for 22 rows and for four add in a different order.
     torch.testing.assert_close(after["head.weight"], head.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_buffers_of_whole_numbers_do_not_disturb_a_training() -> None:
-    """A model with buffers of whole numbers and of no numbers trains as it is."""
+def test_model_with_integer_and_bool_buffers_is_trained() -> None:
+    """Buffers that are not floating point are left unchanged."""
     model = plain_network()
     model.register_buffer("steps", torch.tensor(3))
     model.register_buffer("mask", torch.tensor([True, False]))
@@ -382,7 +382,7 @@ def test_buffers_of_whole_numbers_do_not_disturb_a_training() -> None:
     assert int(model.get_buffer("steps")) == 3
 
 
-# Kinds of data
+# Types of data
 
 
 class Items(Dataset[Any]):
@@ -399,7 +399,7 @@ class Items(Dataset[Any]):
 
 
 class Rows:
-    """A dataset as Hugging Face's are: no Dataset of torch, with mappings of lists."""
+    """A dataset like those of Hugging Face: not a PyTorch Dataset, with mappings of lists."""
 
     def __len__(self) -> int:
         return 22
@@ -434,7 +434,7 @@ SHUFFLED = {"tensors", "arrays", "tensor dataset", "dataset", "in memory", "mapp
 
 
 class Named(nn.Module):
-    """Takes its inputs by name or by place."""
+    """Takes its inputs by name or by position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,7 +447,7 @@ class Named(nn.Module):
 @pytest.mark.parametrize("val", DATA)
 @pytest.mark.parametrize("train", DATA)
 def test_data_of_every_kind_is_trained_on_and_validated(train: str, val: str) -> None:
-    """Kinds mix freely; each is the hand-written loop over the same batches, bit for bit."""
+    """Any types can be combined, and each matches the hand-written loop bit for bit."""
     model, expected = Named(), plain_network()
     history = quiet_trainer(model, lr=0.1).fit(DATA[train](), DATA[val](), epochs=1)
     batches = TensorBatches(*points(), batch_size=BATCH)
@@ -468,14 +468,14 @@ def test_data_of_every_kind_is_trained_on_and_validated(train: str, val: str) ->
 
 @pytest.mark.parametrize("train", sorted(set(DATA) - {"generator"}))
 def test_data_of_every_kind_is_read_again_in_the_next_epoch(train: str) -> None:
-    """Three epochs see the whole data three times."""
+    """Three epochs read the data three times."""
     assert quiet_trainer(Named()).fit(DATA[train](), epochs=3)["step"] == [6, 12, 18]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dataset", "mappings", "stream"])
-def test_workers_change_nothing_of_the_weights(kind: str) -> None:
-    """Two processes that read the data give the training that one gives, bit for bit."""
+def test_workers_do_not_change_the_weights(kind: str) -> None:
+    """Two processes that read the data give the bits that one gives."""
     one, two = Named(), Named()
     kinds: dict[str, Callable[[], Any]] = {
         "dataset": Items,
@@ -490,7 +490,7 @@ def test_workers_change_nothing_of_the_weights(kind: str) -> None:
 
 
 class SharedStream(IterableDataset[Any]):
-    """Yields its samples from the first worker alone, so that none is read twice."""
+    """Yields its samples from the first worker only, so that none is read twice."""
 
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
@@ -498,7 +498,7 @@ class SharedStream(IterableDataset[Any]):
 
 
 def test_batch_transform_of_data_in_memory_is_applied_to_every_batch() -> None:
-    """Bytes in memory are trained on as the numbers that they stand for, bit for bit."""
+    """Training on transformed bytes equals training on the floats, bit for bit."""
     _, targets = points()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (22, 6), dtype=torch.uint8, generator=generator)
@@ -520,7 +520,7 @@ def test_batch_transform_of_data_in_memory_is_applied_to_every_batch() -> None:
 
 
 def test_data_is_not_changed() -> None:
-    """Training writes into no tensor of the user's."""
+    """Training does not write to the user's tensors."""
     inputs, targets = points()
     quiet_trainer(network(), lr=0.1).fit((inputs, targets), (inputs, targets), epochs=2)
     assert torch.equal(inputs, points()[0])
@@ -528,10 +528,10 @@ def test_data_is_not_changed() -> None:
 
 
 def test_complex_inputs_are_trained_on() -> None:
-    """They reach a model that takes them."""
+    """They are passed to a model that accepts them."""
 
     class Complex(nn.Module):
-        """Measures the size of its inputs."""
+        """Uses the absolute value of its inputs."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -555,7 +555,7 @@ LINE = re.compile(
 
 
 def reported(capsys: pytest.CaptureFixture[str]) -> list[re.Match[str]]:
-    """Return the lines on stderr, each of which must be one of an epoch; stdout must be empty."""
+    """Return the lines on stderr, which must all be lines of epochs; stdout must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     matches = [LINE.fullmatch(line) for line in err.splitlines()]
@@ -563,8 +563,8 @@ def reported(capsys: pytest.CaptureFixture[str]) -> list[re.Match[str]]:
     return [match for match in matches if match]
 
 
-def test_report_is_a_line_an_epoch_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal there is one plain line with what was measured."""
+def test_report_is_one_line_per_epoch_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, each epoch prints one plain line with its metrics."""
     quiet_trainer(plain_network(), progress=True).fit(points(), points(8), epochs=2)
     lines = reported(capsys)
     assert [line.group(1, 2) for line in lines] == [("1", "2"), ("2", "2")]
@@ -572,13 +572,13 @@ def test_report_is_a_line_an_epoch_on_stderr(capsys: pytest.CaptureFixture[str])
 
 
 def test_report_without_validation_has_no_validation(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was not measured is not mentioned."""
+    """Metrics that were not measured are not shown."""
     quiet_trainer(plain_network(), progress=True).fit(points(), epochs=1)
     assert [line.group(3) for line in reported(capsys)] == [None]
 
 
-def test_report_of_a_second_fit_counts_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two more epochs after one are epochs two and three of three."""
+def test_report_of_a_second_fit_continues_the_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two further epochs after one are epochs two and three of three."""
     trainer = quiet_trainer(plain_network(), progress=True)
     trainer.fit(points(), epochs=1)
     trainer.fit(points(), epochs=2)
@@ -587,13 +587,13 @@ def test_report_of_a_second_fit_counts_on(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_report_without_a_number_of_epochs_names_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """With `max_steps` alone nobody knows how many there will be."""
+    """With `max_steps` alone, the total is unknown."""
     quiet_trainer(plain_network(), progress=True).fit(points(), max_steps=2)
     assert [line.group(1, 2) for line in reported(capsys)] == [("1", None)]
 
 
-def test_silence_where_none_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """`progress=False` writes nothing at all."""
+def test_progress_can_be_disabled(capsys: pytest.CaptureFixture[str]) -> None:
+    """`progress=False` writes nothing."""
     trainer = quiet_trainer(plain_network(), progress=False)
     trainer.fit(points(), points(8), epochs=2)
     trainer.evaluate(points(8))
@@ -602,13 +602,13 @@ def test_silence_where_none_is_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_progress_is_reported_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    """A Trainer that is told nothing says how far it is."""
+    """A Trainer without the argument reports progress."""
     Trainer(plain_network(), batch_size=BATCH).fit(points(), epochs=1)
     assert len(reported(capsys)) == 1
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -617,7 +617,7 @@ class Terminal(io.StringIO):
 def test_report_on_a_terminal_is_a_bar_that_a_line_replaces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The bar counts steps, and is wiped off for the line of the epoch."""
+    """The bar counts steps, and the line of the epoch replaces it."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     quiet_trainer(plain_network(), progress=True, gradient_accumulation_steps=2).fit(
@@ -629,8 +629,8 @@ def test_report_on_a_terminal_is_a_bar_that_a_line_replaces(
     assert LINE.fullmatch(text.rpartition("\r")[2].strip())
 
 
-def test_bar_is_wiped_off_when_a_training_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No half bar stands before the traceback, and no line of an epoch that has not ended."""
+def test_bar_is_removed_when_a_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bar is left before the traceback, and no line of an unfinished epoch."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(KeyError):
@@ -651,7 +651,7 @@ def test_model_is_the_users_own() -> None:
 
 
 def test_new_trainer_has_counted_nothing() -> None:
-    """No optimizer, no rows, no epochs and no steps."""
+    """It has no optimizer, no rows, no epochs and no steps."""
     trainer = quiet_trainer(network())
     assert trainer.optimizer is None
     assert len(trainer.history) == 0
@@ -659,8 +659,8 @@ def test_new_trainer_has_counted_nothing() -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end"])
-def test_fit_inside_a_running_fit_is_refused_and_the_first_one_goes_on(hook: str) -> None:
-    """The counters, the rows and the weights are those of a run without the attempt."""
+def test_fit_inside_a_running_fit_is_refused_and_the_first_one_continues(hook: str) -> None:
+    """Counters, rows and weights are those of a run without the attempt."""
     tried: list[str] = []
     refused: list[InvalidArgumentError] = []
 
@@ -697,8 +697,8 @@ def test_repr_is_one_short_line() -> None:
     assert repr(trainer) == "Trainer(MLP, device='cpu', epoch=2, step=12)"
 
 
-def test_two_trainers_of_one_model_do_not_know_of_each_other() -> None:
-    """Each has a history, an optimizer and metrics of its own."""
+def test_two_trainers_of_one_model_are_independent() -> None:
+    """Each has its own history, optimizer and metrics."""
     model = plain_network()
     one, two = quiet_trainer(model), quiet_trainer(model)
     one.fit(points(), epochs=2)

@@ -1,4 +1,4 @@
-"""What the tests of training share: small data, small models, and comparisons of bits."""
+"""Small data, small models and bitwise comparisons for the tests of training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def points(samples: int = 22, *, seed: int = 0) -> Pair:
 
 
 def network() -> MLP:
-    """Return a small network with everything that a mode or a random state could disturb."""
+    """Return a small network with dropout and BatchNorm."""
     return build_mlp(WIDTH, [8, 8], CLASSES, normalization=nn.BatchNorm1d, dropout=0.3, seed=0)
 
 
@@ -48,7 +48,7 @@ def quiet_trainer(model: nn.Module, **options: Any) -> Trainer:
 
 
 def batches_of(data: Pair, epoch: int = 0, *, seed: int = 0) -> list[tuple[Tensor, ...]]:
-    """Return the batches that a Trainer cuts from tensors in an epoch."""
+    """Return the batches that a Trainer makes from tensors in an epoch."""
     return list(TensorBatches(*data, batch_size=BATCH, seed=seed).epoch(epoch))
 
 
@@ -58,7 +58,7 @@ def cut(tensor: Tensor, size: int = BATCH) -> list[Tensor]:
 
 
 def ready_batches(data: Pair, size: int = BATCH) -> list[Pair]:
-    """Return the data in its own order as a list of batches."""
+    """Return the data in its original order as a list of batches."""
     inputs, targets = data
     return list(zip(cut(inputs, size), cut(targets, size), strict=True))
 
@@ -92,7 +92,7 @@ def random_states() -> tuple[bytes, bytes, object]:
 
 @dataclass
 class Untouched:
-    """What a failed call must leave as it was."""
+    """The state that a failed call must not change."""
 
     model: nn.Module
 
@@ -100,7 +100,7 @@ class Untouched:
         self.before = self._look()
 
     def check(self) -> None:
-        """Assert that weights, buffers, modes, gradients and random states are as before."""
+        """Assert that weights, buffers, modes, gradients and random states have not changed."""
         weights, *others = self._look()
         old_weights, *old_others = self.before
         assert same_bits(weights, old_weights)

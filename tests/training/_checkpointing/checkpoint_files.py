@@ -1,4 +1,4 @@
-"""What the tests of checkpoint files share: small checkpoints, forged ones, and failing disks."""
+"""Small checkpoints, forged ones, and failing disks for the tests of checkpoint files."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def model(width: int = 3) -> nn.Module:
 
 
 def trainer(**options: Any) -> Trainer:
-    """Return a silent Trainer of such a layer; `options` are those of the Trainer."""
+    """Return a silent Trainer of that layer; `options` are those of the Trainer."""
     kept: dict[str, Any] = {"batch_size": 2, "device": "cpu", "progress": False}
     return Trainer(options.pop("model", None) or model(), **(kept | options))
 
 
 def write(path: Path, step: int = 1, **state: object) -> Path:
-    """Write a checkpoint without a training around it."""
+    """Write a checkpoint without training."""
     history = History([{"epoch": 1, "step": step, "train_loss": 0.5}])
     about = {"epoch": 1, "step": step, "batch": 0}
     layer = model()
@@ -57,7 +57,7 @@ def write(path: Path, step: int = 1, **state: object) -> Path:
 
 
 def forge(folder: Path, **changes: Any) -> None:
-    """Change a manifest, and make its digests true for whatever lies beside it."""
+    """Change a manifest, and update its digests to match the other files."""
     file = folder / MANIFEST
     manifest: dict[str, Any] = json.loads(file.read_text())
     for name in FILES:
@@ -71,20 +71,20 @@ def forge(folder: Path, **changes: Any) -> None:
 
 
 def hidden(folder: Path) -> list[str]:
-    """Return the names of what a write left behind, at any depth."""
+    """Return the names of hidden files and folders that a write left, at any depth."""
     return sorted(path.name for path in folder.rglob("*") if path.name.startswith("."))
 
 
 class Crash(BaseException):
-    """Stands for a process that ends at once: nothing that follows it happens."""
+    """Simulates a process that ends immediately, without any cleanup."""
 
 
 def disk_full() -> OSError:
-    """Return what the system says of a full disk."""
+    """Return the system's error for a full disk."""
     return OSError(errno.ENOSPC, "No space left on device")
 
 
-#: Everything that changes a disk. Those that write leave half of the file when they fail.
+#: The calls that change a disk. If one that writes fails, half of the file is left.
 _CALLS: tuple[tuple[Any, str], ...] = (
     *((os, name) for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")),
     *((Path, name) for name in ("write_bytes", "write_text")),
@@ -96,19 +96,19 @@ _WRITERS = {"write_bytes": 0, "write_text": 0, "save_file": 1, "save": 1}
 
 @contextlib.contextmanager
 def failing_disk(at: int, failure: Callable[[], BaseException]) -> Iterator[list[str]]:
-    """Let one call that changes the disk fail, in a block; yield the names of all the calls.
+    """Make one call that changes the disk fail in a block; yield the names of all calls.
 
     Args:
         at: The position of the call that fails, from 0.
-        failure: Makes what is raised. After a `Crash` every later call raises it too, so that
-            nothing is cleaned up.
+        failure: Returns the exception. After a `Crash` every later call raises it too, so nothing
+            is cleaned up.
     """
     calls: list[str] = []
     one_at_a_time, process = threading.Lock(), os.getpid()
 
     def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if os.getpid() != process:  # A worker that reads data has files of its own.
+            if os.getpid() != process:  # Workers that read data have their own files.
                 return real(*args, **kwargs)
             with one_at_a_time:
                 calls.append(name)
@@ -133,7 +133,7 @@ def failing_disk(at: int, failure: Callable[[], BaseException]) -> Iterator[list
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that binds to a path where it is called as its method."""
+    """Return a function that binds to a path when called as its method."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -142,14 +142,14 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calls_of(work: Callable[[], object]) -> list[str]:
-    """Return the names of the calls that some work makes to change the disk."""
+    """Return the names of the calls with which some work changes the disk."""
     with failing_disk(1 << 30, Crash) as calls:
         work()
     return calls
 
 
 def bits(trained: Trainer) -> dict[str, Any]:
-    """Return all of a training that has to agree, as plain values."""
+    """Return everything that two runs must agree on, as plain values."""
     assert trained.optimizer is not None
     timings = ("seconds", "samples_per_second")
     return {
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """Points that are moved at each reading, by numbers of torch and of python."""
+    """Points with noise that is drawn from PyTorch and Python at each read."""
 
     def __init__(self, samples: int, noise: float) -> None:
         self.inputs = torch.randn(samples, 4, generator=torch.Generator().manual_seed(0))
@@ -195,7 +195,7 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """A training that can be stopped and resumed, set up each time anew.
+    """A run that can be stopped and resumed, built from scratch each time.
 
     Attributes:
         rich: Whether there are a schedule, an average of the weights, dropout and augmentation.

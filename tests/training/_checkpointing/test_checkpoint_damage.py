@@ -1,4 +1,4 @@
-"""A damaged checkpoint is never taken for a whole one, and the file at fault is named."""
+"""A damaged checkpoint is never loaded, and the damaged file is named."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from training._checkpointing.checkpoint_files import DATA, trainer, write
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Return a whole checkpoint in a folder of its own."""
+    """Return an intact checkpoint in its own folder."""
     return write(tmp_path / "run" / "one")
 
 
 def truncations(content: bytes) -> Iterator[bytes]:
-    """Yield the first bytes of a file, cut at 20 places from its start to before its end."""
+    """Yield the first bytes of a file, cut at 20 offsets."""
     for part in range(20):
         yield content[: part * len(content) // 20]
 
 
 def flips(content: bytes) -> Iterator[bytes]:
-    """Yield a file 50 times, with another bit turned over each time."""
+    """Yield a file 50 times, each time with a different bit flipped."""
     for bit in random.Random(0).sample(range(8 * len(content)), 50):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << (bit % 8)
@@ -37,7 +37,7 @@ def flips(content: bytes) -> Iterator[bytes]:
 
 
 def assert_refused(checkpoint: Path, name: str) -> None:
-    """Check that neither the folder nor its parent gives the checkpoint, and why is said."""
+    """Check that the checkpoint is refused from its folder and the parent, with a reason."""
     for path in (checkpoint, checkpoint.parent):
         with pytest.raises(CheckpointError) as caught:
             newest_checkpoint(path)
@@ -58,7 +58,7 @@ def test_a_truncated_file_is_named(checkpoint: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found_and_its_file_named(checkpoint: Path, name: str) -> None:
-    """One bit turned over at any of 50 places, in each file, makes it unusable."""
+    """One flipped bit at any of 50 positions in each file makes it unusable."""
     for changed in flips((checkpoint / name).read_bytes()):
         (checkpoint / name).write_bytes(changed)
         assert_refused(checkpoint, name)
@@ -66,7 +66,7 @@ def test_a_flipped_bit_is_found_and_its_file_named(checkpoint: Path, name: str) 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_grew_is_named(checkpoint: Path, name: str) -> None:
-    """Bytes after a file's end are damage too."""
+    """Extra bytes at the end of a file are damage too."""
     with (checkpoint / name).open("ab") as file:
         file.write(b"{}")
     assert_refused(checkpoint, name)
@@ -74,14 +74,14 @@ def test_a_file_that_grew_is_named(checkpoint: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
-    """Without any one of its files a checkpoint is not used."""
+    """A checkpoint that lacks any of its files is not used."""
     (checkpoint / name).unlink()
     assert_refused(checkpoint, name)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_in_place_of_a_file_is_named(checkpoint: Path, name: str) -> None:
-    """What is no ordinary file is not read."""
+    """Only regular files are read."""
     (checkpoint / name).unlink()
     (checkpoint / name).mkdir()
     assert_refused(checkpoint, name)
@@ -100,7 +100,7 @@ def test_a_file_of_another_checkpoint_is_named(checkpoint: Path, name: str) -> N
 
 
 def test_a_manifest_of_another_checkpoint_is_refused(checkpoint: Path) -> None:
-    """A manifest describes the files beside it, so another one does not fit."""
+    """A manifest describes the files of its own folder only."""
     other = write(checkpoint.parent / "two", step=2)
     shutil.copy(other / MANIFEST, checkpoint / MANIFEST)
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -108,8 +108,8 @@ def test_a_manifest_of_another_checkpoint_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, name: str) -> None:
-    """The newest whole one is used, and what is wrong with the newer one is said."""
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, name: str) -> None:
+    """The newest intact one is used, and the warning names the damage in the newer one."""
     whole, damaged = write(tmp_path / "whole"), write(tmp_path / "damaged", step=2)
     (damaged / name).write_bytes((damaged / name).read_bytes()[:-9])
     with pytest.warns(UserWarning, match="skipped") as caught:
@@ -120,8 +120,8 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, name: str) 
     assert name in str(caught[0].message)
 
 
-def test_an_older_damaged_one_is_not_looked_at(tmp_path: Path) -> None:
-    """Where the newest one is whole, nobody reads the bytes of the others."""
+def test_an_older_damaged_one_is_not_read(tmp_path: Path) -> None:
+    """If the newest one is intact, the others are not read."""
     damaged, whole = write(tmp_path / "damaged"), write(tmp_path / "whole", step=2)
     (damaged / STATE).write_bytes(b"")
     with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def test_an_older_damaged_one_is_not_looked_at(tmp_path: Path) -> None:
     assert checkpoint.path == whole
 
 
-def test_what_was_found_is_listed_where_none_is_whole(tmp_path: Path) -> None:
+def test_every_checkpoint_is_listed_if_none_is_intact(tmp_path: Path) -> None:
     """The error names every checkpoint and its damaged file."""
     for step, name in enumerate((WEIGHTS, STATE, HISTORY)):
         (write(tmp_path / f"n{step}", step) / name).write_bytes(b"?")
@@ -141,8 +141,8 @@ def test_what_was_found_is_listed_where_none_is_whole(tmp_path: Path) -> None:
         assert str(tmp_path / f"n{step}" / name) in str(caught.value)
 
 
-def test_a_training_goes_on_from_the_newest_whole_one(tmp_path: Path) -> None:
-    """A fit that meets a damaged checkpoint warns, and ends where the whole one leads to."""
+def test_a_run_resumes_from_the_newest_intact_one(tmp_path: Path) -> None:
+    """A fit that finds a damaged checkpoint warns, and ends with the bits of the intact one."""
     first = trainer()
     first.fit(DATA, epochs=1)
     first.save_checkpoint(tmp_path / "one")
@@ -158,7 +158,7 @@ def test_a_training_goes_on_from_the_newest_whole_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path, name: str) -> None:
-    """The Trainer that was to take it up is as before."""
+    """The Trainer that was to load it is unchanged."""
     first = trainer()
     first.fit(DATA, epochs=1)
     path = first.save_checkpoint(tmp_path / "one")
@@ -176,8 +176,8 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path, name: str) -> None
     assert other.state.step == 0
 
 
-def test_a_missing_folder_and_an_empty_one_hold_no_checkpoint(tmp_path: Path) -> None:
-    """Both mean a beginning, and only who asks for one checkpoint hears of an error."""
+def test_a_missing_folder_and_an_empty_one_contain_no_checkpoint(tmp_path: Path) -> None:
+    """Both mean starting from scratch; only loading one checkpoint is an error."""
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "missing") is None
     with pytest.raises(FileMissingError, match="missing"):
@@ -185,14 +185,14 @@ def test_a_missing_folder_and_an_empty_one_hold_no_checkpoint(tmp_path: Path) ->
 
 
 def test_a_file_in_place_of_a_checkpoint_is_an_error(checkpoint: Path) -> None:
-    """Who names a file of the checkpoint does not start anew, but is told of the folder."""
+    """If a file of the checkpoint is passed, the message names the folder to pass."""
     with pytest.raises(CheckpointError, match="is a file") as caught:
         newest_checkpoint(checkpoint / STATE)
     assert f"`{checkpoint}`" in str(caught.value)
 
 
-def test_files_of_the_users_beside_checkpoints_are_no_damage(checkpoint: Path) -> None:
-    """Weights and a history that a user keeps in the same folder do not hide the checkpoints."""
+def test_files_of_the_user_next_to_checkpoints_are_not_damage(checkpoint: Path) -> None:
+    """Weights and a history in the same folder do not hide the checkpoints."""
     run = checkpoint.parent
     for folder in (run, run / "exported"):
         folder.mkdir(exist_ok=True)

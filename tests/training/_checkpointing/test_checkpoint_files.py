@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, whatever the disk does meanwhile."""
+"""Checkpoints are written atomically, whatever the disk does meanwhile."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ from training._checkpointing.checkpoint_files import (
 # What is in a checkpoint
 
 
-def test_a_checkpoint_holds_these_files_and_no_others(tmp_path: Path) -> None:
-    """One folder with weights, state, history and manifest, and nothing beside it."""
+def test_a_checkpoint_has_these_files_and_no_others(tmp_path: Path) -> None:
+    """One folder with weights, state, history and manifest, and nothing next to it."""
     path = write(tmp_path / "one")
     assert sorted(entry.name for entry in path.iterdir()) == sorted(FILES)
     assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
 
 
-def test_the_manifest_says_what_the_bits_depend_on(tmp_path: Path) -> None:
+def test_the_manifest_contains_what_the_bits_depend_on(tmp_path: Path) -> None:
     """Versions, threads and device, the counters, and the size and digest of each file."""
     trained = trainer(seed=3)
     trained.fit(DATA, epochs=2)
@@ -85,7 +85,7 @@ def test_the_manifest_says_what_the_bits_depend_on(tmp_path: Path) -> None:
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    """State and history come back with their values."""
+    """State and history have the same values."""
     numbers = {"a": [1, 2.5, None, True, "x", b"y"], 3: (torch.arange(3), torch.Size([2]))}
     checkpoint = open_checkpoint(write(tmp_path / "one", step=4, numbers=numbers))
     assert checkpoint.state["numbers"]["a"] == numbers["a"]
@@ -95,7 +95,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_the_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
-    """Others may read a checkpoint where the user's umask lets them."""
+    """Other users may read a checkpoint if the umask allows it."""
     before = os.umask(0o022)
     try:
         path = write(tmp_path / "one")
@@ -109,13 +109,13 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - what users have
 
 
 class Color(enum.IntEnum):
-    """A number that torch writes as an object."""
+    """A number that `torch.save` writes as an object."""
 
     RED = 1
 
 
 class Table(dict[str, int]):
-    """A dict of a class of its own."""
+    """A subclass of dict."""
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ class Table(dict[str, int]):
     ids=lambda value: type(value).__name__,
 )
 def test_an_object_that_could_not_be_read_back_is_refused(tmp_path: Path, value: object) -> None:
-    """It is found when the checkpoint is written, and its place and kind are named."""
+    """Writing the checkpoint fails, with the object's position in the state and its type."""
     with pytest.raises(CheckpointError) as caught:
         write(tmp_path / "one", mine={"deep": [0, value]})
     assert "state['mine']['deep'][1]" in str(caught.value)
@@ -143,10 +143,10 @@ def test_an_object_that_could_not_be_read_back_is_refused(tmp_path: Path, value:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_schedulers_and_optimizers_hold_is_kept(
+def test_values_in_schedulers_and_optimizers_are_kept(
     tmp_path: Path, value: object, back: object
 ) -> None:
-    """Numbers of numpy and the usual kinds of dicts come back with the same values."""
+    """Numpy numbers and common types of dicts are read back with the same values."""
     state = open_checkpoint(write(tmp_path / "one", value=value)).state["value"]
     if isinstance(back, torch.Tensor):
         assert torch.equal(state, back)
@@ -156,7 +156,7 @@ def test_what_schedulers_and_optimizers_hold_is_kept(
 
 
 def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path: Path) -> None:
-    """A learning rate out of `linspace` is a number of numpy, which torch would not read back."""
+    """`linspace` returns numpy numbers, which PyTorch would not read back."""
     trained = trainer(lr=np.linspace(0.1, 0.2, 3)[1])
     trained.fit(DATA, epochs=1)
     path = trained.save_checkpoint(tmp_path / "one")
@@ -170,7 +170,7 @@ def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
-    """Neither names nor steps nor the clock of the files decide."""
+    """Names, steps and file times do not matter."""
     for name, step in (("b", 3), ("c", 1), ("a", 2)):
         write(tmp_path / name, step)
     os.utime(tmp_path / "b")
@@ -183,7 +183,7 @@ def test_the_newest_is_the_last_one_written(tmp_path: Path) -> None:
 def test_a_clock_that_was_set_back_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint is newer than those that were there when it was written."""
+    """A checkpoint is newer than those that existed when it was written."""
     write(tmp_path / "one")
     monkeypatch.setattr("time.time_ns", lambda: 5)
     write(tmp_path / "two")
@@ -192,19 +192,19 @@ def test_a_clock_that_was_set_back_does_not_matter(
     assert newest.path.name == "two"
 
 
-def test_a_former_checkpoint_of_the_same_name_is_replaced(tmp_path: Path) -> None:
-    """The folder holds the second state, and nothing is left of the first."""
+def test_an_existing_checkpoint_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+    """The folder has the second state, and nothing of the first is left."""
     write(tmp_path / "one", step=1)
     write(tmp_path / "one", step=2)
     assert open_checkpoint(tmp_path / "one").state == {"step": 2}
     assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
 
 
-# What is the user's
+# Files of the user
 
 
-def test_a_folder_with_files_of_the_users_is_not_replaced(tmp_path: Path) -> None:
-    """A checkpoint does not take the place of notes, or of weights that are no checkpoint's."""
+def test_a_folder_with_files_of_the_user_is_not_replaced(tmp_path: Path) -> None:
+    """A checkpoint does not overwrite notes, or weights that are not part of a checkpoint."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("train")
     (tmp_path / "weights").mkdir()
@@ -217,8 +217,8 @@ def test_a_folder_with_files_of_the_users_is_not_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "weights" / WEIGHTS).read_bytes() == b"of the user"
 
 
-def test_a_file_of_the_users_in_a_checkpoint_is_not_deleted(tmp_path: Path) -> None:
-    """Of a checkpoint that holds more than ours, only our files go."""
+def test_a_file_of_the_user_in_a_checkpoint_is_not_deleted(tmp_path: Path) -> None:
+    """Only the files of the checkpoint are deleted."""
     path = write(tmp_path / "one")
     (path / "notes.txt").write_text("keep")
     remove_checkpoint(path)
@@ -226,8 +226,8 @@ def test_a_file_of_the_users_in_a_checkpoint_is_not_deleted(tmp_path: Path) -> N
     assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
 
 
-def test_a_sweep_deletes_what_was_left_and_nothing_else(tmp_path: Path) -> None:
-    """Unfinished folders go with the files that we write; others' files stay where they are."""
+def test_a_sweep_deletes_unfinished_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    """Only the known files of unfinished folders are deleted."""
     whole = write(tmp_path / "one")
     unfinished = shutil.copytree(whole, tmp_path / ".two-0a1b2c3d.unfinished")
     (unfinished / MANIFEST).unlink()
@@ -245,17 +245,17 @@ def test_a_sweep_deletes_what_was_left_and_nothing_else(tmp_path: Path) -> None:
     assert open_checkpoint(whole).state == {"step": 1}
 
 
-def test_an_unfinished_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    """Even with all of its files, what has no name yet is not used."""
+def test_an_unfinished_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
+    """It is not used, even with all of its files."""
     shutil.copytree(write(tmp_path / "a" / "one"), tmp_path / ".one-0a1b2c3d.unfinished")
     assert newest_checkpoint(tmp_path) is None
 
 
-# A disk that fails
+# Disk errors
 
 
 def newest_in(folder: Path) -> Checkpoint:
-    """Return the newest checkpoint, which has to be found without a warning."""
+    """Return the newest checkpoint, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         newest = newest_checkpoint(folder)
@@ -273,7 +273,7 @@ def calls_of_second_write(tmp_path: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["two", "one"])
 def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path: Path, name: str) -> None:
-    """An error at any write, fsync or rename: a clear error, no leftovers, and what was."""
+    """An error at any write, fsync or rename is reported, and nothing is left over."""
     calls = calls_of_second_write(tmp_path, name)
     assert {"fsync", "rename", "mkdir", "save", "save_file", "write_text"} <= {*calls}
     for position, call in enumerate(calls):
@@ -292,19 +292,19 @@ def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path: Path, name: str
             assert f"`{run / name}" in error, (position, call)
             assert "No space left" in error, (position, call)
             assert ".unfinished" not in error, (position, call)
-        # What cannot be deleted stays until the next sweep.
+        # Folders that cannot be deleted are left for the next sweep.
         if call in ("unlink", "rmdir"):
             sweep(run)
         assert hidden(run) == [], (position, call)
 
 
 def test_only_the_deleting_of_leftovers_may_fail_unnoticed(tmp_path: Path) -> None:
-    """An error of the disk before the new checkpoint stands is never swallowed."""
+    """A disk error before the new checkpoint is complete is never ignored."""
     calls = calls_of_second_write(tmp_path, "two")
     last = len(calls) - 1 - calls[::-1].index("rename")
     for position in range(last + 1):
         run = tmp_path / str(position)
-        # The flush of a folder is passed over where a system has none, and deleting twice is not.
+        # These may fail silently: some systems cannot flush a folder, and a sweep deletes again.
         if calls[position] in ("fsync", "unlink", "rmdir"):
             continue
         with pytest.raises(PathNotWritableError), failing_disk(position, disk_full):
@@ -312,8 +312,8 @@ def test_only_the_deleting_of_leftovers_may_fail_unnoticed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["two", "one"])
-def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, name: str) -> None:
-    """Ended at any write, fsync, rename or deletion, a whole one is found, by both paths."""
+def test_a_crash_at_any_call_leaves_an_intact_checkpoint(tmp_path: Path, name: str) -> None:
+    """After a crash at any call, an intact one is found, from both paths."""
     for position in range(len(calls_of_second_write(tmp_path, name))):
         run = tmp_path / str(position)
         write(run / "one")
@@ -328,8 +328,8 @@ def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, name: str
         assert newest_in(run).state == {"step": 3}
 
 
-def test_a_crash_in_a_deletion_leaves_no_half_checkpoint(tmp_path: Path) -> None:
-    """A checkpoint that was to be deleted is there whole, or not at all."""
+def test_a_crash_in_a_deletion_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint that was to be deleted is either complete or gone."""
     counted = write(tmp_path / "count" / "one")
     for position in range(len(calls_of(lambda: remove_checkpoint(counted)))):
         run = tmp_path / str(position)
@@ -342,8 +342,8 @@ def test_a_crash_in_a_deletion_leaves_no_half_checkpoint(tmp_path: Path) -> None
         assert hidden(run) == []
 
 
-def test_a_file_of_the_users_that_cannot_be_deleted_around_is_named(tmp_path: Path) -> None:
-    """A checkpoint that cannot be deleted is an error with its name."""
+def test_a_checkpoint_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
+    """The error has its path."""
     path = write(tmp_path / "one")
     with (
         pytest.raises(PathNotWritableError, match="could not be deleted") as caught,
@@ -356,7 +356,7 @@ def test_a_file_of_the_users_that_cannot_be_deleted_around_is_named(tmp_path: Pa
 
 @contextlib.contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than `size` bytes to a file of this process."""
+    """Limit the size of files that this process writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -366,7 +366,7 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 def large_files(path: Path, name: str, step: int) -> None:
-    """Write a checkpoint of which one file has more than 64 KiB."""
+    """Write a checkpoint in which one file has more than 64 KiB."""
     from finetunelib.training._checkpointing.folder import write_checkpoint
 
     rows = 3000 if name == HISTORY else 1
@@ -383,7 +383,7 @@ def large_files(path: Path, name: str, step: int) -> None:
 def test_a_disk_that_is_full_leaves_the_previous_checkpoint(
     tmp_path: Path, name: str, limit: int
 ) -> None:
-    """Whichever file does not fit, there is a clear error, no leftover, and what was."""
+    """Whichever file does not fit, the error is clear, and nothing is left over."""
     large_files(tmp_path / "one", name, 1)
     for target in ("two", "one"):
         with (
@@ -396,8 +396,8 @@ def test_a_disk_that_is_full_leaves_the_previous_checkpoint(
         assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
 
 
-def test_a_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> None:
-    """The error names the checkpoint, and the training can be resumed from the one before."""
+def test_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> None:
+    """The error names the checkpoint, and the previous one can be resumed from."""
     whole = trainer()
     whole.fit(DATA, epochs=3)
     stopped = trainer(callbacks=[ModelCheckpoint(tmp_path)])
@@ -439,11 +439,11 @@ def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     trainer().load_checkpoint("~/one")
 
 
-# A folder that changes meanwhile
+# Folders that change meanwhile
 
 
 def refuse(folder: Path) -> Callable[[Any, int], bool]:
-    """Return an `os.access` that says of one folder that it is read-only."""
+    """Return an `os.access` that reports one folder as read-only."""
 
     def may(path: Any, mode: int) -> bool:
         return Path(path) != folder
@@ -454,10 +454,10 @@ def refuse(folder: Path) -> Callable[[Any, int], bool]:
 def test_a_read_only_folder_is_an_error_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing may be written, that is said at once, with the folder's name."""
+    """The error names the folder."""
     trained = trainer()
     trained.fit(DATA, epochs=1)
-    # Not by chmod: root may write to read-only folders.
+    # Not with chmod: root may write to read-only folders.
     monkeypatch.setattr(os, "access", refuse(tmp_path))
     with pytest.raises(PathNotWritableError, match="read-only") as caught:
         trained.save_checkpoint(tmp_path / "one")
@@ -468,7 +468,7 @@ def test_a_read_only_folder_is_an_error_before_anything_is_written(
 def test_a_folder_that_becomes_read_only_ends_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes out of the fit, and the checkpoint before stays."""
+    """`fit` raises the error, and the previous checkpoint is kept."""
 
     class Lock(Callback):
         def on_checkpoint(self, context: TrainContext) -> None:
@@ -480,8 +480,8 @@ def test_a_folder_that_becomes_read_only_ends_the_training(
     assert hidden(tmp_path) == []
 
 
-def test_a_folder_that_was_deleted_is_made_again(tmp_path: Path) -> None:
-    """Where a folder was lost between two checkpoints, the next one is written all the same."""
+def test_a_folder_that_was_deleted_is_created_again(tmp_path: Path) -> None:
+    """If the folder is deleted between two checkpoints, the next one is still written."""
 
     class Delete(Callback):
         def on_epoch_start(self, context: TrainContext) -> None:
@@ -494,7 +494,7 @@ def test_a_folder_that_was_deleted_is_made_again(tmp_path: Path) -> None:
 def test_a_folder_that_is_deleted_during_a_write_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new checkpoint's folder vanishes under it: the error names where it was to be."""
+    """The error names the path of the checkpoint."""
     real = torch.save
 
     def save(state: object, file: Path) -> None:
@@ -511,7 +511,7 @@ def test_a_folder_that_is_deleted_during_a_write_is_a_clear_error(
 
 
 def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
-    """Nothing is written below a file, and the file stays."""
+    """Nothing is written, and the file is kept."""
     (tmp_path / "run").write_text("a file")
     with pytest.raises(PathNotWritableError, match="is a file"):
         write(tmp_path / "run")
@@ -520,21 +520,21 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "run").read_text() == "a file"
 
 
-# A training whose process ends at a write
+# Runs whose process ends at a write
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
-def test_a_training_that_crashes_at_any_call_resumes_bit_for_bit(
+def test_a_run_that_crashes_at_any_call_resumes_bit_for_bit(
     tmp_path: Path, combination: Combination
 ) -> None:
-    """At each write, fsync, rename and deletion of a whole run: found, resumed, the same end."""
+    """After a crash at any call of a run, it resumes and ends with the same bits."""
     combination = dataclasses.replace(combination, samples=4)
     combination.train(tmp_path / "first")  # What is imported late writes its bytecode now.
     whole: list[Trainer] = []
     calls = calls_of(lambda: whole.append(combination.train(tmp_path / "whole")))
     expected = bits(whole[0])
-    # With workers, which take seconds to end after a crash, at some of the places.
+    # With workers, which take seconds to end after a crash, test only some of the calls.
     for position in range(0, len(calls), 64 if combination.workers else 1):
         run = tmp_path / str(position)
         with pytest.raises(Crash), failing_disk(position, Crash):
@@ -544,14 +544,14 @@ def test_a_training_that_crashes_at_any_call_resumes_bit_for_bit(
         done = found is not None and found.manifest["epoch"] == combination.epochs
         resumed = combination.train(run, resume_from=run)
         assert bits(resumed) == expected, (position, calls[position])
-        # A run that was done already has nothing to start, and so nothing to sweep.
+        # A finished run starts nothing, so it does not sweep.
         assert hidden(run) == [] or done
         shutil.rmtree(run)
 
 
 @pytest.mark.slow
 def test_a_checkpoint_is_read_in_a_fresh_process(tmp_path: Path) -> None:
-    """What one process wrote another one takes up, without a warning."""
+    """Another process loads it without a warning."""
     trained = trainer()
     trained.fit(DATA, epochs=1)
     path = trained.save_checkpoint(tmp_path / "one")

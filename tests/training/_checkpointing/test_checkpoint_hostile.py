@@ -1,4 +1,4 @@
-"""Nothing in a file of a checkpoint acts, also where somebody made its digests true."""
+"""No file of a checkpoint can run code, even with correct digests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEBIBYTE = 1 << 20
 
 
 class Bomb:
-    """Makes a file when it is read back, which shows that code of a checkpoint ran."""
+    """Creates a file when it is unpickled, which shows that code ran."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -40,14 +40,14 @@ class Bomb:
 
 
 def watched(tmp_path: Path) -> Trainer:
-    """Return a Trainer with the callbacks that the checkpoints of these tests know."""
+    """Return a Trainer with the callbacks of the checkpoints in these tests."""
     callbacks = [EMA(0.5), ModelCheckpoint(tmp_path / "new", monitor="train_loss")]
     return trainer(callbacks=callbacks, optimizer=torch.optim.AdamW)
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Return a checkpoint of a training with callbacks."""
+    """Return a checkpoint of a run with callbacks."""
     trained = watched(tmp_path)
     trained.fit(DATA, epochs=1)
     return trained.save_checkpoint(tmp_path / "run" / "one")
@@ -55,7 +55,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def bounded_memory(limit: int = 64 * MEBIBYTE) -> Iterator[None]:
-    """Check that Python's own objects never take more than a limit in a block."""
+    """Check that the memory of Python objects stays below a limit in a block."""
     tracemalloc.start()
     try:
         yield
@@ -65,7 +65,7 @@ def bounded_memory(limit: int = 64 * MEBIBYTE) -> Iterator[None]:
 
 
 def assert_refused(checkpoint: Path, name: str, tmp_path: Path) -> None:
-    """Check that no way in takes the checkpoint, nothing changes, and the file is named."""
+    """Check that the checkpoint is refused, nothing changes, and the file is named."""
     there = watched(tmp_path)
     before = {n: t.clone() for n, t in there.model.state_dict().items()}
     for action in (
@@ -82,7 +82,7 @@ def assert_refused(checkpoint: Path, name: str, tmp_path: Path) -> None:
 
 
 def put(state: Any, place: tuple[Any, ...], value: object) -> None:
-    """Put a value at a place inside nested dicts and lists."""
+    """Put a value at a position inside nested dicts and lists."""
     for key in place[:-1]:
         state = state[key]
     state[place[-1]] = value
@@ -112,7 +112,7 @@ PLACES: list[tuple[Any, ...]] = [
 def test_a_pickle_hidden_in_the_state_does_not_run(
     checkpoint: Path, tmp_path: Path, place: tuple[Any, ...]
 ) -> None:
-    """At each place where a state is kept, an object that would run code is refused."""
+    """At each position in a state, an object that would run code is refused."""
     state = torch.load(checkpoint / STATE, weights_only=True)
     put(state, place, Bomb(tmp_path / "canary"))
     torch.save(state, checkpoint / STATE)
@@ -122,7 +122,7 @@ def test_a_pickle_hidden_in_the_state_does_not_run(
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_as_a_key_does_not_run(checkpoint: Path, tmp_path: Path, *, legacy: bool) -> None:
-    """A key of a dict is a place too, in torch's present format and its old one."""
+    """A key of a dict is refused too, in PyTorch's current format and its old one."""
     torch.save(
         {Bomb(tmp_path / "canary"): 1},
         checkpoint / STATE,
@@ -136,14 +136,14 @@ def test_a_pickle_as_a_key_does_not_run(checkpoint: Path, tmp_path: Path, *, leg
 def test_a_bare_pickle_under_another_name_does_not_run(
     checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
-    """Renamed to any file of a checkpoint, a pickle is not read."""
+    """A pickle that is renamed to any file of a checkpoint is not read."""
     (checkpoint / name).write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
     forge(checkpoint)
     assert_refused(checkpoint, name, tmp_path)
 
 
 def test_a_pickle_as_a_manifest_does_not_run(checkpoint: Path, tmp_path: Path) -> None:
-    """The manifest is JSON and nothing else."""
+    """A manifest must be JSON."""
     (checkpoint / MANIFEST).write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
     assert_refused(checkpoint, MANIFEST, tmp_path)
 
@@ -151,14 +151,14 @@ def test_a_pickle_as_a_manifest_does_not_run(checkpoint: Path, tmp_path: Path) -
 def test_weights_of_torch_under_the_name_of_safetensors_are_refused(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A renamed file of torch.save, with code in it, is no safetensors file."""
+    """A file of torch.save with code in it is not a safetensors file."""
     torch.save({"weight": Bomb(tmp_path / "canary")}, checkpoint / WEIGHTS)
     forge(checkpoint)
     assert_refused(checkpoint, WEIGHTS, tmp_path)
 
 
 def safetensors_of(header: Any, data: bytes = b"\0" * 60, length: int | None = None) -> bytes:
-    """Return the bytes of a safetensors file with any header, and any length claimed for it."""
+    """Return the bytes of a safetensors file with any header and any length claimed for it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -183,10 +183,10 @@ LIES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_header_of_the_weights_is_refused(
+def test_a_false_header_of_the_weights_is_refused(
     checkpoint: Path, tmp_path: Path, lie: str
 ) -> None:
-    """Lengths, offsets and shapes that are not the file's own take no memory and no values."""
+    """False lengths, offsets and shapes allocate no memory and load no values."""
     (checkpoint / WEIGHTS).write_bytes(LIES[lie])
     forge(checkpoint)
     with bounded_memory():
@@ -194,7 +194,7 @@ def test_a_lying_header_of_the_weights_is_refused(
 
 
 def torch_file(content: bytes, *, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """Return the bytes of a file of torch.save around a pickle of one's own."""
+    """Return the bytes of a file of torch.save with a custom pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("state/data.pkl", content)
@@ -225,7 +225,7 @@ BOMBS: dict[str, bytes] = {
 def test_a_state_that_would_fill_the_memory_is_refused(
     checkpoint: Path, tmp_path: Path, bomb: str
 ) -> None:
-    """Sizes that are only claimed are not allocated."""
+    """Claimed sizes are not allocated."""
     (checkpoint / STATE).write_bytes(BOMBS[bomb])
     forge(checkpoint)
     with bounded_memory():
@@ -233,10 +233,10 @@ def test_a_state_that_would_fill_the_memory_is_refused(
 
 
 @pytest.mark.parametrize("state", [None, 5, [1, 2], "text", torch.ones(2)])
-def test_a_state_of_another_kind_is_refused(
+def test_a_state_of_another_type_is_refused(
     checkpoint: Path, tmp_path: Path, state: object
 ) -> None:
-    """What torch reads safely but is no dict is not the state of a training."""
+    """A file that PyTorch reads safely but that is not a dict is not a state."""
     torch.save(state, checkpoint / STATE)
     forge(checkpoint)
     assert_refused(checkpoint, STATE, tmp_path)
@@ -246,10 +246,10 @@ def test_a_state_of_another_kind_is_refused(
     "history",
     ["[" * 100_000, "{}", "[1]", '[{"epoch": "one"}]', '[{"epoch": [1]}]', "\ufeff", "[", "null"],
 )
-def test_a_history_of_another_kind_is_refused(
+def test_a_history_of_another_type_is_refused(
     checkpoint: Path, tmp_path: Path, history: str
 ) -> None:
-    """A history is a list of rows of numbers, and nested no deeper."""
+    """A history is a list of rows of numbers, without deeper nesting."""
     (checkpoint / HISTORY).write_text(history)
     forge(checkpoint)
     assert_refused(checkpoint, HISTORY, tmp_path)
@@ -269,15 +269,15 @@ MANIFESTS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_manifest_of_another_kind_is_refused(checkpoint: Path, tmp_path: Path, kind: str) -> None:
-    """JSON of any other form is damage, and not an error of another kind."""
+def test_a_manifest_of_another_type_is_refused(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    """JSON of any other form is reported as damage."""
     (checkpoint / MANIFEST).write_text(MANIFESTS[kind])
     with bounded_memory():
         assert_refused(checkpoint, MANIFEST, tmp_path)
 
 
 def test_a_huge_manifest_is_not_read(checkpoint: Path, tmp_path: Path) -> None:
-    """A manifest of 100 MB takes no memory, and is named as too long."""
+    """A manifest of 100 MB allocates no memory, and is reported as too long."""
     os.truncate(checkpoint / MANIFEST, 100 * MEBIBYTE)
     with bounded_memory(), pytest.raises(CheckpointError, match="too long") as caught:
         open_checkpoint(checkpoint)
@@ -299,23 +299,23 @@ FORGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_a_manifest_that_lacks_what_it_must_say_is_refused(
+def test_a_manifest_with_a_missing_key_is_refused(
     checkpoint: Path, tmp_path: Path, kind: str
 ) -> None:
-    """A digest of itself does not make a manifest of something else."""
+    """A correct digest is not enough."""
     forge(checkpoint, **FORGED[kind])
     assert_refused(checkpoint, MANIFEST, tmp_path)
 
 
 def test_a_later_format_is_named_with_the_version_that_wrote_it(checkpoint: Path) -> None:
-    """What this version does not know is not called damage."""
+    """An unknown format is not reported as damage."""
     forge(checkpoint, format=2, finetunelib="9.9.9", files=None)
     with pytest.raises(CheckpointError, match=r"format 2.*9\.9\.9"):
         open_checkpoint(checkpoint)
 
 
 def test_a_manifest_cannot_name_files_outside_the_folder(checkpoint: Path, tmp_path: Path) -> None:
-    """Names beyond the known ones are never opened, read or deleted."""
+    """Files with unknown names are never opened, read or deleted."""
     secret = tmp_path / "secret"
     secret.write_text("of the user")
     manifest = json.loads((checkpoint / MANIFEST).read_text())
@@ -331,7 +331,7 @@ def test_a_manifest_cannot_name_files_outside_the_folder(checkpoint: Path, tmp_p
 def test_the_best_one_of_a_file_cannot_lead_out_of_the_folder(
     tmp_path: Path, name: str | int
 ) -> None:
-    """A name that ModelCheckpoint would not give is refused, and nothing is taken from it."""
+    """A name that ModelCheckpoint would not give is refused, and nothing is loaded."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     with pytest.raises(CheckpointError, match="best") as caught:
         callback.load_state_dict({"best": name, "improvement": {"best": 0.0}})
@@ -342,7 +342,7 @@ def test_the_best_one_of_a_file_cannot_lead_out_of_the_folder(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
 @pytest.mark.parametrize("name", [WEIGHTS, STATE, HISTORY, MANIFEST])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(checkpoint: Path, name: str) -> None:
-    """A file that could be read forever is refused at once."""
+    """A file that could be read forever is refused immediately."""
     (checkpoint / name).unlink()
     os.mkfifo(checkpoint / name)
     failures: list[BaseException] = []
@@ -361,7 +361,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(checkpoint: Path, name: str
 
 
 def test_a_bomb_would_have_worked(tmp_path: Path) -> None:
-    """The canary of these tests is no dead one: a plain pickle makes it."""
+    """The object of these tests does run code from a plain pickle."""
     assert copyreg.dispatch_table.get(Bomb) is None
     pickle.loads(pickle.dumps(Bomb(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()

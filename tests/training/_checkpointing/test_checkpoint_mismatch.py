@@ -1,4 +1,4 @@
-"""A checkpoint of another training is refused with both sides named, and changes nothing."""
+"""A checkpoint of a different run is refused with both values named, and changes nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saved(folder: Path, data: Data = DATA, **options: Any) -> Path:
 
 
 def refused(path: Path, other: Trainer, *, data: Data = DATA) -> str:
-    """Check that a fit does not take up a checkpoint and changes nothing, and return why."""
+    """Check that a fit refuses a checkpoint and changes nothing, and return the message."""
     other.fit(DATA, epochs=1)
     before = bits(other)
     with pytest.raises(CheckpointError) as caught:
@@ -41,7 +41,7 @@ def refused(path: Path, other: Trainer, *, data: Data = DATA) -> str:
 
 
 def test_another_shape_is_named_on_both_sides(tmp_path: Path) -> None:
-    """A head of another size: the key and both of its shapes are in the message."""
+    """For a head of another size, the message has the key and both shapes."""
     message = refused(saved(tmp_path), trainer(model=model(5)))
     assert "weight" in message
     assert "[3, 4]" in message
@@ -49,14 +49,14 @@ def test_another_shape_is_named_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_other_keys_are_named_on_both_sides(tmp_path: Path) -> None:
-    """Of a model with other names, what is missing and what is not expected is said."""
+    """For a model with other names, the message has the missing and the unexpected keys."""
     message = refused(saved(tmp_path), trainer(model=nn.Sequential(model())))
     assert "weight" in message
     assert "0.weight" in message
 
 
 def test_another_optimizer_is_named_on_both_sides(tmp_path: Path) -> None:
-    """SGD does not take up the state of AdamW."""
+    """SGD does not load the state of AdamW."""
     path = saved(tmp_path, optimizer=torch.optim.AdamW)
     message = refused(path, trainer(optimizer=torch.optim.SGD))
     assert "AdamW" in message
@@ -86,14 +86,14 @@ def test_other_parameter_groups_are_named_on_both_sides(tmp_path: Path) -> None:
 def test_another_schedule_is_named_on_both_sides(
     tmp_path: Path, there: Callable[..., Any] | None, here: Callable[..., Any] | None
 ) -> None:
-    """A schedule of another class, or none, does not go on with this one's place."""
+    """A schedule of another class, or none, does not load the saved position."""
     message = refused(saved(tmp_path, lr_scheduler=there), trainer(lr_scheduler=here))
     for schedule in (there, here):
         assert schedule is None or schedule.func.__name__ in message  # type: ignore[attr-defined]
 
 
 def test_a_schedule_of_epochs_is_not_one_of_steps(tmp_path: Path) -> None:
-    """The same class, moved at other times, counts other things."""
+    """The same class with another interval counts differently."""
     schedule = partial(LinearLR, total_iters=4)
     path = saved(tmp_path, lr_scheduler=schedule, lr_scheduler_interval="step")
     message = refused(path, trainer(lr_scheduler=schedule))
@@ -102,7 +102,7 @@ def test_a_schedule_of_epochs_is_not_one_of_steps(tmp_path: Path) -> None:
 
 
 def test_another_precision_is_named_on_both_sides(tmp_path: Path) -> None:
-    """Mixed precision does not go on with a training in full precision."""
+    """Mixed precision does not resume a run in full precision."""
     message = refused(saved(tmp_path), trainer(precision="bf16-mixed"))
     assert "MixedPrecision" in message
     assert "FullPrecision" in message
@@ -124,8 +124,8 @@ def test_other_callbacks_are_named(
 
 
 @pytest.mark.parametrize("kind", [EMA, EarlyStopping])
-def test_the_same_callbacks_go_on(tmp_path: Path, kind: Callable[[], Callback]) -> None:
-    """Callbacks of the same names are no mismatch, whatever stands before them."""
+def test_the_same_callbacks_resume(tmp_path: Path, kind: Callable[[], Callback]) -> None:
+    """Callbacks with the same names match, even if others come before them."""
     quiet = {"monitor": "train_loss"} if kind is EarlyStopping else {}
     path = saved(tmp_path, callbacks=[kind(**quiet)])
     resumed = trainer(callbacks=[Callback(), kind(**quiet)])
@@ -144,13 +144,13 @@ def test_the_same_callbacks_go_on(tmp_path: Path, kind: Callable[[], Callback]) 
 def test_other_data_inside_an_epoch_is_named_on_both_sides(
     tmp_path: Path, data: Data, options: dict[str, Any], numbers: tuple[str, str]
 ) -> None:
-    """An epoch does not go on with batches that are not its own, and nothing is taken up."""
+    """An epoch does not resume with different batches, and nothing is loaded."""
     message = refused(saved(tmp_path), trainer(**options), data=data)
     assert all(number in message for number in numbers)
 
 
-def test_other_data_after_an_epoch_is_no_mismatch(tmp_path: Path) -> None:
-    """Between epochs a training may go on with other data in other batches."""
+def test_other_data_after_an_epoch_is_accepted(tmp_path: Path) -> None:
+    """Between epochs, a run may resume with other data in other batches."""
     trained = trainer()
     trained.fit(DATA, epochs=1)
     path = trained.save_checkpoint(tmp_path / "one")
@@ -159,8 +159,8 @@ def test_other_data_after_an_epoch_is_no_mismatch(tmp_path: Path) -> None:
     assert resumed.history["step"] == [4, 6]
 
 
-def test_another_seed_is_said_and_the_training_goes_on(tmp_path: Path) -> None:
-    """Both seeds are in a warning, since the bits will not be those of the first training."""
+def test_another_seed_is_reported_and_training_continues(tmp_path: Path) -> None:
+    """The warning has both seeds, because the bits will differ."""
     path = saved(tmp_path)
     resumed = trainer(seed=7)
     with pytest.warns(UserWarning, match="seed 0 -> 7"):
@@ -168,8 +168,8 @@ def test_another_seed_is_said_and_the_training_goes_on(tmp_path: Path) -> None:
     assert resumed.state.epoch == 2
 
 
-def test_another_number_of_threads_is_said_and_the_training_goes_on(tmp_path: Path) -> None:
-    """Both numbers are in a warning."""
+def test_another_number_of_threads_is_reported_and_training_continues(tmp_path: Path) -> None:
+    """The warning has both numbers."""
     path = saved(tmp_path)
     torch.set_num_threads(2)
     resumed = trainer()
@@ -179,31 +179,31 @@ def test_another_number_of_threads_is_said_and_the_training_goes_on(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["torch", "python", "finetunelib", "device"])
-def test_another_version_or_device_is_said(tmp_path: Path, name: str) -> None:
-    """What wrote a checkpoint, and what reads it, is in a warning where they differ."""
+def test_another_version_or_device_is_reported(tmp_path: Path, name: str) -> None:
+    """The warning has the saved value and the current one."""
     path = saved(tmp_path)
     forge(path, **{name: "other"})
     with pytest.warns(UserWarning, match=f"{name} other -> "):
         trainer().fit(DATA, epochs=2, resume_from=path)
 
 
-def test_the_same_environment_is_not_spoken_of(tmp_path: Path) -> None:
-    """Where nothing differs, nothing is said."""
+def test_the_same_environment_gives_no_warning(tmp_path: Path) -> None:
+    """There is no warning if nothing differs."""
     path = saved(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer().fit(DATA, epochs=2, resume_from=path)
 
 
-def test_load_checkpoint_says_where_there_is_none(tmp_path: Path) -> None:
-    """Unlike a fit that starts anew, it was asked for something that is missing."""
+def test_load_checkpoint_raises_if_there_is_none(tmp_path: Path) -> None:
+    """Unlike `fit`, which starts from scratch."""
     with pytest.raises(FileMissingError, match="missing"):
         trainer().load_checkpoint(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["optimizer", "schedule", "callbacks", "frozen", "inside"])
 def test_a_state_that_lacks_a_part_is_refused(tmp_path: Path, name: str) -> None:
-    """A state of torch that is not the state of a training names its file and the part."""
+    """The message names the file and the missing part."""
     path = saved(tmp_path)
     state = torch.load(path / "state.pt", weights_only=True)
     del state[name]

@@ -1,4 +1,4 @@
-"""A training that was stopped and resumed is, bit for bit, the one that was not stopped."""
+"""A run that was stopped and resumed equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMINGS = ("seconds", "samples_per_second")
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Samples that three random generators change at every reading."""
+    """Samples with noise from three random generators at every read."""
 
     def __len__(self) -> int:
         return 14
@@ -60,7 +60,7 @@ def stateful_loader() -> Data:
 
 @dataclass
 class Case:
-    """How a training is set up, each time anew."""
+    """The setup of a run, built from scratch each time."""
 
     data: Callable[[], Data] = lambda: (INPUTS, TARGETS)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +138,7 @@ CASES = {
 
 
 def bits(trainer: Trainer) -> dict[str, Any]:
-    """Return all that has to agree."""
+    """Return everything that two runs must agree on."""
     assert trainer.optimizer is not None
     rows = [{k: v for k, v in row.items() if k not in TIMINGS} for row in trainer.history.rows]
     return {
@@ -151,7 +151,7 @@ def bits(trainer: Trainer) -> dict[str, Any]:
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
-    """Compare nested values bit for bit, and name the place where they differ."""
+    """Compare nested values bit for bit, and name where they differ."""
     if isinstance(left, Tensor):
         assert torch.equal(left, right), where
     elif isinstance(left, Mapping):
@@ -167,7 +167,7 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 
 
 def stopped(case: Case, step: int, path: Path, **options: Any) -> None:
-    """Train until a step, write a checkpoint there, and end as a killed process does."""
+    """Train until a step, write a checkpoint there, and end like a killed process."""
     with pytest.raises(Stopped):
         case.fit(case.trainer(StopAfter(step, path)), **options)
 
@@ -178,11 +178,11 @@ def steps_of(case: Case) -> int:
     return trainer.state.step
 
 
-# torchdata calls a function that torch has deprecated.
+# torchdata calls a deprecated function of PyTorch.
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_can_be_the_last_one_before_a_resume(name: str, tmp_path: Path) -> None:
-    """Stopped after each of its steps and resumed, a training ends with the same bits."""
+    """Stopped after any of its steps and resumed, a run ends with the same bits."""
     case = CASES[name]
     whole = case.trainer(StopAfter(-1, tmp_path))
     case.fit(whole)
@@ -194,7 +194,7 @@ def test_every_step_can_be_the_last_one_before_a_resume(name: str, tmp_path: Pat
         assert_same(bits(resumed), bits(whole), f"step {step}")
 
 
-def test_a_training_can_be_stopped_twice_in_an_epoch(tmp_path: Path) -> None:
+def test_a_run_can_be_stopped_twice_in_an_epoch(tmp_path: Path) -> None:
     """Saved, resumed, saved again a step later and resumed, it ends with the same bits."""
     case = CASES["everything"]
     whole = case.trainer(StopAfter(-1, tmp_path))
@@ -208,8 +208,8 @@ def test_a_training_can_be_stopped_twice_in_an_epoch(tmp_path: Path) -> None:
         assert_same(bits(resumed), bits(whole), f"steps {step} and {step + 1}")
 
 
-def test_a_finished_training_returns_its_history_at_once(tmp_path: Path) -> None:
-    """Where the limits are totals that are reached, nothing is trained."""
+def test_a_finished_run_returns_its_history_immediately(tmp_path: Path) -> None:
+    """If the limits have been reached, nothing is trained."""
     case = CASES["tensors"]
     first = case.trainer()
     case.fit(first)
@@ -230,7 +230,7 @@ def test_a_finished_training_returns_its_history_at_once(tmp_path: Path) -> None
 def test_an_empty_folder_means_from_the_beginning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One command starts and restarts a training; that it starts anew is said in one line."""
+    """The same command starts and restarts a run, and one line reports a new start."""
     trainer = Trainer(nn.Linear(4, 3), batch_size=4, device="cpu")
     trainer.fit((INPUTS, TARGETS), epochs=2, resume_from=tmp_path / "none")
     assert len(trainer.history) == 2
@@ -240,7 +240,7 @@ def test_an_empty_folder_means_from_the_beginning(
 
 
 def test_limits_are_totals_when_resuming(tmp_path: Path) -> None:
-    """Two epochs of three are done, so one is left."""
+    """Two of three epochs are done, so one is left."""
     case = CASES["tensors"]
     first = case.trainer()
     first.fit((INPUTS, TARGETS), epochs=2)
@@ -249,8 +249,8 @@ def test_limits_are_totals_when_resuming(tmp_path: Path) -> None:
     assert resumed.history["epoch"] == [1, 2, 3]
 
 
-def test_a_loaded_checkpoint_is_gone_on_from_by_the_next_fit(tmp_path: Path) -> None:
-    """`load_checkpoint` keeps the place in the epoch, and `epochs` counts from there."""
+def test_the_next_fit_resumes_from_a_loaded_checkpoint(tmp_path: Path) -> None:
+    """`load_checkpoint` keeps the position in the epoch, and `epochs` counts from there."""
     case = CASES["everything"]
     whole = case.trainer(StopAfter(-1, tmp_path))
     case.fit(whole)
@@ -262,8 +262,8 @@ def test_a_loaded_checkpoint_is_gone_on_from_by_the_next_fit(tmp_path: Path) -> 
     assert_same(bits(trainer), bits(whole))
 
 
-def test_a_resumed_training_does_only_what_is_left(tmp_path: Path) -> None:
-    """A training that began again from zero would end with the same bits, too."""
+def test_a_resumed_run_takes_only_the_remaining_steps(tmp_path: Path) -> None:
+    """A run that started from scratch would end with the same bits, too."""
     case = CASES["tensors"]
     stopped(case, 5, tmp_path / "five")
     seen: list[int] = []
@@ -277,7 +277,7 @@ def test_a_resumed_training_does_only_what_is_left(tmp_path: Path) -> None:
 
 
 class Summing:
-    """A metric that could not go on from the middle of an epoch."""
+    """A metric that cannot resume from the middle of an epoch."""
 
     def update(self, outputs: Tensor, targets: Tensor) -> None: ...
 
@@ -299,18 +299,18 @@ class Summing:
     ],
     ids=["metric without state", "persistent workers", "iterator"],
 )
-def test_what_cannot_be_exact_is_refused_at_the_door(
+def test_what_cannot_resume_exactly_is_refused_when_fit_starts(
     case: Case, named: str, tmp_path: Path
 ) -> None:
-    """Checkpoints inside an epoch that could not lead to the same bits are not begun with."""
+    """Checkpoints inside an epoch that would not lead to the same bits are refused."""
     trainer = case.trainer(ModelCheckpoint(tmp_path, every_n_steps=1))
     with pytest.raises(CallbackError, match=named):
         trainer.fit(case.data(), epochs=1)
     assert trainer.state.step == 0
 
 
-def test_a_metric_without_state_is_no_obstacle_at_the_end_of_an_epoch(tmp_path: Path) -> None:
-    """There it has summed up, and nothing of it has to be kept."""
+def test_a_metric_without_state_is_accepted_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    """Nothing that it has accumulated is needed there."""
     case = Case(metrics=lambda: {"own": Summing()})
     trainer = case.trainer(ModelCheckpoint(tmp_path))
     case.fit(trainer)
@@ -320,7 +320,7 @@ def test_a_metric_without_state_is_no_obstacle_at_the_end_of_an_epoch(tmp_path: 
 
 
 def test_the_trainer_saves_no_checkpoint_in_the_middle_of_a_fit(tmp_path: Path) -> None:
-    """It does not know the place in the epoch; the message says what to call instead."""
+    """The message says what to call instead."""
     case = CASES["tensors"]
 
     class Saves(Callback):
@@ -333,8 +333,8 @@ def test_the_trainer_saves_no_checkpoint_in_the_middle_of_a_fit(tmp_path: Path) 
     assert not (tmp_path / "inside").exists()
 
 
-def test_the_certificate_holds_after_a_resume(tmp_path: Path) -> None:
-    """What stayed frozen from the first beginning to the last end is certified."""
+def test_the_certificate_covers_a_resumed_run(tmp_path: Path) -> None:
+    """It contains what stayed frozen from the start of the first part to the end."""
 
     def trainer(*callbacks: Callback) -> Trainer:
         model = freeze_and_replace_head(build_mlp(4, [8], 3, seed=0), num_classes=3)

@@ -1,4 +1,4 @@
-"""A run of sixty steps, cut after each of them, and cut once more in the same epoch."""
+"""A run of sixty steps that is stopped after each of them, and once more in the same epoch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VAL = (INPUTS[:9], TARGETS[:9])
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Samples that are changed at random at every reading."""
+    """Samples with random noise at every read."""
 
     def __len__(self) -> int:
         return 60
@@ -36,7 +36,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Trajectory(Callback):
-    """Notes what each step saw and made: batches, weights and optimizer, and the losses."""
+    """Records the batches, weights, optimizer and losses of each step."""
 
     def __init__(self, stop_after: int | None = None, path: Path | None = None) -> None:
         self.batches: list[str] = []
@@ -57,7 +57,7 @@ class Trajectory(Callback):
 
 
 def made(stop_after: int | None = None, path: Path | None = None) -> tuple[Trainer, Trajectory]:
-    """Return a Trainer with everything that a random state could disturb, and what notes it."""
+    """Return a Trainer in which everything depends on random states, and its recorder."""
     model = build_mlp(4, [8], 3, dropout=0.2, normalization=nn.BatchNorm1d, seed=0)
     trajectory = Trajectory(stop_after, path)
 
@@ -100,7 +100,7 @@ def losses(trainer: Trainer) -> list[dict[str, float]]:
 def differences(
     whole: tuple[Trainer, Trajectory], resumed: tuple[Trainer, Trajectory], step: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield where a resumed run left the trajectory: states first, then batches, then losses."""
+    """Yield where a resumed run differs: in states first, then batches, then losses."""
     pairs: dict[str, Callable[[tuple[Trainer, Trajectory]], list[Any]]] = {
         "states": lambda side: side[1].states[-(EPOCHS * STEPS - step) :],
         "batches": lambda side: side[1].batches[-(EPOCHS * STEPS - step) :],
@@ -117,8 +117,8 @@ def differences(
 
 
 @pytest.mark.slow
-def test_a_run_of_sixty_steps_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
-    """Cut after every step, and again after the next one, it goes on bit for bit."""
+def test_a_run_of_sixty_steps_is_the_same_wherever_it_is_stopped(tmp_path: Path) -> None:
+    """Stopped after any step, and again after the next one, it resumes bit for bit."""
     whole = run()
     assert len(whole[1].states) == len(whole[1].batches) == EPOCHS * STEPS
     report: list[dict[str, Any]] = []
@@ -135,8 +135,8 @@ def test_a_run_of_sixty_steps_is_the_same_however_it_is_cut(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_checkpoint_right_after_a_resume_and_one_between_epochs_go_on(tmp_path: Path) -> None:
-    """Saved where nothing was done since the resume, and where an epoch has just ended."""
+def test_checkpoints_right_after_a_resume_and_between_epochs_resume(tmp_path: Path) -> None:
+    """Saved before any step after a resume, and at the end of an epoch."""
     whole = run()
     for step in (7, STEPS, 2 * STEPS):
         run(step, tmp_path / str(step))

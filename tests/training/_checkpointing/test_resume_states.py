@@ -1,4 +1,4 @@
-"""What else a resumed training needs: places, generators, states of callbacks and optimizers."""
+"""Other states of a resumed run: generators, callbacks, optimizers, metrics and buffers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trainer(*callbacks: Callback, **options: Any) -> Trainer:
 def check_exact(
     tmp_path: Path, data: Callable[[], Any], val: Callable[[], Any], steps: range, **options: Any
 ) -> None:
-    """Check that a resume from each of these steps leads to the same bits."""
+    """Check that resuming from each of these steps leads to the same bits."""
     whole = trainer(*[SaveAt(step, tmp_path / str(step)) for step in steps], **options)
     whole.fit(data(), val(), epochs=3)
     for step in steps:
@@ -51,8 +51,8 @@ def check_exact(
         assert resumed.history["val_loss"] == whole.history["val_loss"], step
 
 
-def test_a_generator_of_two_loaders_is_that_of_the_training(tmp_path: Path) -> None:
-    """A training and a validation loader that share a generator go on from its right state."""
+def test_a_generator_of_two_loaders_is_restored_once(tmp_path: Path) -> None:
+    """Training and validation loaders that share a generator resume from the right state."""
     shared: list[torch.Generator] = []
 
     def train() -> Any:
@@ -66,8 +66,8 @@ def test_a_generator_of_two_loaders_is_that_of_the_training(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-def test_a_stateful_loader_with_a_generator_goes_on_from_both(tmp_path: Path) -> None:
-    """Its own state is its place in the epoch, and its generator decides the next one."""
+def test_a_stateful_loader_with_a_generator_restores_both(tmp_path: Path) -> None:
+    """Its state is its position in the epoch, and its generator determines the next one."""
 
     def train() -> Any:
         generator = torch.Generator().manual_seed(4)
@@ -95,8 +95,8 @@ class Counting:
         self.epoch = state["epoch"]
 
 
-def test_a_source_with_a_state_of_its_own_keeps_it_between_epochs(tmp_path: Path) -> None:
-    """What counts its epochs goes on counting."""
+def test_a_source_with_a_state_keeps_it_between_epochs(tmp_path: Path) -> None:
+    """A source that counts its epochs continues to count."""
     whole = trainer(ModelCheckpoint(tmp_path, every_n_epochs=2))
     whole.fit(Counting(), epochs=3)
     resumed = trainer(ModelCheckpoint(tmp_path, every_n_epochs=2))
@@ -105,7 +105,7 @@ def test_a_source_with_a_state_of_its_own_keeps_it_between_epochs(tmp_path: Path
 
 
 class Ordered(RandomSampler):
-    """A sampler whose order is a pure function of the epoch that it is told."""
+    """A sampler whose order depends only on the epoch that was set."""
 
     def __init__(self) -> None:
         super().__init__(range(22))
@@ -119,8 +119,8 @@ class Ordered(RandomSampler):
         yield from torch.randperm(22, generator=generator).tolist()
 
 
-def test_a_sampler_is_told_the_epoch(tmp_path: Path) -> None:
-    """Nobody has to call `set_epoch`, and a resumed training reads the same order."""
+def test_set_epoch_of_a_sampler_is_called(tmp_path: Path) -> None:
+    """The user does not have to call it, and a resumed run reads the same order."""
     check_exact(
         tmp_path,
         lambda: DataLoader(PAIRS, batch_size=4, sampler=Ordered()),
@@ -130,7 +130,7 @@ def test_a_sampler_is_told_the_epoch(tmp_path: Path) -> None:
 
 
 class Drawing(Callback):
-    """Draws random numbers wherever it can."""
+    """Draws random numbers in its hooks."""
 
     def on_epoch_start(self, context: TrainContext) -> None:
         torch.rand(3)
@@ -139,8 +139,8 @@ class Drawing(Callback):
         torch.rand(3)
 
 
-def test_hooks_that_draw_numbers_disturb_no_resume(tmp_path: Path) -> None:
-    """Neither at an epoch's start nor at a checkpoint."""
+def test_hooks_that_draw_numbers_do_not_affect_a_resume(tmp_path: Path) -> None:
+    """Neither at the start of an epoch nor after a checkpoint."""
     for step in (3, 6, 9):
         folder = tmp_path / str(step)
         whole = trainer(Drawing(), SaveAt(step, folder))
@@ -150,8 +150,8 @@ def test_hooks_that_draw_numbers_disturb_no_resume(tmp_path: Path) -> None:
         assert same_weights(resumed.model, whole.model)
 
 
-def test_a_finished_training_has_its_best_weights_when_resumed(tmp_path: Path) -> None:
-    """The last checkpoint holds the last weights; the best ones are given back as before."""
+def test_a_finished_run_has_its_best_weights_when_resumed(tmp_path: Path) -> None:
+    """The last checkpoint has the last weights; early stopping restores the best ones."""
 
     def made() -> Trainer:
         stopping = EarlyStopping(patience=9, restore_best=True)
@@ -165,8 +165,8 @@ def test_a_finished_training_has_its_best_weights_when_resumed(tmp_path: Path) -
     assert len(again.history) == 4
 
 
-def test_a_fit_that_is_refused_keeps_the_place_of_a_loaded_checkpoint(tmp_path: Path) -> None:
-    """The next one goes on from there, with the states of the callbacks."""
+def test_a_fit_that_is_refused_keeps_the_position_of_a_loaded_checkpoint(tmp_path: Path) -> None:
+    """The next one resumes from there, with the states of the callbacks."""
     whole = trainer(EMA(0.5), SaveAt(3, tmp_path / "three"))
     whole.fit(DATA, epochs=2)
     ema = EMA(0.5)
@@ -179,8 +179,8 @@ def test_a_fit_that_is_refused_keeps_the_place_of_a_loaded_checkpoint(tmp_path: 
     assert same_weights(resumed.model, whole.model)
 
 
-def test_early_stopping_touches_no_weights_of_a_fit_that_it_refused(tmp_path: Path) -> None:
-    """Without the measurement that it waits for, the loaded weights stay."""
+def test_early_stopping_changes_no_weights_in_a_fit_that_it_refused(tmp_path: Path) -> None:
+    """If the monitored value does not exist, the loaded weights are kept."""
     first = trainer(EarlyStopping(restore_best=True))
     first.fit(DATA, VAL, epochs=2)
     path = first.save_checkpoint(tmp_path / "two")
@@ -193,7 +193,7 @@ def test_early_stopping_touches_no_weights_of_a_fit_that_it_refused(tmp_path: Pa
 
 
 def test_a_loaded_checkpoint_can_be_saved_again(tmp_path: Path) -> None:
-    """Also one of the middle of an epoch, whose place is kept."""
+    """Its position in the middle of an epoch is kept."""
     whole = trainer(SaveAt(3, tmp_path / "three"))
     whole.fit(DATA, epochs=2)
     between = trainer()
@@ -205,7 +205,7 @@ def test_a_loaded_checkpoint_can_be_saved_again(tmp_path: Path) -> None:
 
 
 def test_a_loaded_checkpoint_without_a_position_is_saved_without_one(tmp_path: Path) -> None:
-    """The position of an earlier run of the same Trainer does not get into the copy."""
+    """The copy does not contain the position of an earlier run of the same Trainer."""
 
     def loader() -> Any:
         generator = torch.Generator().manual_seed(4)
@@ -239,8 +239,8 @@ def test_a_checkpoint_saved_by_hand_keeps_the_generators_of_loaders(tmp_path: Pa
     assert same_weights(resumed.model, whole.model)
 
 
-def test_every_callback_gets_the_checkpoint_that_it_asked_for(tmp_path: Path) -> None:
-    """Two that ask at the same moment both get theirs."""
+def test_every_callback_gets_the_checkpoint_that_it_requested(tmp_path: Path) -> None:
+    """Two requests at the same time are both fulfilled."""
     best, newest = ModelCheckpoint(tmp_path / "a", monitor="train_loss"), tmp_path / "b"
     trainer(best, ModelCheckpoint(newest)).fit(DATA, epochs=2)
     assert best.best_path is not None
@@ -248,8 +248,8 @@ def test_every_callback_gets_the_checkpoint_that_it_asked_for(tmp_path: Path) ->
     assert len(list(newest.iterdir())) == 2
 
 
-def test_a_checkpoint_that_is_asked_for_at_the_end_is_written(tmp_path: Path) -> None:
-    """A request in `on_fit_end` is carried out when all have seen the end."""
+def test_a_checkpoint_that_is_requested_at_the_end_is_written(tmp_path: Path) -> None:
+    """A request in `on_fit_end` is fulfilled after all callbacks have been called."""
 
     class AtTheEnd(Callback):
         def on_fit_end(self, context: TrainContext) -> None:
@@ -270,10 +270,10 @@ def test_a_checkpoint_that_is_asked_for_at_the_end_is_written(tmp_path: Path) ->
         (lambda: DATA, lambda: DataLoader(PAIRS, 4)),
     ],
 )
-def test_between_epochs_the_kind_of_data_may_change(
+def test_between_epochs_the_type_of_data_may_change(
     before: Callable[[], Any], after: Callable[[], Any], tmp_path: Path
 ) -> None:
-    """Where generators do not match, it is said, and their order begins anew."""
+    """If the generators do not match, a warning says so, and their order starts from scratch."""
     trainer(ModelCheckpoint(tmp_path)).fit(before(), epochs=1)
     resumed = trainer(ModelCheckpoint(tmp_path))
     with warnings.catch_warnings():
@@ -283,7 +283,7 @@ def test_between_epochs_the_kind_of_data_may_change(
 
 
 def test_other_metrics_inside_an_epoch_are_refused(tmp_path: Path) -> None:
-    """Their sums would be those of a part of the epoch."""
+    """They would cover only a part of the epoch."""
     trainer(SaveAt(3, tmp_path / "three")).fit(DATA, epochs=1)
     with pytest.raises(CheckpointError, match="accuracy"):
         trainer(metrics={}).fit(DATA, epochs=1, resume_from=tmp_path / "three")
@@ -300,7 +300,7 @@ def three(optimizer: torch.optim.Optimizer) -> LRScheduler:
 
 
 def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    """A schedule of other parts is refused with the weights and the optimizer as they were."""
+    """If a schedule does not fit, weights and optimizer are unchanged."""
     first = trainer(lr_scheduler=three)
     first.fit(DATA, epochs=1)
     path = first.save_checkpoint(tmp_path / "one")
@@ -323,14 +323,14 @@ def test_a_best_value_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:
-    """Rounded weights are not the ones that were saved."""
+    """Rounded weights are not those that were saved."""
     path = trainer().save_checkpoint(tmp_path / "start")
     with pytest.raises(CheckpointError, match="float64"):
         quiet_trainer(network().double(), device="cpu").load_checkpoint(path)
 
 
-def test_another_learning_rate_is_said_to_be_passed_over(tmp_path: Path) -> None:
-    """The optimizer's own state goes on."""
+def test_another_learning_rate_is_reported_as_ignored(tmp_path: Path) -> None:
+    """The state of the optimizer determines it."""
     path = trainer(lr=0.1).save_checkpoint(tmp_path / "start")
     with pytest.warns(UserWarning, match="`lr` is 0.2 here and was 0.1"):
         trainer(lr=0.2).load_checkpoint(path)
@@ -352,8 +352,8 @@ class Seen(Callback):
         self.seen = dict(state)
 
 
-def test_a_state_that_is_empty_at_first_is_one(tmp_path: Path) -> None:
-    """The class says whether a callback has a state, and not what is in it."""
+def test_a_state_that_is_empty_at_first_is_a_state(tmp_path: Path) -> None:
+    """The class decides whether a callback has a state, not its content."""
     first = trainer(Seen())
     first.fit(DATA, epochs=1)
     path = first.save_checkpoint(tmp_path / "one")
@@ -363,7 +363,7 @@ def test_a_state_that_is_empty_at_first_is_one(tmp_path: Path) -> None:
 
 
 def test_the_weights_of_a_checkpoint_are_not_the_loaded_ones(tmp_path: Path) -> None:
-    """The certificate claims no more after a resume than without it."""
+    """The certificate claims the same with and without a resume."""
 
     def made() -> Trainer:
         model = freeze_and_replace_head(build_mlp(6, [8], 3, seed=0), num_classes=3)
@@ -384,7 +384,7 @@ def test_the_weights_of_a_checkpoint_are_not_the_loaded_ones(tmp_path: Path) -> 
 def test_optimizers_keep_the_dtypes_of_their_states(
     tmp_path: Path, optimizer: type[torch.optim.Optimizer], dtype: torch.dtype
 ) -> None:
-    """Torch rounds what it loads to the dtype of the parameter."""
+    """PyTorch casts loaded states to the dtype of the parameter."""
     data = (DATA[0].to(dtype), DATA[1])
 
     def made(*callbacks: Callback) -> Trainer:
@@ -398,8 +398,8 @@ def test_optimizers_keep_the_dtypes_of_their_states(
     assert same_weights(resumed.model, whole.model)
 
 
-def test_a_metric_that_is_a_module_without_a_state_of_its_own_is_refused(tmp_path: Path) -> None:
-    """A module's state dict leaves out what its methods sum in plain attributes."""
+def test_a_metric_that_is_a_module_without_its_own_state_is_refused(tmp_path: Path) -> None:
+    """The state dict of a module omits what its methods keep in plain attributes."""
 
     class Summing(nn.Module):
         total = 0.0
@@ -419,7 +419,7 @@ def test_a_metric_that_is_a_module_without_a_state_of_its_own_is_refused(tmp_pat
 
 
 class Tracking(nn.Module):
-    """A model with a buffer that its state dict leaves out, and that its forward changes."""
+    """A model with a non-persistent buffer that its forward changes."""
 
     seen: Tensor
 
@@ -435,8 +435,8 @@ class Tracking(nn.Module):
         return outputs
 
 
-def test_buffers_that_are_not_persistent_are_kept(tmp_path: Path) -> None:
-    """They decide how a training goes on like any other."""
+def test_non_persistent_buffers_are_restored(tmp_path: Path) -> None:
+    """Training depends on them like on any other."""
     whole = quiet_trainer(Tracking(), callbacks=[SaveAt(4, tmp_path / "four")])
     whole.fit(DATA, epochs=2)
     resumed = quiet_trainer(Tracking())
@@ -445,14 +445,14 @@ def test_buffers_that_are_not_persistent_are_kept(tmp_path: Path) -> None:
 
 
 def test_persistent_workers_are_refused_between_epochs_too(tmp_path: Path) -> None:
-    """Their random states go on from epoch to epoch, which a new process cannot have."""
+    """Their random states continue from epoch to epoch, and a new process cannot restore them."""
     loader = DataLoader(PAIRS, 4, num_workers=1, persistent_workers=True)
     with pytest.raises(CallbackError, match="persistent_workers"):
         trainer(ModelCheckpoint(tmp_path)).fit(loader, epochs=1)
 
 
 class Rate:
-    """A schedule's function with a state that no checkpoint could hold."""
+    """The function of a schedule, with a state that no checkpoint can contain."""
 
     def __init__(self) -> None:
         self.table = object()
@@ -461,8 +461,8 @@ class Rate:
         return 1.0
 
 
-def test_a_state_that_cannot_be_saved_is_found_when_fit_begins(tmp_path: Path) -> None:
-    """And not after an epoch of work."""
+def test_a_state_that_cannot_be_saved_is_found_when_fit_starts(tmp_path: Path) -> None:
+    """Not after an epoch of training."""
     saving = ModelCheckpoint(tmp_path)
     made = trainer(saving, lr_scheduler=lambda optimizer: LambdaLR(optimizer, Rate()))
     with pytest.raises(CallbackError, match="table"):
@@ -471,7 +471,7 @@ def test_a_state_that_cannot_be_saved_is_found_when_fit_begins(tmp_path: Path) -
 
 
 def test_no_checkpoint_is_loaded_in_the_middle_of_a_fit(tmp_path: Path) -> None:
-    """A training cannot go on from another place than its own."""
+    """A running fit cannot continue from another position."""
     path = trainer().save_checkpoint(tmp_path / "start")
 
     class Loads(Callback):
@@ -484,7 +484,7 @@ def test_no_checkpoint_is_loaded_in_the_middle_of_a_fit(tmp_path: Path) -> None:
 
 
 def test_a_signal_in_the_last_hook_is_not_lost() -> None:
-    """The training has ended, and the script is to end too."""
+    """Training has ended, and the script must end too."""
 
     class Late(Callback):
         def on_fit_end(self, context: TrainContext) -> None:
@@ -496,8 +496,8 @@ def test_a_signal_in_the_last_hook_is_not_lost() -> None:
     assert len(made.history) == 1
 
 
-def test_a_foreign_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
-    """A file of that name in a folder of runs belongs to somebody else."""
+def test_an_unrelated_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
+    """A file of that name in a folder of checkpoints may belong to another program."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     (tmp_path / "manifest.json").write_text("{}")
     resumed = trainer(ModelCheckpoint(tmp_path))
@@ -506,8 +506,8 @@ def test_a_foreign_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
     assert resumed.state.epoch == 1
 
 
-def test_what_differs_is_said_before_anything_is_changed(tmp_path: Path) -> None:
-    """Who makes an error of the warning has the training as it was."""
+def test_differences_are_reported_before_anything_changes(tmp_path: Path) -> None:
+    """If the warning is turned into an error, the run is unchanged."""
     first = trainer(seed=1)
     first.fit(DATA, epochs=1)
     path = first.save_checkpoint(tmp_path / "one")

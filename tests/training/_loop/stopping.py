@@ -8,11 +8,11 @@ from finetunelib.training import Callback, TrainContext
 
 
 class Stopped(BaseException):
-    """Stands for a process that ends at once."""
+    """Simulates a process that ends immediately."""
 
 
 class SaveAt(Callback):
-    """Writes a checkpoint after a step, and lets the training go on."""
+    """Writes a checkpoint after a step, and lets training continue."""
 
     def __init__(self, step: int, path: Path) -> None:
         self.step = step
@@ -24,7 +24,7 @@ class SaveAt(Callback):
 
 
 class StopAfter(SaveAt):
-    """Writes a checkpoint after a step, and ends the process when it is on the disk."""
+    """Writes a checkpoint after a step, and ends the process once it is written."""
 
     def on_checkpoint(self, context: TrainContext) -> None:
         raise Stopped

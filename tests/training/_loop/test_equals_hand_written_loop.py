@@ -1,4 +1,4 @@
-"""Training with every feature off is the loop written by hand, bit for bit."""
+"""Training with every feature off equals a hand-written loop, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ EPOCHS = 3
 Batches = Callable[[int], Iterable[Any]]
 
 
-# Two threads that share one free core wait for each other, for seconds.
+# Two threads on one free core wait for each other for seconds.
 @pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest, one_thread: None) -> Iterator[int]:
-    """Run torch on so many threads, and on as many as before afterwards."""
+    """Set the number of threads for a block, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -62,12 +62,12 @@ def train_by_hand(model: nn.Module, batches: Batches, *, epochs: int = EPOCHS) -
 
 
 def shuffled_loader() -> DataLoader[Any]:
-    """Return a DataLoader that shuffles by the global generator."""
+    """Return a DataLoader that shuffles with the global generator."""
     return DataLoader(TensorDataset(*points()), batch_size=BATCH, shuffle=True)
 
 
 def source(kind: str) -> tuple[Any, Batches]:
-    """Return data of a kind for the Trainer, and its batches for the loop written by hand."""
+    """Return data of one type for the Trainer, and its batches for the hand-written loop."""
     if kind == "tensors":
         return points(), lambda epoch: batches_of(points(), epoch, seed=SEED)
     if kind == "list":
@@ -78,7 +78,7 @@ def source(kind: str) -> tuple[Any, Batches]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", ["tensors", "list", "loader"])
 def test_training_is_the_hand_written_loop_bit_for_bit(kind: str) -> None:
-    """Weights and buffers after several epochs with dropout and BatchNorm are the loop's."""
+    """Weights and buffers agree after several epochs with dropout and BatchNorm."""
     data, batches = source(kind)
     expected = network()
     train_by_hand(expected, batches)
@@ -90,11 +90,11 @@ def test_training_is_the_hand_written_loop_bit_for_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["tensors", "list", "loader"])
 def test_recorded_loss_is_the_hand_written_mean(kind: str) -> None:
-    """`train_loss` is the mean over samples of the losses that the loop sees."""
+    """`train_loss` is the mean over samples of the losses of the loop."""
     data, batches = source(kind)
     means = train_by_hand(network(), batches)
     history = quiet_trainer(network(), lr=0.1, metrics={}, seed=SEED).fit(data, epochs=EPOCHS)
-    # Both sum doubles made of the same float32 losses; only the order of adding may differ.
+    # Both add the same float32 losses as doubles, possibly in a different order.
     assert history["train_loss"] == pytest.approx(means, rel=1e-12)
 
 
@@ -104,8 +104,8 @@ def test_recorded_loss_is_the_hand_written_mean(kind: str) -> None:
     [{"metrics": None}, {"metrics": {"top2": Accuracy(2), "mean": lambda o, t: o.mean()}}],
     ids=["default metric", "own metrics"],
 )
-def test_metrics_change_nothing_of_the_weights(kind: str, options: dict[str, Any]) -> None:
-    """What is measured beside a training has no numeric effect on it."""
+def test_metrics_do_not_change_the_weights(kind: str, options: dict[str, Any]) -> None:
+    """Metrics have no numeric effect on training."""
     data, batches = source(kind)
     expected, model = network(), network()
     train_by_hand(expected, batches)
@@ -115,8 +115,8 @@ def test_metrics_change_nothing_of_the_weights(kind: str, options: dict[str, Any
 
 @pytest.mark.parametrize("kind", ["tensors", "list", "loader"])
 @pytest.mark.parametrize("val_kind", ["tensors", "list", "loader"])
-def test_validation_changes_nothing_of_the_weights(kind: str, val_kind: str) -> None:
-    """Validation between the epochs, even with a loader that draws, has no numeric effect."""
+def test_validation_does_not_change_the_weights(kind: str, val_kind: str) -> None:
+    """Validation has no numeric effect, even with a loader that draws random numbers."""
     data, batches = source(kind)
     val, _ = source(val_kind)
     expected, model = network(), network()
@@ -126,7 +126,7 @@ def test_validation_changes_nothing_of_the_weights(kind: str, val_kind: str) -> 
     assert same_weights(model, expected)
 
 
-def test_progress_changes_nothing_of_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_does_not_change_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     """A report on stderr has no numeric effect."""
     data, batches = source("tensors")
     expected, model = network(), network()
@@ -147,7 +147,7 @@ def test_random_state_of_the_caller_has_no_effect() -> None:
 
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_seeds_give_different_orders(kind: str) -> None:
-    """Another seed is another training, also without dropout."""
+    """Another seed gives another result, also without dropout."""
     models = [plain_network(), plain_network()]
     for seed, model in enumerate(models):
         quiet_trainer(model, lr=0.1, seed=seed).fit(source(kind)[0], epochs=1)
@@ -173,7 +173,7 @@ def test_validation_loss_is_the_hand_written_evaluation() -> None:
 
 
 def test_regression_is_the_hand_written_loop() -> None:
-    """Another loss is trained on in the same way, bit for bit."""
+    """Another loss gives the bits of the hand-written loop too."""
     inputs, _ = points()
     targets = inputs.sum(1, keepdim=True)
     model, expected = nn.Linear(6, 1), nn.Linear(6, 1)
@@ -199,7 +199,7 @@ def test_regression_is_the_hand_written_loop() -> None:
     ],
     ids=["weight", "label smoothing", "both", "ignore_index", "function"],
 )
-def test_loss_of_the_user_is_trained_on_as_it_is(loss_fn: Any) -> None:
+def test_custom_loss_is_used_unchanged(loss_fn: Any) -> None:
     """A class-weighted or smoothed cross-entropy gives the weights of the hand-written loop."""
     model, expected = plain_network(), plain_network()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9)
@@ -212,8 +212,8 @@ def test_loss_of_the_user_is_trained_on_as_it_is(loss_fn: Any) -> None:
     assert same_weights(model, expected)
 
 
-def test_class_probabilities_are_trained_on_where_the_loss_takes_them() -> None:
-    """Soft targets with nn.CrossEntropyLoss() are legal, and the loop's bit for bit."""
+def test_class_probabilities_are_targets_if_the_loss_accepts_them() -> None:
+    """Soft targets with nn.CrossEntropyLoss() give the bits of the hand-written loop."""
     inputs, targets = points()
     soft = nn.functional.one_hot(targets, 3) * 0.8 + 0.2 / 3
     model, expected = plain_network(), plain_network()

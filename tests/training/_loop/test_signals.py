@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two steps, and it goes on from there."""
+"""Ctrl-C and SIGTERM end training between two steps, and it resumes from there."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ VAL = points(10, seed=1)
 
 @pytest.fixture(autouse=True)
 def ctrl_c_as_python_has_it() -> Iterator[None]:
-    """Undo that a shell may have started the tests with Ctrl-C ignored."""
+    """Set Python's handler of Ctrl-C, which a shell may have disabled for the tests."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
 
 
 class SignalAt(Callback):
-    """Sends this process a signal in a step, or in a validation."""
+    """Sends a signal to this process during a step or a validation."""
 
     def __init__(self, number: int, step: int, *, in_validation: bool = False) -> None:
         self.number = number
@@ -63,7 +63,7 @@ def rows(history: Any) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_training_after_the_step(number: int, code: int) -> None:
-    """The step in progress is done, callbacks end, and the history comes with the exception."""
+    """The step is completed, callbacks are called, and the exception has the history."""
     callback = SignalAt(number, 8)
     trainer = quiet_trainer(network(), callbacks=[callback])
     with pytest.raises(TrainingInterrupted, match="after step 8") as caught:
@@ -75,8 +75,8 @@ def test_a_signal_ends_the_training_after_the_step(number: int, code: int) -> No
     assert caught.value.code == code
 
 
-def test_an_interruption_is_no_error_that_except_exception_catches() -> None:
-    """Code that catches errors lets it pass."""
+def test_an_interruption_is_not_caught_by_except_exception() -> None:
+    """Code that catches errors does not catch it."""
     assert not issubclass(TrainingInterrupted, Exception)
     assert not issubclass(TrainingInterrupted, FinetuneLibError)
     assert issubclass(TrainingInterrupted, KeyboardInterrupt)
@@ -85,7 +85,7 @@ def test_an_interruption_is_no_error_that_except_exception_catches() -> None:
 @pytest.mark.parametrize(
     ("step", "in_validation"), [(5, False), (6, False), (12, False), (6, True), (12, True)]
 )
-def test_an_interrupted_training_resumes_bit_for_bit(
+def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: Path, step: int, in_validation: bool
 ) -> None:
     """The checkpoint that is written at the signal leads to the same end."""
@@ -105,8 +105,8 @@ def test_an_interrupted_training_resumes_bit_for_bit(
     assert rows(resumed.history) == rows(whole.history)
 
 
-def test_the_users_handlers_are_put_back() -> None:
-    """Before and after a fit, also an interrupted one, the same handlers are set."""
+def test_the_users_handlers_are_restored() -> None:
+    """The same handlers are set before and after a fit, also if it is interrupted."""
 
     def handler(*_: object) -> None: ...
 
@@ -122,7 +122,7 @@ def test_the_users_handlers_are_put_back() -> None:
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    """Under nohup, which ignores a signal, the training goes on."""
+    """Under nohup, which ignores a signal, training continues."""
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         trainer = quiet_trainer(network(), callbacks=[SignalAt(signal.SIGINT, 2)])
@@ -132,7 +132,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
-    """It raises where it arrives, without waiting for the step."""
+    """It raises immediately, without waiting for the step."""
 
     class Impatient(Callback):
         def on_step_end(self, context: TrainContext) -> None:
@@ -145,8 +145,8 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     assert not isinstance(caught.value, TrainingInterrupted)
 
 
-def test_a_training_in_another_thread_sets_no_handlers() -> None:
-    """Only the main thread may; a training elsewhere runs as usual."""
+def test_training_in_another_thread_sets_no_handlers() -> None:
+    """Only the main thread may set them; training works in others too."""
     lengths: list[int] = []
     thread = threading.Thread(
         target=lambda: lengths.append(len(quiet_trainer(network()).fit(DATA, epochs=1)))
@@ -194,7 +194,7 @@ SCRIPT = """
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """Return what runs the script."""
+    """Return the command that runs the script."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
     return [sys.executable, str(script)]
@@ -208,10 +208,10 @@ def weights_printed(command: list[str], folder: Path, workers: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_script_that_lets_it_through_ends_with_the_shells_code_and_resumes(
+def test_a_script_that_does_not_catch_it_exits_with_the_shells_code_and_resumes(
     tmp_path: Path, command: list[str], workers: int
 ) -> None:
-    """A real process ends with 130 or 143, no worker left, and goes on bit for bit."""
+    """A real process exits with 130 or 143, leaves no worker, and resumes exactly."""
     whole = weights_printed(command, tmp_path / "whole", workers)
     moments = random.Random(workers)
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -227,7 +227,7 @@ def test_a_script_that_lets_it_through_ends_with_the_shells_code_and_resumes(
         last = moments.randrange(1, 90)
         next(line for line in process.stdout if int(line) >= last)
         time.sleep(moments.random() * 0.02)  # Anywhere in a step.
-        # As a terminal does it: Ctrl-C goes to the whole group, workers included.
+        # Like a terminal: Ctrl-C is sent to the process group, which includes the workers.
         if number == signal.SIGINT:
             os.killpg(process.pid, number)
         else:
@@ -239,8 +239,8 @@ def test_a_script_that_lets_it_through_ends_with_the_shells_code_and_resumes(
         assert weights_printed(command, folder, workers) == whole
 
 
-def test_a_signal_while_the_datas_workers_are_awaited_ends_the_training() -> None:
-    """Where the signal has ended the data's workers too, that is no error of the data."""
+def test_a_signal_that_also_ends_the_workers_ends_the_training() -> None:
+    """If the signal has ended the workers of the data, that is not reported as an error."""
 
     class Ended(DataLoader[tuple[Tensor, ...]]):
         def __iter__(self) -> Any:

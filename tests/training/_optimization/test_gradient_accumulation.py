@@ -1,8 +1,8 @@
-"""Several micro-batches make the update of one large batch.
+"""Several micro-batches give the update of one large batch.
 
-Where two orders of adding are compared, models and inputs are float64, so that what is left is the
-rounding of the shares of micro-batches, which are float32: 1e-7 of a value. A mean that is weighted
-wrongly is off by percents.
+If two orders of adding are compared, models and inputs are float64. The remaining difference is the
+rounding of the relative weights of micro-batches, which are float32: 1e-7 of a value. A mean with
+wrong weights differs by percents.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def double_network() -> nn.Module:
 
 
 def double_points(samples: int = 22) -> tuple[Tensor, Tensor]:
-    """Return random points in double precision, and classes of which some are to be ignored."""
+    """Return random points in double precision, and classes of which some may be ignored."""
     inputs, targets = points(samples)
     return inputs.double(), targets
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Return whether the values agree but for rounding (see the module)."""
+    """Return whether the values agree up to rounding (see the module)."""
     return all(torch.allclose(one[name], other[name], rtol=1e-6, atol=1e-8) for name in one)
 
 
 class Gradients(Callback):
-    """Keeps the gradients that every update was made with."""
+    """Keeps the gradients of every update."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -70,7 +70,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("window", [2, 3])
 def test_gradients_are_those_of_one_large_batch(loss: str, window: int) -> None:
-    """K micro-batches of b give the gradients of k*b, in a short last window and batch too."""
+    """K micro-batches of b give the gradients of k*b, also in a short last window."""
     one, other = Gradients(), Gradients()
     data = double_points()
     for size, steps, gradients in ((4, window, one), (4 * window, 1, other)):
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_one_large_batch(loss: str, window: int) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_weights_are_those_of_large_batches(loss: str) -> None:
-    """Epochs with momentum end at the weights of a training with large batches."""
+    """Epochs with momentum end at the weights of training with large batches."""
     small, large = double_network(), double_network()
     data = double_points()
     for model, size, steps in ((small, 4, 3), (large, 12, 1)):
@@ -100,7 +100,7 @@ def test_weights_are_those_of_large_batches(loss: str) -> None:
     "loss_fn", [nn.MSELoss(), nn.L1Loss(), nn.HuberLoss(), nn.BCEWithLogitsLoss()], ids=str
 )
 def test_regression_is_that_of_large_batches(loss_fn: nn.Module) -> None:
-    """Losses that average over every value accumulate alike."""
+    """Losses that average over every value accumulate correctly."""
     inputs, classes = double_points()
     targets = nn.functional.one_hot(classes, CLASSES).double()
     small, large = double_network(), double_network()
@@ -127,7 +127,7 @@ def test_class_probabilities_accumulate_like_a_large_batch() -> None:
 
 
 def test_targets_of_several_dimensions_accumulate_like_a_large_batch() -> None:
-    """Pixels that are ignored count for nothing: segmentation equals the large batch."""
+    """Ignored pixels do not count: segmentation equals the large batch."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(10, 2, 3, 3, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 4, (10, 3, 3), generator=generator)
@@ -143,7 +143,7 @@ def test_targets_of_several_dimensions_accumulate_like_a_large_batch() -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "middle", "last"])
 def test_micro_batch_of_ignored_targets_alone_counts_for_nothing(place: int) -> None:
-    """A micro-batch without a counted target has no mean of its own, and the window has one."""
+    """A micro-batch without counted targets has no mean, but its window has one."""
     inputs, targets = double_points(12)
     targets[4 * place : 4 * place + 4] = -100
     small, large = double_network(), double_network()
@@ -155,7 +155,7 @@ def test_micro_batch_of_ignored_targets_alone_counts_for_nothing(place: int) -> 
 
 
 def test_window_of_ignored_targets_alone_is_that_of_a_large_batch() -> None:
-    """Where a whole window counts for nothing, the update is what one large batch would make."""
+    """If a complete window is ignored, the update is that of one large batch."""
     inputs, targets = double_points(12)
     targets[:] = -100
     small, large = double_network(), double_network()
@@ -166,8 +166,8 @@ def test_window_of_ignored_targets_alone_is_that_of_a_large_batch() -> None:
     assert close(weights_of(small), weights_of(large))
 
 
-def test_frozen_parameters_are_no_obstacle_to_a_window() -> None:
-    """What has no gradient is not averaged, and what has one is that of the large batch."""
+def test_window_with_frozen_parameters_is_that_of_a_large_batch() -> None:
+    """Parameters without a gradient are skipped, the others are averaged."""
     small, large = double_network(), double_network()
     for model, size, steps in ((small, 4, 3), (large, 12, 1)):
         model.get_submodule("backbone").requires_grad_(False)
@@ -180,7 +180,7 @@ def test_frozen_parameters_are_no_obstacle_to_a_window() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_recorded_loss_is_that_of_the_whole_data(loss: str) -> None:
-    """`train_loss` weighs batches as the loss does; with a rate of 0 it is the data's loss."""
+    """`train_loss` weights batches as the loss does; with a learning rate of 0 it is exact."""
     inputs, targets = double_points()
     model = double_network()
     loss_fn = LOSSES[loss]()
@@ -188,14 +188,14 @@ def test_recorded_loss_is_that_of_the_whole_data(loss: str) -> None:
         model, lr=0.0, loss_fn=loss_fn, gradient_accumulation_steps=2, metrics={}
     ).fit((inputs, targets), (inputs, targets), epochs=1)
     expected = float((loss_fn or nn.CrossEntropyLoss())(model(inputs), targets).detach())
-    # Doubles summed in another order.
+    # Doubles are added in a different order.
     assert history["train_loss"] == pytest.approx([expected], rel=1e-12)
     assert history["val_loss"] == pytest.approx([expected], rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["default", "class weights", "ignored targets"])
 def test_window_of_one_is_bit_for_bit_the_plain_loop(loss: str) -> None:
-    """Without accumulation the gradients are not even multiplied by one."""
+    """Without accumulation, gradients are not even multiplied by one."""
     model, expected = double_network(), double_network()
     loss_fn = LOSSES[loss]()
     batches = ready_batches(double_points())
@@ -211,7 +211,7 @@ def test_window_of_one_is_bit_for_bit_the_plain_loop(loss: str) -> None:
 
 
 def test_equal_micro_batches_are_bit_for_bit_the_hand_written_accumulation() -> None:
-    """Of micro-batches of one size, gradients are summed and divided by their number."""
+    """Gradients of micro-batches of one size are summed and divided by their number."""
     model, expected = plain_network(), plain_network()
     batches = ready_batches(points(16))
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9)
@@ -228,11 +228,11 @@ def test_equal_micro_batches_are_bit_for_bit_the_hand_written_accumulation() -> 
     assert same_weights(model, expected)
 
 
-def test_weight_of_a_task_decides_the_share_of_its_micro_batch() -> None:
-    """A task that averages over tokens says how many there were."""
+def test_weight_of_a_task_determines_the_weight_of_its_micro_batch() -> None:
+    """A task that averages over tokens returns their number."""
 
     class TokenMean(Task):
-        """Averages over the tokens of a batch that are counted."""
+        """Averages over the counted tokens of a batch."""
 
         def step(self, model: nn.Module, batch: Any) -> StepOutput:
             inputs, targets, counted = batch
@@ -263,13 +263,13 @@ def test_gradients_are_clipped_after_they_are_averaged() -> None:
 
 
 def test_step_is_one_update_and_not_one_micro_batch() -> None:
-    """Six batches in windows of four are two steps of an epoch."""
+    """Six batches in windows of four are two steps."""
     history = quiet_trainer(plain_network(), gradient_accumulation_steps=4).fit(points(), epochs=2)
     assert history["step"] == [2, 4]
 
 
 def test_window_does_not_reach_into_the_next_epoch() -> None:
-    """What is left at an epoch's end is an update of its own, and the next epoch starts anew."""
+    """The rest of an epoch is an update, and the next epoch starts a new window."""
     gradients = Gradients()
     data = double_points()
     trainer = quiet_trainer(
@@ -281,7 +281,7 @@ def test_window_does_not_reach_into_the_next_epoch() -> None:
 
 
 def test_window_larger_than_the_data_is_one_update_of_all() -> None:
-    """A window that never fills is the whole data."""
+    """A window that is never filled contains all of the data."""
     one, other = Gradients(), Gradients()
     data = double_points()
     quiet_trainer(double_network(), gradient_accumulation_steps=99, callbacks=[one]).fit(
@@ -293,13 +293,13 @@ def test_window_larger_than_the_data_is_one_update_of_all() -> None:
 
 
 def test_max_steps_counts_updates() -> None:
-    """A limit of steps is one of updates, each a whole window."""
+    """A limit of steps counts updates, each of a complete window."""
     trainer = quiet_trainer(plain_network(), gradient_accumulation_steps=2)
     assert trainer.fit(points(), max_steps=2)["step"] == [2]
 
 
 def test_metrics_see_every_micro_batch() -> None:
-    """Accuracy counts all samples of an epoch, not those of the last micro-batches."""
+    """Accuracy counts all samples of an epoch, not only the last micro-batches."""
     data = points()
     model = plain_network()
     hits = int((model(data[0]).argmax(1) == data[1]).sum())

@@ -1,4 +1,4 @@
-"""The optimizer, built from what a user passes, and clipping."""
+"""The optimizer, built from the user's argument, and clipping."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training.tiny import (
 def train_by_hand(
     model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float | None = None
 ) -> None:
-    """Train two epochs as a tutorial does."""
+    """Train two epochs with a hand-written loop."""
     for epoch in range(2):
         for inputs, targets in batches_of(points(), epoch):
             optimizer.zero_grad()
@@ -38,11 +38,11 @@ def train_by_hand(
             optimizer.step()
 
 
-# What an optimizer is made of
+# Arguments
 
 
 def test_default_optimizer_is_sgd_with_momentum() -> None:
-    """Without arguments it is SGD with a rate of 0.01 and a momentum of 0.9."""
+    """Without arguments it is SGD with a learning rate of 0.01 and a momentum of 0.9."""
     model, expected = plain_network(), plain_network()
     train_by_hand(expected, torch.optim.SGD(expected.parameters(), lr=0.01, momentum=0.9))
     quiet_trainer(model).fit(points(), epochs=2)
@@ -62,7 +62,7 @@ def test_class_of_an_optimizer_is_called_with_the_rate_alone(name: str) -> None:
 
 
 def test_default_rate_of_a_class_is_one_hundredth() -> None:
-    """`lr=None` reads as 0.01, whatever the class."""
+    """`lr=None` means 0.01 for every class."""
     trainer = quiet_trainer(plain_network(), optimizer=torch.optim.AdamW)
     trainer.fit(points(), epochs=1)
     assert trainer.optimizer is not None
@@ -80,8 +80,8 @@ def test_partial_of_a_class_keeps_its_arguments() -> None:
     assert same_weights(model, expected)
 
 
-def test_factory_may_make_groups_of_its_own() -> None:
-    """A function gets parameter groups and the rate, and may do with them what it likes."""
+def test_factory_may_define_parameter_groups() -> None:
+    """A function gets the parameter groups and the learning rate, and may change both."""
 
     def make(groups: list[dict[str, Any]], *, lr: float) -> torch.optim.Optimizer:
         first, *others = groups[0]["params"]
@@ -93,7 +93,7 @@ def test_factory_may_make_groups_of_its_own() -> None:
     assert same_weights(model, expected)
 
 
-def test_ready_optimizer_is_used_as_it_is() -> None:
+def test_optimizer_object_is_used() -> None:
     """An object gives the weights of the hand-written loop, and is `trainer.optimizer`."""
     model, expected = plain_network(), plain_network()
     train_by_hand(expected, torch.optim.Adam(expected.parameters(), lr=0.03))
@@ -104,8 +104,8 @@ def test_ready_optimizer_is_used_as_it_is() -> None:
     assert same_weights(model, expected)
 
 
-def test_ready_optimizer_of_some_parameters_trains_those_alone() -> None:
-    """An optimizer over the head leaves the backbone bit for bit."""
+def test_optimizer_object_of_some_parameters_trains_only_those() -> None:
+    """An optimizer over the head leaves the backbone bitwise unchanged."""
     model = plain_network()
     before = weights_of(model)
     quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1)).fit(
@@ -116,7 +116,7 @@ def test_ready_optimizer_of_some_parameters_trains_those_alone() -> None:
 
 
 def test_optimizer_is_built_at_the_first_fit() -> None:
-    """There is none before, so that the head may be replaced after the Trainer is made."""
+    """It is not built earlier, so the head may be replaced after the Trainer is created."""
     model = plain_network()
     trainer = quiet_trainer(model)
     before = trainer.optimizer
@@ -129,8 +129,8 @@ def test_optimizer_is_built_at_the_first_fit() -> None:
     assert held == {id(p) for p in model.parameters()}
 
 
-def test_optimizer_holds_frozen_parameters_too() -> None:
-    """The groups cover everything, so that unfreezing later changes no group."""
+def test_optimizer_has_frozen_parameters_too() -> None:
+    """The groups contain every parameter, so unfreezing later changes no group."""
     model = freeze_and_replace_head(plain_network(), num_classes=3)
     trainer = quiet_trainer(model)
     trainer.fit(points(), epochs=1)
@@ -147,7 +147,7 @@ def test_optimizer_holds_frozen_parameters_too() -> None:
     ids=["AdamW", "SGD"],
 )
 def test_frozen_backbone_keeps_its_bits(optimizer: Any) -> None:
-    """Neither weight decay nor momentum nor BatchNorm's statistics move what is frozen."""
+    """Weight decay, momentum and BatchNorm statistics do not change frozen tensors."""
     model = network()
     quiet_trainer(model, lr=0.1).fit(points(), epochs=1)
     tuned = freeze_and_replace_head(model, num_classes=3)
@@ -158,7 +158,7 @@ def test_frozen_backbone_keeps_its_bits(optimizer: Any) -> None:
 
 
 def test_parameter_frozen_between_two_fits_keeps_its_bits() -> None:
-    """Momentum of an earlier `fit` does not go on moving a parameter that was frozen."""
+    """Momentum of an earlier `fit` does not change a parameter that was frozen since."""
     model = plain_network()
     trainer = quiet_trainer(model, lr=0.1)
     trainer.fit(points(), epochs=1)
@@ -173,7 +173,7 @@ def test_parameter_frozen_between_two_fits_keeps_its_bits() -> None:
 
 @pytest.mark.parametrize("max_norm", [0.05, 0.5, 1e6])
 def test_clipping_is_the_hand_written_loop_bit_for_bit(max_norm: float) -> None:
-    """Gradients are clipped by torch's own function between backward and step."""
+    """Gradients are clipped by PyTorch's function between backward and step."""
     model, expected = plain_network(), plain_network()
     train_by_hand(expected, torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9), max_norm)
     quiet_trainer(model, lr=0.1, max_grad_norm=max_norm).fit(points(), epochs=2)
@@ -181,7 +181,7 @@ def test_clipping_is_the_hand_written_loop_bit_for_bit(max_norm: float) -> None:
 
 
 def test_tight_clipping_changes_the_training() -> None:
-    """A norm that is small enough has an effect at all."""
+    """A small norm has an effect."""
     clipped, free = plain_network(), plain_network()
     quiet_trainer(clipped, max_grad_norm=0.05).fit(points(), epochs=1)
     quiet_trainer(free).fit(points(), epochs=1)
@@ -189,7 +189,7 @@ def test_tight_clipping_changes_the_training() -> None:
 
 
 def test_clipping_ignores_frozen_parameters() -> None:
-    """Parameters without a gradient are no part of the norm, and no obstacle."""
+    """Parameters without a gradient do not count in the norm, and cause no error."""
     model = plain_network()
     model.backbone.requires_grad_(False)
     before = weights_of(model.head)
@@ -199,27 +199,27 @@ def test_clipping_ignores_frozen_parameters() -> None:
 
 @pytest.mark.parametrize("norm", [0, 0.0, -1.0, float("nan")], ids=repr)
 def test_norm_that_is_not_positive_is_an_error_that_shows_it(norm: float) -> None:
-    """A norm of zero would stop the training in silence."""
+    """A norm of zero would silently stop training."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(plain_network(), max_grad_norm=norm)
     assert "`max_grad_norm`" in str(caught.value)
     assert str(norm) in str(caught.value)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("rate", [-0.1, -1, float("nan")], ids=repr)
 def test_rate_below_zero_is_an_error_that_shows_it(rate: float) -> None:
-    """A negative rate would climb, and nan would ruin everything."""
+    """A negative learning rate would increase the loss, and nan would destroy the weights."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(plain_network(), lr=rate)
     assert "`lr`" in str(caught.value)
     assert str(rate) in str(caught.value)
 
 
-def test_rate_beside_a_ready_optimizer_is_an_error_that_shows_it() -> None:
-    """The optimizer has rates of its own, so that one of the two would be ignored."""
+def test_rate_together_with_an_optimizer_object_is_an_error_that_shows_it() -> None:
+    """The optimizer has its own learning rates, so one of the two would be ignored."""
     model = plain_network()
     ready = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InvalidArgumentError, match=r"`lr` is 0\.25"):
@@ -227,8 +227,8 @@ def test_rate_beside_a_ready_optimizer_is_an_error_that_shows_it() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", 0.1, {}], ids=repr)
-def test_optimizer_that_is_none_is_an_error_that_names_its_type(optimizer: Any) -> None:
-    """A name or a number is no optimizer."""
+def test_argument_that_is_not_an_optimizer_is_an_error_that_names_its_type(optimizer: Any) -> None:
+    """A name or a number is not an optimizer."""
     with pytest.raises(InvalidTypeError) as caught:
         quiet_trainer(plain_network(), optimizer=optimizer)
     assert "`optimizer`" in str(caught.value)
@@ -237,7 +237,7 @@ def test_optimizer_that_is_none_is_an_error_that_names_its_type(optimizer: Any) 
 
 @pytest.mark.parametrize("made", [None, "sgd"], ids=repr)
 def test_factory_that_returns_no_optimizer_is_an_error_that_shows_it(made: Any) -> None:
-    """A forgotten `return` is found before the first step."""
+    """A missing `return` is found before the first step."""
     model = plain_network()
     untouched = Untouched(model)
     trainer = quiet_trainer(model, optimizer=lambda groups, lr: made)
@@ -248,7 +248,7 @@ def test_factory_that_returns_no_optimizer_is_an_error_that_shows_it(made: Any) 
 
 
 def test_optimizer_built_before_the_head_was_replaced_is_an_error() -> None:
-    """It would train a head that is no longer there; the foreign shape is told."""
+    """It would train a head that no longer exists; the message has the shape."""
     model = plain_network()
     ready = torch.optim.SGD(model.parameters(), lr=0.1)
     freeze_and_replace_head(model, num_classes=5)
@@ -259,7 +259,7 @@ def test_optimizer_built_before_the_head_was_replaced_is_an_error() -> None:
 
 
 def test_head_replaced_after_the_trainer_was_made_is_found_at_fit() -> None:
-    """A ready optimizer is looked at again before the first step."""
+    """An optimizer object is checked again before the first step."""
     model = plain_network()
     trainer = quiet_trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     freeze_and_replace_head(model, num_classes=3)
@@ -270,7 +270,7 @@ def test_head_replaced_after_the_trainer_was_made_is_found_at_fit() -> None:
 
 
 def test_model_of_frozen_parameters_is_an_error() -> None:
-    """There is nothing to train; nothing is touched."""
+    """There is nothing to train, and nothing is changed."""
     model = plain_network()
     model.requires_grad_(False)
     untouched = Untouched(model)
@@ -280,6 +280,6 @@ def test_model_of_frozen_parameters_is_an_error() -> None:
 
 
 def test_model_without_parameters_is_an_error() -> None:
-    """A model of nothing but functions cannot be trained."""
+    """A model without parameters cannot be trained."""
     with pytest.raises(InvalidArgumentError, match="no parameter"):
         quiet_trainer(nn.Flatten()).fit(points(), epochs=1)

@@ -1,4 +1,4 @@
-"""Mixed precision is torch's own autocast and gradient scaler, at the right places."""
+"""Mixed precision is PyTorch's autocast and gradient scaler, called at the right places."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.tiny import (
 
 
 def train_bfloat16(model: nn.Module, max_norm: float | None = None) -> None:
-    """Train two epochs in bfloat16 as a tutorial does."""
+    """Train two epochs in bfloat16 with a hand-written loop."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
         for inputs, targets in batches_of(points(), epoch):
@@ -36,7 +36,7 @@ def train_bfloat16(model: nn.Module, max_norm: float | None = None) -> None:
 
 
 def train_float16(model: nn.Module, max_norm: float | None = None) -> None:
-    """Train two epochs in float16 with a scaled loss as a tutorial does."""
+    """Train two epochs in float16 with a scaled loss in a hand-written loop."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu")
     for epoch in range(2):
@@ -59,7 +59,7 @@ def train_float16(model: nn.Module, max_norm: float | None = None) -> None:
 def test_mixed_precision_is_the_hand_written_loop_bit_for_bit(
     precision: str, by_hand: Any, max_norm: float | None
 ) -> None:
-    """Forward and loss under autocast, gradients clipped at their true size, then the update."""
+    """Forward and loss run under autocast, and unscaled gradients are clipped."""
     expected, model, full = plain_network(), plain_network(), plain_network()
     by_hand(expected, max_norm)
     options: dict[str, Any] = {"lr": 0.1, "max_grad_norm": max_norm}
@@ -71,11 +71,11 @@ def test_mixed_precision_is_the_hand_written_loop_bit_for_bit(
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed"])
 def test_weights_and_gradients_stay_float32(precision: str) -> None:
-    """Only what is computed in between has half precision."""
+    """Only the computation in between uses half precision."""
     dtypes = set()
 
     class Dtypes(Callback):
-        """Notes the dtypes of weights and gradients."""
+        """Records the dtypes of weights and gradients."""
 
         def on_step_end(self, context: TrainContext) -> None:
             for parameter in context.model.parameters():
@@ -93,7 +93,7 @@ def test_weights_and_gradients_stay_float32(precision: str) -> None:
 def test_predictions_are_computed_in_the_precision_of_training(
     precision: str, dtype: torch.dtype
 ) -> None:
-    """`predict` gives what the model gives under autocast."""
+    """`predict` returns what the model returns under autocast."""
     model = plain_network()
     inputs, _ = points()
     predicted = quiet_trainer(model, precision=precision, batch_size=22).predict(inputs)
@@ -104,7 +104,7 @@ def test_predictions_are_computed_in_the_precision_of_training(
 
 
 def test_evaluation_is_computed_in_the_precision_of_training() -> None:
-    """`evaluate` measures the loss that the model has under autocast."""
+    """`evaluate` returns the loss of the model under autocast."""
     model = plain_network()
     data = points(BATCH)
     measured = quiet_trainer(model, precision="bf16-mixed").evaluate(data)
@@ -122,18 +122,18 @@ def test_training_in_float16_learns() -> None:
     assert history["train_loss"][-1] < 0.8 * history["train_loss"][0]
 
 
-def test_update_that_overflows_float16_is_left_out() -> None:
-    """Gradients that are infinite at the scale of the loss never reach the weights."""
+def test_update_that_overflows_float16_is_skipped() -> None:
+    """Gradients that are infinite after scaling never reach the weights."""
     model = plain_network()
     before = weights_of(model)
     inputs, targets = points(BATCH)
-    # Inputs of 1e4 make gradients that the first scale, 65,536, lifts over float16's 65,504.
+    # With inputs of 1e4, the first scale, 65,536, lifts gradients over the maximum of float16.
     quiet_trainer(model, precision="fp16-mixed").fit((inputs * 1e4, targets), epochs=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
 
 
-def test_schedule_per_step_gives_no_warning_where_an_update_is_left_out() -> None:
-    """The first update of float16 is often one, and nobody has called things out of order."""
+def test_schedule_per_step_gives_no_warning_if_an_update_is_skipped() -> None:
+    """The first update in float16 is often skipped, which is not a mistake of the user."""
     inputs, targets = points(BATCH)
     trainer = quiet_trainer(
         plain_network(),
@@ -145,7 +145,7 @@ def test_schedule_per_step_gives_no_warning_where_an_update_is_left_out() -> Non
 
 
 def test_accumulated_float16_gradients_are_those_of_a_large_batch() -> None:
-    """Scaling and averaging go together."""
+    """Scaling and averaging can be combined."""
     small, large = plain_network(), plain_network()
     for model, size, steps in ((small, 4, 3), (large, 12, 1)):
         quiet_trainer(
@@ -166,7 +166,7 @@ def test_accumulated_float16_gradients_are_those_of_a_large_batch() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "16", "bf16", "", None])
 def test_unknown_precision_is_an_error_that_names_it(precision: Any) -> None:
-    """A name that is almost right is refused, and the right ones are told."""
+    """A misspelled name is refused, and the valid ones are listed."""
     with pytest.raises(InvalidArgumentError) as caught:
         quiet_trainer(plain_network(), precision=precision)
     assert "`precision`" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules are torch's own, stepped at the right moments."""
+"""Learning-rate schedules are PyTorch schedulers, advanced at the right time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SCHEDULES: dict[str, Make] = {
 
 
 def train_by_hand(model: nn.Module, make: Make, interval: str, epochs: int) -> list[list[float]]:
-    """Train as a tutorial does; return the rates of every step, an epoch in a list."""
+    """Train with a hand-written loop; return the learning rates of each step, per epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = make(optimizer)
     rates = []
@@ -73,7 +73,7 @@ def train_by_hand(model: nn.Module, make: Make, interval: str, epochs: int) -> l
 
 
 class Rates(Callback):
-    """Notes the learning rate at the start of every epoch."""
+    """Records the learning rate at the start of every epoch."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -85,7 +85,7 @@ class Rates(Callback):
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedule_is_the_hand_written_loop_bit_for_bit(schedule: str, interval: Any) -> None:
-    """Stepped per step or per epoch, without a warning, it ends at the same weights."""
+    """Per step or per epoch, it gives the same weights, without a warning."""
     make = SCHEDULES[schedule]
     model, expected, constant = plain_network(), plain_network(), plain_network()
     train_by_hand(expected, make, interval, 3)
@@ -97,7 +97,7 @@ def test_schedule_is_the_hand_written_loop_bit_for_bit(schedule: str, interval: 
     assert not same_weights(model, constant)
 
 
-def test_schedule_moves_by_epochs_unless_asked_otherwise() -> None:
+def test_schedule_advances_after_epochs_by_default() -> None:
     """The default interval is the epoch."""
     rates = Rates()
     quiet_trainer(
@@ -109,7 +109,7 @@ def test_schedule_moves_by_epochs_unless_asked_otherwise() -> None:
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_recorded_lr_is_that_of_the_last_step(schedule: str, interval: Any) -> None:
-    """The column `lr` holds the rate that an epoch's last update was made with."""
+    """The column `lr` has the learning rate of the last update of the epoch."""
     make = SCHEDULES[schedule]
     rates = train_by_hand(plain_network(), make, interval, 3)
     history = quiet_trainer(
@@ -119,12 +119,12 @@ def test_recorded_lr_is_that_of_the_last_step(schedule: str, interval: Any) -> N
 
 
 def test_recorded_lr_is_constant_without_a_schedule() -> None:
-    """The column is there without a schedule too."""
+    """The column exists without a schedule too."""
     assert quiet_trainer(plain_network(), lr=0.1).fit(points(), epochs=2)["lr"] == [0.1, 0.1]
 
 
-def test_schedule_per_step_moves_once_a_window() -> None:
-    """With accumulation the schedule follows updates, and not micro-batches."""
+def test_schedule_per_step_advances_once_per_window() -> None:
+    """With accumulation, the schedule counts updates, not micro-batches."""
     rates = Rates()
     quiet_trainer(
         plain_network(),
@@ -137,7 +137,7 @@ def test_schedule_per_step_moves_once_a_window() -> None:
     assert rates.seen == [1.0, 0.125]
 
 
-def test_schedule_goes_on_in_a_second_fit() -> None:
+def test_schedule_continues_in_a_second_fit() -> None:
     """The schedule is built once, and a second `fit` starts where the first one ended."""
     rates = Rates()
     trainer = quiet_trainer(
@@ -151,8 +151,8 @@ def test_schedule_goes_on_in_a_second_fit() -> None:
     assert rates.seen == [1.0, 0.5, 0.25, 0.125]
 
 
-def test_schedule_moves_every_group() -> None:
-    """Groups with rates of their own are scheduled together."""
+def test_schedule_changes_every_group() -> None:
+    """Groups with different learning rates are scheduled together."""
     model = plain_network()
     groups: list[dict[str, Any]] = [
         {"params": model.head.parameters(), "lr": 0.2},
@@ -165,8 +165,8 @@ def test_schedule_moves_every_group() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
 
 
-def test_ready_schedule_of_the_ready_optimizer_is_used() -> None:
-    """A schedule that was built with the optimizer that is passed beside it is taken."""
+def test_scheduler_object_of_the_optimizer_object_is_used() -> None:
+    """A scheduler that was built for the optimizer that is passed is accepted."""
     model = plain_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = ExponentialLR(optimizer, 0.5)
@@ -178,12 +178,12 @@ def test_ready_schedule_of_the_ready_optimizer_is_used() -> None:
 
 
 def plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
-    """Return a schedule that halves the rate unless the loss falls by 0.1 in an epoch."""
+    """Return a schedule that halves the learning rate unless the loss falls by 0.1 in an epoch."""
     return ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.1, threshold_mode="abs")
 
 
 def expected_rates(losses: list[float]) -> list[float]:
-    """Return the rates of the epochs that have these losses, by torch's own schedule."""
+    """Return the learning rates of epochs with these losses, from PyTorch's scheduler."""
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     scheduler = plateau(optimizer)
     rates = []
@@ -193,8 +193,8 @@ def expected_rates(losses: list[float]) -> list[float]:
     return rates
 
 
-def test_plateau_sees_the_validation_loss() -> None:
-    """Where there is validation data, its loss decides."""
+def test_plateau_uses_the_validation_loss() -> None:
+    """With validation data, its loss is used."""
     rates = Rates()
     inputs, targets = points()
     opposite = (inputs, (targets + 1) % 3)  # Its loss rises where that of training falls.
@@ -205,8 +205,8 @@ def test_plateau_sees_the_validation_loss() -> None:
     assert rates.seen != expected_rates(history["train_loss"])
 
 
-def test_plateau_sees_the_training_loss_without_validation() -> None:
-    """Where there is none, the training loss decides."""
+def test_plateau_uses_the_training_loss_without_validation() -> None:
+    """Without validation data, the training loss is used."""
     rates = Rates()
     history = quiet_trainer(plain_network(), lr=0.1, lr_scheduler=plateau, callbacks=[rates]).fit(
         points(), epochs=8
@@ -215,11 +215,11 @@ def test_plateau_sees_the_training_loss_without_validation() -> None:
     assert len(set(rates.seen)) > 1
 
 
-# What is refused
+# Errors
 
 
 def refused(error: type[Exception], *values: str, **options: Any) -> None:
-    """Assert that a Trainer with these options cannot train, and leaves the model as it was."""
+    """Assert that a Trainer with these options cannot train, and leaves the model unchanged."""
     model = plain_network()
     untouched = Untouched(model)
     with pytest.raises(error) as caught:
@@ -230,13 +230,13 @@ def refused(error: type[Exception], *values: str, **options: Any) -> None:
 
 
 def test_schedule_of_another_optimizer_is_an_error_that_names_it() -> None:
-    """It would move a learning rate that nobody uses."""
+    """It would change a learning rate that is not used."""
     other = torch.optim.SGD(plain_network().parameters(), lr=0.1)
     refused(InvalidArgumentError, "ExponentialLR", lr_scheduler=ExponentialLR(other, 0.5))
 
 
-def test_schedule_of_another_optimizer_beside_a_ready_one_is_an_error() -> None:
-    """Two optimizers of the same model are two optimizers."""
+def test_schedule_of_another_optimizer_object_is_an_error() -> None:
+    """Two optimizers of one model are different optimizers."""
     model = plain_network()
     one, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
     with pytest.raises(InvalidArgumentError, match="`lr_scheduler`"):
@@ -245,18 +245,18 @@ def test_schedule_of_another_optimizer_beside_a_ready_one_is_an_error() -> None:
 
 @pytest.mark.parametrize("scheduler", [0.1, "cosine", {}], ids=repr)
 def test_schedule_that_cannot_be_called_is_an_error_that_shows_it(scheduler: Any) -> None:
-    """A number or a name is no schedule."""
+    """A number or a name is not a schedule."""
     refused(InvalidTypeError, "`lr_scheduler`", repr(scheduler), lr_scheduler=scheduler)
 
 
 @pytest.mark.parametrize("made", [None, 0.1], ids=repr)
 def test_schedule_factory_that_returns_no_schedule_is_an_error_that_shows_it(made: Any) -> None:
-    """A forgotten `return` is found before the first step."""
+    """A missing `return` is found before the first step."""
     refused(InvalidTypeError, "`lr_scheduler`", repr(made), lr_scheduler=lambda optimizer: made)
 
 
 def test_schedule_class_that_needs_more_arguments_fails_before_the_first_step() -> None:
-    """A bare class is called with the optimizer alone, and what it lacks comes out."""
+    """A class is called with the optimizer alone, and its own error is raised."""
     model = plain_network()
     untouched = Untouched(model)
     with pytest.raises(TypeError, match="gamma"):
@@ -265,7 +265,7 @@ def test_schedule_class_that_needs_more_arguments_fails_before_the_first_step() 
 
 
 def test_plateau_per_step_is_an_error_that_names_the_interval() -> None:
-    """There is no loss of an epoch to look at after a step."""
+    """There is no loss of an epoch after a step."""
     refused(
         InvalidArgumentError,
         "`lr_scheduler_interval`",
@@ -277,7 +277,7 @@ def test_plateau_per_step_is_an_error_that_names_the_interval() -> None:
 
 @pytest.mark.parametrize("interval", ["batch", "steps", 1, None], ids=repr)
 def test_unknown_interval_is_an_error_that_shows_it(interval: Any) -> None:
-    """An interval that is almost right is refused."""
+    """A misspelled interval is refused."""
     refused(
         InvalidArgumentError,
         "`lr_scheduler_interval`",
