@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import ResNet, resnet18
 
 from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head, visualize
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
@@ -75,7 +76,8 @@ assert_type(trainer.history["val_loss"], list[float])
 assert_type(trainer.evaluate(dataset), dict[str, float])
 assert_type(trainer.predict(inputs), Tensor)
 
-assert_type(freeze_and_replace_head(model, num_classes=5), nn.Module)
+assert_type(freeze_and_replace_head(model, num_classes=5), MLP)
+assert_type(freeze_and_replace_head(resnet18(), num_classes=5), ResNet)
 freeze_and_replace_head(model, head=lambda features: nn.Linear(features, 2), at="head")
 assert_type(find_head(model), Head)
 assert_type(find_head(model, (inputs, targets)), Head)

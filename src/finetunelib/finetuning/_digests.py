@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from finetunelib.errors import InvalidTypeError
 
 #: Attributes of a module: the digests of the tensors that were loaded, and of those that a file did
 #: not have. Copies and pickles of the model keep them.
@@ -19,16 +22,62 @@ _CONVERTED_TO = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def digest(tensor: Tensor) -> str:
-    """Return the sha256 of a tensor's dtype, shape and bits, in hexadecimal."""
-    values = tensor.detach().cpu().resolve_conj().resolve_neg()
+    """Return the sha256 of a tensor's dtype, shape and bits, in hexadecimal.
+
+    A wrapper subclass, such as a DTensor, has the digest of the tensors inside it.
+
+    Raises:
+        InvalidTypeError: If a subclass has neither memory nor tensors inside it.
+    """
+    values = tensor.detach()
+    if is_traceable_wrapper_subclass(values):
+        kind = f"{type(values).__name__} {values.dtype} {tuple(values.shape)}"
+        names, _ = values.__tensor_flatten__()
+        inner = [f"{name} {digest(getattr(values, name))}" for name in names]
+        return hashlib.sha256(" ".join([kind, *inner]).encode()).hexdigest()
+    values = values.cpu().resolve_conj().resolve_neg()
     state = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     for part in _dense_parts(values):
         flat = part.contiguous().reshape(-1)
         # numpy would mark the user's memory as not resizable.
         size = flat.numel() * flat.element_size()
         if size:
-            state.update((ctypes.c_char * size).from_address(flat.data_ptr()))
+            state.update((ctypes.c_char * size).from_address(_address(flat)))
     return state.hexdigest()
+
+
+def check_readable(name: str, tensor: Tensor) -> None:
+    """Raise if `digest` cannot read a tensor.
+
+    Raises:
+        InvalidTypeError: If it is a subclass with neither memory nor tensors inside it.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        for inner in names:
+            check_readable(f"{name}.{inner}", getattr(tensor, inner))
+    elif tensor.layout is torch.strided and tensor.numel() and not tensor.is_meta:
+        try:
+            _address(tensor)
+        except InvalidTypeError as error:
+            raise InvalidTypeError(
+                f"`{name}` cannot be read: {error} Convert it to a plain tensor first."
+            ) from error
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the values of a dense tensor are in memory.
+
+    Raises:
+        InvalidTypeError: If it has no memory of its own.
+    """
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:
+        address = 0
+    if not address:
+        raise InvalidTypeError(f"A {type(tensor).__name__} has no memory of its own.")
+    return address
 
 
 def _dense_parts(values: Tensor) -> list[Tensor]:

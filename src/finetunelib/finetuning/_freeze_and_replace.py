@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -12,16 +13,19 @@ from finetunelib.finetuning._freezing.around_head import freeze_around_head
 from finetunelib.finetuning._heads.replace import replace_and_finish
 from finetunelib.finetuning._heads.request import HeadRequest, NewHead
 
+#: The class of the model, which the function returns.
+Model = TypeVar("Model", bound=nn.Module)
+
 
 @public("finetunelib")
 def freeze_and_replace_head(
-    model: nn.Module,
+    model: Model,
     num_classes: int | None = None,
     *,
     head: NewHead | None = None,
     at: str | None = None,
     example_input: ModelInputs | None = None,
-) -> nn.Module:
+) -> Model:
     """Give a model a new head and freeze everything else.
 
     The frozen part stays the same bit for bit, parameters and buffers, in any training loop: its
@@ -80,7 +84,9 @@ def freeze_and_replace_head(
         ['head.weight', 'head.bias']
     """
     finish = partial(_freeze_rest, is_named=at is not None)
-    return replace_and_finish(model, HeadRequest(num_classes, head, at, example_input), finish)
+    request = HeadRequest(num_classes, head, at, example_input)
+    # Another class comes back only if the model is its own head and `head` is of another one.
+    return cast("Model", replace_and_finish(model, request, finish))
 
 
 def _freeze_rest(model: nn.Module, head: nn.Module, *, is_named: bool) -> None:

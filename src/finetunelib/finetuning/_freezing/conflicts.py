@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from finetunelib._arguments import uninitialized
 from finetunelib._messages import quoted
 from finetunelib.errors import FreezeError
+from finetunelib.finetuning._digests import check_readable
 
 
 def check_can_freeze(name: str, module: nn.Module) -> None:
@@ -36,6 +38,28 @@ def check_can_freeze(name: str, module: nn.Module) -> None:
             "(track_running_stats=False). It normalizes with the statistics of the current batch "
             "and cannot be frozen. Give it statistics, or use another normalization."
         )
+
+
+def check_can_be_compared(
+    model: nn.Module, held: Collection[nn.Module], fix: Collection[str]
+) -> None:
+    """Raise if a tensor that will be frozen has no values that a digest could read.
+
+    Args:
+        model: The model.
+        held: The modules that will be held in eval mode.
+        fix: The names of the parameters that will be untrainable.
+
+    Raises:
+        InvalidTypeError: If there is one.
+    """
+    for name, parameter in model.named_parameters():
+        if name in fix:
+            check_readable(name, parameter)
+    for name, module in model.named_modules():
+        if module in held:
+            for buffer_name, buffer in module.named_buffers(name, recurse=False):
+                check_readable(buffer_name, buffer)
 
 
 def check_shared_parameters(
@@ -152,7 +176,8 @@ def _reads_mode(module: nn.Module) -> bool:
 
 def _memory_of(tensor: Tensor) -> object:
     """Return a key that is equal for two tensors with the same memory."""
-    lazy = isinstance(tensor, UninitializedParameter | UninitializedBuffer)
-    if lazy or tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+    opaque = isinstance(tensor, UninitializedParameter | UninitializedBuffer)
+    opaque = opaque or is_traceable_wrapper_subclass(tensor)
+    if opaque or tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.numel()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from finetunelib.finetuning._freezing.conflicts import (
+    check_can_be_compared,
     check_can_freeze,
     check_shared_modules,
     check_shared_parameters,
@@ -85,6 +86,7 @@ def plan_freeze(model: nn.Module, frozen: Selection, freed: Selection) -> Freeze
     Raises:
         FreezeError: If a tensor or module would be frozen under one name and trainable under
             another, or if a module cannot be frozen.
+        InvalidTypeError: If a tensor has no values that could be compared.
     """
     hold = frozen.modules - freed.modules
     for name, module in model.named_modules():
@@ -93,6 +95,7 @@ def plan_freeze(model: nn.Module, frozen: Selection, freed: Selection) -> Freeze
     freed_names = freed.parameter_names(model)
     fix = frozen.parameter_names(model) - freed_names
     give_back = _given_back(model, freed)
+    check_can_be_compared(model, hold, fix)
     check_shared_parameters(model, fix, give_back)
     released = {module for module in freed.modules if held_in_eval_mode(module)}
     released |= _released_around(model, hold, released, fix, give_back)

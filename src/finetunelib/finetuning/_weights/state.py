@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from finetunelib._arguments import uninitialized
 from finetunelib._messages import listed
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.finetuning._digests import check_readable
 from finetunelib.finetuning._weights.formats import FileTensor
 
 
@@ -34,12 +35,19 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_has_values(state: Mapping[str, Tensor]) -> None:
-    """Raise if a tensor is on the meta device.
+    """Raise if a tensor has no values that a weights file could contain.
 
     Raises:
-        InvalidArgumentError: If one of them has no values.
+        InvalidArgumentError: If one of them is on the meta device, or is a wrapper subclass.
+        InvalidTypeError: If one of them has no memory.
     """
     for name, tensor in state.items():
+        if is_traceable_wrapper_subclass(tensor):
+            raise InvalidArgumentError(
+                f"`{name}` is a {type(tensor.data).__name__}, which a weights file cannot contain. "
+                "Save the model before it is sharded or quantized, or save its full tensors."
+            )
+        check_readable(name, tensor)
         if tensor.is_meta:
             raise InvalidArgumentError(
                 f"`{name}` is on the meta device and has no values. Allocate it first: "
@@ -92,7 +100,7 @@ def tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in state.items():
         same: tuple[object, ...] = (id(tensor),)
-        if tensor.numel() and not tensor.is_meta:
+        if tensor.numel() and not (tensor.is_meta or is_traceable_wrapper_subclass(tensor)):
             same = (
                 tensor.device,
                 tensor.data_ptr(),
