@@ -20,118 +20,239 @@ from torchvision.models import regnet
 
 HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: The smallest model of each family of timm, and variants with another number of heads.
+#: Models of every family of timm, the smallest included, and variants with several heads.
 TIMM = [
     "beit_base_patch16_224",
+    "caformer_s18",
     "cait_xxs24_224",
+    "coat_mini",
+    "coat_small",
     "coat_tiny",
+    "coatnet_0_224",
+    "convformer_s18",
+    "convit_small",
     "convit_tiny",
     "convmixer_768_32",
     "convnext_atto",
+    "convnext_nano",
+    "convnext_pico",
     "cpubone_nano",
+    "cpubone_s0",
+    "cpubone_t0",
+    "crossvit_15_240",
+    "crossvit_9_240",
     "crossvit_tiny_240",
     "cs3darknet_focus_s",
     "csatv2",
+    "csatv2_21m",
+    "cspnext_s",
     "cspnext_tiny",
+    "darknet17",
+    "darknet21",
+    "davit_small",
     "davit_tiny",
     "deepseek_vit_412m",
+    "deit3_small_patch16_224",
+    "deit_small_patch16_224",
     "deit_tiny_distilled_patch16_224",
     "deit_tiny_patch16_224",
+    "densenet121",
+    "densenet169",
     "densenet264d",
+    "dla102",
     "dla34",
+    "dla60",
+    "dpn131",
     "dpn48b",
+    "dpn68",
     "eca_halonext26ts",
+    "edgenext_small",
+    "edgenext_x_small",
     "edgenext_xx_small",
     "efficientformer_l1",
     "efficientformerv2_s0",
+    "efficientformerv2_s1",
+    "efficientformerv2_s2",
     "efficientvim_m1",
+    "efficientvim_m2",
+    "efficientvim_m3",
     "efficientvit_b0",
+    "efficientvit_b1",
+    "efficientvit_b2",
     "efficientvit_m0",
+    "efficientvit_m1",
+    "efficientvit_m2",
+    "eva02_small_patch14_224",
     "eva02_tiny_patch14_224",
     "eva02_tiny_patch14_336",
+    "fasternet_s",
     "fasternet_t0",
+    "fasternet_t1",
     "fastvit_s12",
+    "fastvit_t12",
+    "fastvit_t8",
+    "fbnetv3_d",
+    "focalnet_small_lrf",
+    "focalnet_tiny_lrf",
     "focalnet_tiny_srf",
+    "gcvit_small",
+    "gcvit_tiny",
     "gcvit_xxtiny",
     "gemma4_vit_167m",
+    "gernet_s",
     "ghostnet_050",
+    "ghostnet_100",
+    "ghostnet_130",
+    "gmlp_b16_224",
+    "gmlp_s16_224",
+    "halonet26t",
+    "halonet_h1",
+    "hardcorenas_a",
     "hardcorenas_b",
+    "hardcorenas_c",
     "hgnetv2_b0",
+    "hiera_small_224",
+    "hiera_small_abswin_256",
     "hiera_tiny_224",
+    "hieradet_small",
+    "hrnet_w18",
     "hrnet_w18_small",
+    "hrnet_w30",
+    "iformer_s",
     "iformer_t",
     "inception_next_atto",
+    "inception_next_small",
+    "inception_next_tiny",
     "inception_resnet_v2",
     "inception_v3",
     "inception_v4",
+    "lcnet_035",
     "lcnetv2_small",
+    "legacy_senet154",
     "legacy_seresnet18",
     "legacy_xception",
     "levit_128",
+    "levit_256",
+    "levit_256d",
     "lowformer_b0",
+    "lowformer_b1",
+    "lowformer_b2",
+    "mambaout_kobe",
+    "mambaout_tiny",
     "mixer_s16_224",
+    "mixnet_s",
     "mobilenetv3_small_050",
     "mobilenetv5_base",
     "mobileone_s0",
+    "mobilevit_s",
+    "mobilevit_xs",
     "mobilevit_xxs",
+    "mvitv2_small",
     "mvitv2_tiny",
     "naflexvit_base_patch16_gap",
     "nasnetalarge",
+    "nest_small",
     "nest_tiny",
     "nextvit_small",
+    "nfnet_f0",
+    "pit_s_224",
     "pit_xs_224",
     "pnasnet5large",
     "poolformerv2_s12",
     "pvt_v2_b0",
+    "pvt_v2_b1",
     "qwen3_vit_88m",
+    "qwen3_vit_88m_enc",
+    "rdnet_small",
     "rdnet_tiny",
     "regnetx_002",
     "repghostnet_050",
+    "repghostnet_058",
+    "repvgg_a0",
     "repvit_m0_9",
+    "repvit_m1",
     "res2net50_26w_4s",
+    "res2net50d",
+    "resnest14d",
     "resnest26d",
     "resnet18",
+    "resnet26",
     "resnetv2_18",
+    "resnetv2_34",
     "rexnet_100",
+    "rexnet_130",
+    "sam2_hiera_small",
     "sam2_hiera_tiny",
     "samvit_base_patch16_224",
     "selecsls42",
+    "selecsls60",
     "sequencer2d_s",
     "shvit_s1",
+    "shvit_s2",
     "skresnet18",
+    "skresnet34",
     "starnet_s050",
+    "starnet_s1",
+    "swiftformer_s",
     "swiftformer_xs",
+    "swin_s3_tiny_224",
     "swin_tiny_patch4_window7_224",
+    "swinv2_cr_small_224",
     "swinv2_cr_tiny_224",
+    "swinv2_small_window8_256",
     "swinv2_tiny_window8_256",
     "test_coatnet",
     "test_mambaout",
+    "test_maxvit",
     "test_nfnet",
     "test_vit",
+    "test_vit2",
     "test_vit_relpos",
+    "tiny_vit_11m_224",
     "tiny_vit_5m_224",
+    "tinynet_a",
     "tinynet_c",
     "tnt_s_legacy_patch16_224",
+    "tnt_s_patch16_224",
     "tresnet_m",
+    "twins_pcpvt_small",
     "twins_svt_small",
     "vgg11",
+    "vgg13",
+    "visformer_small",
     "visformer_tiny",
+    "vit_relpos_small_patch16_224",
+    "vit_small_patch16_lingbot",
     "vit_small_r26_s32_224",
+    "vit_tiny_r_s16_p8_224",
     "vitamin_small_224",
     "volo_d1_224",
+    "volo_d2_224",
     "vovnet39a",
+    "vovnet57a",
+    "xception41",
     "xception41p",
     "xcit_nano_12_p8_224",
+    "xcit_tiny_12_p8_224",
 ]
 
 #: Models with recurrent layers, which take minutes on the meta device because torch unrolls them.
 _WITH_DATA = ("sequencer2d_s",)
 
 #: Models whose outputs come from another layer in addition to that of `get_classifier()`.
-_MORE_HEADS = {"volo_d1_224": "aux_head"}
+_MORE_HEADS = {"volo_d1_224": "aux_head", "volo_d2_224": "aux_head"}
 
 #: The attributes in which models store their head.
-_FIELDS = ("fc", "classifier", "head", "heads", "score", "classification_head", "logits_proj")
+_FIELDS = (
+    "fc",
+    "classifier",
+    "head",
+    "heads",
+    "score",
+    "classification_head",
+    "logits_proj",
+    "lm_head",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +289,7 @@ def timm_models(names: list[str] = TIMM) -> list[HeadModel]:
 
 
 def transformers_models() -> list[HeadModel]:
-    """Return image and text classifiers of transformers with small configurations."""
+    """Return classifiers of images, texts, tokens and audio of transformers, with small configs."""
     images = [
         HeadModel("transformers", name, _from_config(name, size, "meta"), _pixels, _hugging_face)
         for name, size in _IMAGE_CONFIGS.items()
@@ -177,7 +298,11 @@ def transformers_models() -> list[HeadModel]:
         HeadModel("transformers", name, _from_config(name, size, "cpu"), _tokens, _hugging_face)
         for name, size in _TEXT_CONFIGS.items()
     ]
-    return images + texts
+    audio = [
+        HeadModel("transformers", name, _from_config(name, size, "cpu"), _sound, _hugging_face)
+        for name, size in _AUDIO_CONFIGS.items()
+    ]
+    return images + texts + audio
 
 
 @contextlib.contextmanager
@@ -254,6 +379,15 @@ def _tokens(model: nn.Module) -> Mapping[str, Tensor]:
     if isinstance(end, int):
         tokens[:, -1] = end
     return {"input_ids": tokens}
+
+
+def _sound(model: nn.Module) -> Mapping[str, Tensor]:
+    name = type(model).__name__
+    if name.startswith("AST"):
+        return {"input_values": torch.zeros(2, 64, 32)}
+    if name.startswith("Whisper"):
+        return {"input_features": torch.zeros(2, 8, 60)}
+    return {"input_values": torch.zeros(2, 800)}
 
 
 def _under_a_field(model: nn.Module) -> list[nn.Module]:
@@ -384,6 +518,67 @@ _TEXT_CONFIGS: dict[str, dict[str, Any]] = {
         "n_layer": 2,
         "n_head": 2,
         "d_inner": 16,
+    },
+}
+
+_TOKEN_FAMILIES = (
+    "Bert",
+    "Roberta",
+    "XLMRoberta",
+    "DistilBert",
+    "Albert",
+    "Electra",
+    "DebertaV2",
+    "ModernBert",
+    "GPT2",
+    "Llama",
+    "Qwen2",
+    "XLNet",
+)
+_TEXT_CONFIGS |= {
+    f"{family}ForTokenClassification": _TEXT_CONFIGS[f"{family}ForSequenceClassification"]
+    for family in _TOKEN_FAMILIES
+}
+
+_WAVES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 33,
+}
+
+_AUDIO_CONFIGS: dict[str, dict[str, Any]] = {
+    "Wav2Vec2ForSequenceClassification": _WAVES,
+    "Wav2Vec2ForAudioFrameClassification": _WAVES,
+    "Wav2Vec2ForCTC": _WAVES,
+    "HubertForSequenceClassification": _WAVES,
+    "HubertForCTC": _WAVES,
+    "WavLMForSequenceClassification": _WAVES,
+    "WavLMForCTC": _WAVES,
+    "ASTForAudioClassification": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_length": 64,
+        "num_mel_bins": 32,
+    },
+    "WhisperForAudioClassification": {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "num_mel_bins": 8,
+        "max_source_positions": 30,
+        "vocab_size": 40,
+        "pad_token_id": 0,
     },
 }
 
