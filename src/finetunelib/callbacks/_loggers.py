@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetunelib._files import as_path, check_writable
+from finetunelib._files.paths import as_path, check_writable
 from finetunelib._optional import require
 from finetunelib._public import public
 from finetunelib._typing import StrPath

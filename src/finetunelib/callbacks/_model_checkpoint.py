@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetunelib._arguments import check_at_least, check_whole
-from finetunelib._files import check_folder_writable
+from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.callbacks._improvement import Improvement

@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetunelib._files import (
-    atomic_file,
-    check_writable,
-    flush,
-    flush_folder,
-    not_written,
-    ordinary_file,
-)
+from finetunelib._files.atomic import atomic_file
+from finetunelib._files.disk import flush, flush_folder, not_written, ordinary_file
+from finetunelib._files.paths import check_writable
 from finetunelib.errors import CorruptFileError, PathNotWritableError
 
 if TYPE_CHECKING:  # Reading a file's metadata must not need PyTorch.

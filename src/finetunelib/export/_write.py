@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from finetunelib._files import atomic_folder, not_written
+from finetunelib._files.atomic import atomic_folder
+from finetunelib._files.disk import not_written
 from finetunelib._messages import first_line
 from finetunelib.errors import (
     CorruptFileError,

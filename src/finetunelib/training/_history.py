@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from finetunelib._files import check_readable, write_atomically
+from finetunelib._files.atomic import write_atomically
+from finetunelib._files.paths import check_readable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, InvalidArgumentError

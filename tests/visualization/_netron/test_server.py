@@ -366,7 +366,7 @@ def test_an_invalid_host_is_an_error_that_names_it(file: Path, host: str) -> Non
     """Whatever Python raises for an invalid host becomes a `ServerError`."""
     with pytest.raises(ServerError) as caught:
         NetronServer(file, host=host, port=0)
-    assert host in str(caught.value)
+    assert host.replace("\0", r"\x00") in str(caught.value)  # Control characters are escaped.
 
 
 def test_an_impossible_port_is_an_error_that_names_it(file: Path) -> None:

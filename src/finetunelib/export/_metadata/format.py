@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
-from finetunelib._files import check_readable
+from finetunelib._files.paths import check_readable
 from finetunelib._public import public
 from finetunelib.export._model_file import read_onnx
 

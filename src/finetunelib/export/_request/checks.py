@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finetunelib._arguments import uninitialized
-from finetunelib._files import check_writable
+from finetunelib._files.paths import check_writable
 from finetunelib._typing import StrPath
 from finetunelib.errors import ExportError, InvalidArgumentError, InvalidTypeError
 

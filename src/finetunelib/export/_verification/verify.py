@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
-from finetunelib._files import check_readable
+from finetunelib._files.paths import check_readable
 from finetunelib._forward.inputs import Inputs, ModelInputs
 from finetunelib._preserve import attributes_preserved, buffers_preserved
 from finetunelib._public import public

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
-from finetunelib._files import atomic_file, check_writable
+from finetunelib._files.atomic import atomic_file
+from finetunelib._files.paths import check_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped

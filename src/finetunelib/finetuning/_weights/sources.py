@@ -13,7 +13,8 @@ from urllib.parse import urlparse
 
 import torch
 
-from finetunelib._files import as_path, check_readable, is_folder, read_at_most
+from finetunelib._files.disk import read_at_most
+from finetunelib._files.paths import as_path, check_readable, is_folder
 from finetunelib._messages import listed
 from finetunelib._typing import StrPath
 from finetunelib.errors import (

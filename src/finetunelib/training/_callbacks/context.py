@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from finetunelib._files import check_folder_writable
+from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError

@@ -13,17 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetunelib._files import (
-    as_path,
+from finetunelib._files.atomic import (
     atomic_folder,
-    cause_of_failed_write,
-    check_folder_writable,
-    is_folder,
-    not_written,
     previous_folder,
     remove_folder,
     sweep_unfinished,
 )
+from finetunelib._files.disk import cause_of_failed_write, not_written
+from finetunelib._files.paths import as_path, check_folder_writable, is_folder
 from finetunelib._messages import first_line
 from finetunelib._typing import StrPath
 from finetunelib.errors import (

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from finetunelib._files import flush
+from finetunelib._files.disk import flush
 from finetunelib.errors import CheckpointError
 
 FORMAT = 1

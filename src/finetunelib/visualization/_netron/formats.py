@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from finetunelib._files import check_readable
+from finetunelib._files.paths import check_readable
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, UnsupportedFileError
 from finetunelib.export._model_file import read_onnx

@@ -1,24 +1,25 @@
-"""Atomic writing of files and folders, and checks of paths."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
-import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetunelib.errors import (
-    FileMissingError,
-    InvalidArgumentError,
-    InvalidTypeError,
-    PathNotWritableError,
+from finetunelib._files.disk import flush, flush_folder, not_written, ordinary_file
+from finetunelib._files.paths import (
+    as_path,
+    behind_links,
+    check_folder_writable,
+    check_writable,
+    is_true,
 )
+from finetunelib.errors import PathNotWritableError
 
 if TYPE_CHECKING:  # Metadata is read without PyTorch.
     from finetunelib._typing import StrPath
@@ -35,121 +36,6 @@ _LONGEST_NAME = 255
 #: The parts of a file's name that its temporary file keeps, in characters of up to four bytes.
 _KEPT_STEM, _KEPT_SUFFIX = 30, 20
 
-#: The errors of a full disk, or of a quota or limit that has the same effect.
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-def as_path(path: StrPath) -> Path:
-    """Return a path that a user passed, with `~` expanded to the home folder.
-
-    Raises:
-        InvalidTypeError: If it is neither a string nor an `os.PathLike` of one.
-        InvalidArgumentError: If it starts with `~` and there is no such home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except TypeError as error:
-        raise InvalidTypeError(
-            f"A path must be a string or an os.PathLike, got {path!r} ({type(path).__name__})."
-        ) from error
-    except RuntimeError as error:
-        raise InvalidArgumentError(
-            f"`{path}` starts with `~`, but there is no such home folder. Pass another path, or "
-            f"`./{path}` for a folder of this name."
-        ) from error
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether there is a folder at a path, which may be invalid."""
-    return _true(path.is_dir)
-
-
-def check_readable(path: StrPath, *, purpose: str) -> Path:
-    """Return `path` as a `Path`, if there is a file to read.
-
-    Args:
-        path: The path that a user passed.
-        purpose: A noun for the file in the message, such as `"weights file"`.
-
-    Raises:
-        FileMissingError: If there is no file at `path`, or it is a folder.
-    """
-    file = as_path(path)
-    if is_folder(file):
-        raise FileMissingError(f"The {purpose} `{file}` is a folder. Pass the path of a file.")
-    if not _true(file.is_file):
-        raise FileMissingError(
-            f"There is no {purpose} at `{file}` (in the folder `{file.absolute().parent}`). "
-            "Check the path and the working directory."
-        )
-    return file
-
-
-def check_writable(path: StrPath) -> Path:
-    """Return `path` as a `Path`, if a file can be created there.
-
-    Missing parent folders are allowed. They are created when the file is written.
-
-    Raises:
-        PathNotWritableError: If `path` is a folder, or its nearest existing parent is read-only or
-            a file.
-    """
-    file = as_path(path)
-    if _is_folder_or_invalid(file):
-        raise PathNotWritableError(
-            f"`{file}` is a folder. Pass the path of a file, such as `{file / 'model'}`."
-        )
-    folder = file.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise PathNotWritableError(
-            f"Cannot write to `{file}`, because `{folder}` is a file and not a folder. "
-            "Pass another path."
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PathNotWritableError(
-            f"Cannot write to `{file}`, because the folder `{folder}` is read-only for this user. "
-            "Pass another path, or change the permissions of the folder."
-        )
-    return file
-
-
-def check_folder_writable(path: StrPath) -> Path:
-    """Return `path` as a `Path`, or raise if no folder of files can be written there.
-
-    The folder may exist, or be created later.
-
-    Raises:
-        PathNotWritableError: If `path` is a file, or the nearest existing folder is read-only.
-    """
-    folder = as_path(path)
-    check_writable(folder / "file")
-    return folder
-
-
-def _is_folder_or_invalid(file: Path) -> bool:
-    """Return whether there is a folder at a path.
-
-    Raises:
-        PathNotWritableError: If no file can have this path.
-    """
-    try:
-        return stat.S_ISDIR(file.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    # The name is too long, contains a NUL or cannot be encoded, or links form a loop.
-    except (OSError, ValueError) as error:
-        raise PathNotWritableError(
-            f"`{file}` cannot be written: {getattr(error, 'strerror', None) or error}. "
-            "Pass another path."
-        ) from error
-
-
-def _behind_links(path: Path) -> Path:
-    """Return the path that a symbolic link leads to, or the path itself."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
 
 @contextlib.contextmanager
 def atomic_file(path: StrPath) -> Iterator[Path]:
@@ -163,7 +49,7 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
     Raises:
         PathNotWritableError: If the file cannot be written or renamed (disk full, permissions).
     """
-    target = check_writable(_behind_links(check_writable(path)))
+    target = check_writable(behind_links(check_writable(path)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Readers and the viewer go by the suffix, so the temporary file has the same one.
@@ -202,7 +88,7 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
         PathNotWritableError: If the folder cannot be written or renamed (disk full, permissions).
     """
     names = tuple(names)
-    target = _behind_links(check_folder_writable(path))
+    target = behind_links(check_folder_writable(path))
     check_writable(target / names[0])
     foreign = sorted({entry.name for entry in target.glob("*")} - set(names))
     if foreign:
@@ -230,7 +116,7 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
 
 def previous_folder(path: Path) -> Path | None:
     """Return the folder that was at a path before a crash between two renames, if any."""
-    found = [] if _true(path.exists) else _previous_folders(path)
+    found = [] if is_true(path.exists) else _previous_folders(path)
     return found[0] if found else None
 
 
@@ -328,85 +214,3 @@ def write_atomically(path: StrPath, content: bytes) -> Path:
         except OSError as error:
             raise not_written(as_path(path), error) from error
     return as_path(path)
-
-
-def read_at_most(file: Path, largest: int) -> bytes:
-    """Return the content of a file whose size is limited.
-
-    Raises:
-        ValueError: If it has more than `largest` bytes.
-        OSError: If it cannot be read.
-    """
-    with file.open("rb") as stream:
-        content = stream.read(min(largest, file.stat().st_size) + 1)
-    if len(content) > largest:
-        raise ValueError(f"it has more than {largest:,} bytes")
-    return content
-
-
-def ordinary_file(file: Path) -> None:
-    """Give a file the permissions of a new file, if its writer made it private."""
-    file.chmod(0o666 & ~_umask())
-
-
-def not_written(target: Path, error: OSError) -> PathNotWritableError:
-    """Return the error for a file that could not be written."""
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        reason = f"the disk is full ({reason}). Free some space, or pass another path"
-    return PathNotWritableError(
-        f"`{target}` could not be written: {reason}. The previous file, if any, is unchanged."
-    )
-
-
-def cause_of_failed_write(file: Path, error: Exception) -> OSError:
-    """Return why a writer that does not say so has failed, by writing to the same folder.
-
-    Args:
-        file: The file that was not written.
-        error: What the writer raised.
-    """
-    probe = file.with_name(f".{secrets.token_hex(4)}.probe")
-    try:
-        probe.write_bytes(bytes(2**20))
-    except OSError as cause:
-        return cause
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-    return OSError(str(error))
-
-
-def flush(file: Path) -> None:
-    """Flush the content of a file to disk."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk, if the system supports it."""
-    # The files are already flushed. Windows cannot open a folder.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _true(condition: Callable[[], bool]) -> bool:
-    """Return a condition about a path, or `False` if the path is invalid."""
-    try:
-        return condition()
-    except (OSError, ValueError):
-        return False  # The name is too long, or contains a NUL.
-
-
-def _umask() -> int:
-    # mkstemp creates files that only their owner can read.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from finetunelib._files import atomic_folder, previous_folder, remove_folder, sweep_unfinished
+from finetunelib._files.atomic import (
+    atomic_folder,
+    previous_folder,
+    remove_folder,
+    sweep_unfinished,
+)
 from finetunelib.errors import PathNotWritableError
 
 NAMES = ("a.txt", "b.txt")

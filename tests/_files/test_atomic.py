@@ -14,16 +14,9 @@ from typing import Any
 
 import pytest
 
-from finetunelib._files import (
-    atomic_file,
-    atomic_folder,
-    cause_of_failed_write,
-    check_folder_writable,
-    check_readable,
-    check_writable,
-    read_at_most,
-    write_atomically,
-)
+from finetunelib._files.atomic import atomic_file, atomic_folder, write_atomically
+from finetunelib._files.disk import cause_of_failed_write, read_at_most
+from finetunelib._files.paths import check_folder_writable, check_readable, check_writable
 from finetunelib.errors import (
     FileMissingError,
     InvalidArgumentError,
