@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from finetunelib._public import public
-from finetunelib.export._batches.limits import Limits
 from finetunelib.export._verification.comparison import Comparison
 
 
@@ -48,7 +47,7 @@ class Verification:
     comparisons: tuple[Comparison, ...]
     samples: int = 0
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    limits: Mapping[str, Limits] = field(default_factory=dict)
+    limits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     constant_inputs: tuple[str, ...] = ()
     constant_outputs: tuple[str, ...] = ()
