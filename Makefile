@@ -27,8 +27,14 @@ test: $(VENV)/.dev ## Run the fast tests (under five minutes)
 	$(BIN)/python -m pytest -q -m "not slow and not large"
 
 .PHONY: test-all
+# These tests fork. PyTorch cannot compute gradients in a fork of a process whose autograd engine has
+# started threads, as some other tests do, so they have a process of their own.
+FORKING := tests/integration/test_killed_training.py
+
 test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "$(MARKERS)" --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "$(MARKERS)" \
+	  --cov --cov-report= --ignore $(FORKING)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(MARKERS)" --cov --cov-append --cov-report= $(FORKING)
 
 .PHONY: coverage
 coverage: .coverage ## Print the coverage of the last test-all

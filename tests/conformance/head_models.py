@@ -410,7 +410,10 @@ _SEVERAL_FIELDS = ("cls_classifier", "distillation_classifier")
 
 
 def _classifier(model: nn.Module) -> list[nn.Module]:
-    declared: Any = model.get_classifier()  # type: ignore[operator]  # timm's models have it
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if get_classifier is None:  # An encoder without a head.
+        return []
+    declared: Any = get_classifier()
     parts = declared if isinstance(declared, tuple | list | nn.ModuleList) else [declared]
     more = [getattr(model, name) for name in [_MORE_HEADS.get(_name_of(model))] if name]
     return [layer for part in [*parts, *more] for layer in _layers(part)]

@@ -155,7 +155,7 @@ def test_a_fixed_batch_is_verified_on_samples_of_another_number(tmp_path: Path) 
         sample_inputs=samples(9, 4),
     )
     assert report.verification is not None
-    assert report.verification.batch_sizes == (2, 2)
+    assert report.verification.batch_sizes == (2, 2, 2, 2, 2)  # Nine samples, two at a time.
 
 
 @pytest.mark.slow

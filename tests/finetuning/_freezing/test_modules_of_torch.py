@@ -16,7 +16,7 @@ _SAMPLE = ("nn.BatchNorm2d", "nn.LSTM", "nn.MultiheadAttention", "nn.Embedding")
 @pytest.mark.filterwarnings("ignore")  # PyTorch's list of modules warns about what it imports.
 def test_a_module_stays_frozen_behind_a_new_head(name: str) -> None:
     """The head is found, frozen tensors keep their bits, and weights survive a file."""
-    cases = [case for case in modules.cases(name) if case.name.startswith(f"{name}/")][:6]
+    cases = [case for case in modules.cases(name) if case.name.startswith(f"{name}/")][:4]
     assert cases
     for case in cases:
         assert modules.check(case.model) == ""

@@ -177,8 +177,9 @@ def sample_runs(runner: Runner) -> Iterator[Run]:
     total = sampler.rows
     if BATCH not in example:
         # The batch size is fixed; the last batch starts again with the first samples.
-        size = max(1, batch_size(sampler.source, sampler.batch))
-        yield runner.run(example, 0)
+        size = _fixed_rows(sampler)
+        for offset in range(0, total, size):
+            yield runner.run(example, offset)
         return
     values = sum(tensor.numel() for tensor in sampler.source.tensors) / max(1, total)
     many = max(example[BATCH], min(_MANY, int(_MOST_VALUES / max(1.0, values))), 8)
@@ -242,10 +243,17 @@ def _together(runner: Runner, example: Mapping[str, int]) -> Iterator[Run]:
 def _first_sizes(sampler: Sampler) -> list[int]:
     example = sampler.axes.example
     if BATCH not in example:
-        return [sampler.rows, sampler.rows]
+        return [_fixed_rows(sampler), _fixed_rows(sampler)]
     size = example[BATCH]
     sizes = [*BATCH_SIZES, *([size + 1] if size >= max(BATCH_SIZES) else [])]
     return [size for size in sizes if sampler.axes.allows(_with_batch(example, size))]
+
+
+def _fixed_rows(sampler: Sampler) -> int:
+    """Return the number of rows of a batch whose size is fixed."""
+    fixed = sampler.axes.fixed
+    sizes = [fixed(number, axis) for number, axis in enumerate(sampler.batch) if axis is not None]
+    return max(sizes, default=1)
 
 
 def _with_batch(example: Mapping[str, int], size: int) -> dict[str, int]:

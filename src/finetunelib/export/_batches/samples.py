@@ -64,7 +64,7 @@ class Sampler:
         if axis is None:
             rows = tensor[None]
         else:
-            count = shape.get(axis, tensor.shape[axis])
+            count = shape[axis] if axis in shape else self.axes.fixed(number, axis)
             index = (torch.arange(count, device=tensor.device) + offset) % tensor.shape[axis]
             rows = tensor.index_select(axis, index).movedim(axis, 0)
         rows = self._varied(number, rows, example, offset)

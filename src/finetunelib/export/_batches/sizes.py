@@ -27,6 +27,7 @@ class Axes:
 
     def __init__(self, axes: Sequence[Mapping[int, AxisName]], tensors: Sequence[Tensor]) -> None:
         self.of_input = list(axes)
+        self._shapes = [tuple(tensor.shape) for tensor in tensors]
         self.example: dict[str, int] = {}
         self._bounds: dict[str, tuple[int, int | None]] = {}
         for tensor, own in zip(tensors, axes, strict=True):
@@ -51,6 +52,10 @@ class Axes:
     def declared(self, name: str) -> tuple[int, int | None]:
         """Return the bounds that the user declared for an axis."""
         return self._bounds[name]
+
+    def fixed(self, number: int, axis: int) -> int:
+        """Return the size of an axis in the example."""
+        return self._shapes[number][axis]
 
     def shape(self, number: int, sizes: Mapping[str, int]) -> dict[int, int]:
         """Return the sizes of an input's dynamic axes, by axis."""
