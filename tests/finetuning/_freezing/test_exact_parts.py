@@ -139,7 +139,7 @@ def test_detector_with_a_frozen_backbone_returns_losses(name: str) -> None:
     model.train()
     target = {"boxes": torch.tensor([[4.0, 6, 32, 28]]), "labels": torch.tensor([2])}
     losses = model([torch.rand(3, 64, 64)] * 2, [target] * 2)
-    torch.autograd.backward(sum(losses.values()))
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
     assert any(p.grad is not None for p in model.head.parameters())
     assert fingerprint(model) == before
 

@@ -301,7 +301,7 @@ def test_traced_frozen_model_computes_as_in_eval_mode() -> None:
     model = frozen_net().train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated.
-        traced = torch.jit.trace(model, INPUTS)  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(model, INPUTS)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(traced(INPUTS), model.eval()(INPUTS))
 
 

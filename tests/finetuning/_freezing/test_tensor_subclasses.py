@@ -17,7 +17,6 @@ from finetunelib.finetuning import fingerprint, freeze, is_frozen, save_weights
 class Opaque(Tensor):
     """A wrapper that does not say which tensors are inside it."""
 
-    @staticmethod
     def __new__(cls, inner: Tensor) -> Self:
         make: Any = Tensor._make_wrapper_subclass
         made: Self = make(cls, inner.shape, dtype=inner.dtype)
