@@ -416,7 +416,12 @@ def _classifier(model: nn.Module) -> list[nn.Module]:
     declared: Any = get_classifier()
     parts = declared if isinstance(declared, tuple | list | nn.ModuleList) else [declared]
     more = [getattr(model, name) for name in [_MORE_HEADS.get(_name_of(model))] if name]
-    return [layer for part in [*parts, *more] for layer in _layers(part)]
+    return [layer for part in [*parts, *more] for layer in _last_of_mlp(part, _layers(part))]
+
+
+def _last_of_mlp(part: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """Return the layer that computes the classes, if a head has a hidden layer before it."""
+    return layers[-1:] if type(part).__name__ == "MlpHead" else layers
 
 
 def _name_of(model: nn.Module) -> str:
