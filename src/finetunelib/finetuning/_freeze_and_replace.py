@@ -9,8 +9,6 @@ from torch import nn
 
 from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
-from finetunelib.finetuning._freezing.around_head import freeze_around_head
-from finetunelib.finetuning._heads.replace import replace_and_finish
 from finetunelib.finetuning._heads.request import HeadRequest, NewHead
 
 #: The class of the model, which the function returns.
@@ -83,6 +81,9 @@ def freeze_and_replace_head(
         >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         ['head.weight', 'head.bias']
     """
+    # Imported here because the package should stay fast to import.
+    from finetunelib.finetuning._heads.replace import replace_and_finish
+
     finish = partial(_freeze_rest, is_named=at is not None)
     request = HeadRequest(num_classes, head, at, example_input)
     # Another class comes back only if the model is its own head and `head` is of another one.
@@ -90,6 +91,8 @@ def freeze_and_replace_head(
 
 
 def _freeze_rest(model: nn.Module, head: nn.Module, *, is_named: bool) -> None:
+    from finetunelib.finetuning._freezing.around_head import freeze_around_head
+
     freeze_around_head(model, head, is_named=is_named)
     for parameter in head.parameters():  # Also of a head that was passed frozen.
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())

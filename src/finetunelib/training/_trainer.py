@@ -28,7 +28,6 @@ from finetunelib.training._checkpointing.folder import newest_checkpoint
 from finetunelib.training._checkpointing.position import DataSignature
 from finetunelib.training._checkpointing.run import RunRecord, TrainingRun
 from finetunelib.training._history import History
-from finetunelib.training._loop.assemble import assemble
 from finetunelib.training._loop.feed import FitData
 from finetunelib.training._loop.limits import Limits, check_limits, check_replayable
 from finetunelib.training._measuring.accumulator import MetricAccumulator
@@ -271,6 +270,9 @@ class Trainer:
             >>> len(history["val_loss"])
             2
         """
+        # Imported here because the package should stay fast to import.
+        from finetunelib.training._loop.assemble import assemble
+
         with self._fitting():
             check_limits(epochs, max_steps)
             check_trainable(self.model)

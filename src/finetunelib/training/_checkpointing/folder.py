@@ -29,7 +29,6 @@ from finetunelib.errors import (
     PathNotWritableError,
     WeightsError,
 )
-from finetunelib.finetuning._pickles.bounds import check_bounded
 from finetunelib.training._checkpointing.manifest import (
     FILES,
     FORMAT,
@@ -66,6 +65,8 @@ class Checkpoint:
         """
         file = self.path / STATE
         try:
+            from finetunelib.finetuning._pickles.bounds import check_bounded  # Slow to import.
+
             check_bounded(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
         # `torch.load` can fail in any way on a file that `torch.save` did not write.
