@@ -97,7 +97,7 @@ def test_example_notices_a_file_that_computes_something_else(
     np.save(tmp_path / "images.npy", raw[:5].numpy())
     done = serve(path, tmp_path / "images.npy", without_torch)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "something else" in done.stderr
+    assert "computes different outputs here" in done.stderr
 
 
 def test_example_is_as_short_as_it_is_said_to_be() -> None:

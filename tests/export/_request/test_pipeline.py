@@ -113,16 +113,16 @@ def test_weights_keep_the_names_of_the_users_model(
 @pytest.mark.slow
 def test_a_preset_of_torchvision_resizes_and_crops_in_the_graph(tmp_path: Path) -> None:
     """Images of another size than the model's, of any height and width, give what Python gives."""
-    model, preset = seeded(Tiny), ImageClassification(crop_size=24, resize_size=28)
+    model, preset = seeded(Tiny), ImageClassification(crop_size=48, resize_size=56)
     report = export_onnx(
         model,
         tmp_path / "m.onnx",
-        images(2, 3, 40, 52),
+        images(4, 3, 80, 104),
         preprocessing=preset,
         dynamic_shapes=[{2: "height", 3: "width"}],
     )
     assert report.inputs[0].shape == ("batch", 3, "height", "width")
-    for shape in ((3, 3, 40, 52), (1, 3, 61, 47)):
+    for shape in ((3, 3, 80, 104), (1, 3, 122, 94)):
         raw = images(*shape, seed=5)
         with torch.no_grad():
             expected = model.eval()(preset(raw)).numpy()
