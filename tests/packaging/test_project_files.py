@@ -107,7 +107,11 @@ def test_make_help_lists_every_target_under_a_purpose() -> None:
     text = (ROOT / "Makefile").read_text()
     described = re.findall(r"^([a-z-]+):.* ## .+$", text, flags=re.MULTILINE)
     shown = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     groups: dict[str, list[str]] = {}
     for line in filter(None, shown.splitlines()):

@@ -7,8 +7,6 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +27,7 @@ from finetunelib.export._metadata.describe import (
     weights_sha256,
 )
 from finetunelib.export._metadata.format import SelfTest, append_metadata, encode
-from finetunelib.export._model_file import LARGEST_FILE, atomic_model, file_bytes
+from finetunelib.export._model_file import LARGEST_FILE, atomic_model, file_bytes, naming
 from finetunelib.export._plan import Interface, Plan, Subject
 from finetunelib.export._report import ExportReport
 from finetunelib.export._request.arguments import Arguments
@@ -46,19 +44,6 @@ from finetunelib.export._request.names import check_classes, input_names_of, out
 from finetunelib.export._request.pipeline import Pipeline, Preprocessing
 from finetunelib.export._request.prepare import prepare
 from finetunelib.export._request.rows import batch_size, take_rows
-from finetunelib.export._tracing.assumptions import Assumptions
-from finetunelib.export._write import (
-    FixedInGraphError,
-    check_graph,
-    keeping_mismatch,
-    naming,
-    naming_fixed_outputs,
-    open_shapes,
-    save,
-    trace_model,
-    verify_file,
-    wrong_shapes,
-)
 from finetunelib.finetuning._freezing.certificate import Certificate
 
 #: Models of at least this many bytes take long enough to export to show progress.
@@ -159,6 +144,9 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
         >>> report.verification.status, report.inputs[0].shape
         ('verified', ('batch', 4))
     """
+    # Imported here, for `import finetunelib` to cost little.
+    from finetunelib.export._verified_file import write_verified
+
     file = check_path(path)
     check_tolerance(tolerance)
     user_model = unwrapped(check_model(model))
@@ -205,7 +193,7 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
         )
         test = _self_test(plan, tolerance) if self_test else None
         with _showing(plan, size) as progress, atomic_model(file, two_files=plan.two_files) as new:
-            report = _write_verified(plan, new, progress)
+            report = write_verified(plan, new, progress)
             found = description.complete(
                 pipeline=exported.preprocessing if isinstance(exported, Pipeline) else None,
                 softmax=softmax,
@@ -220,36 +208,6 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
     if report.verification is not None and report.verification.status == "inconclusive":
         warnings.warn(f"{file}: {report.verification}", stacklevel=2)
     return report
-
-
-def _write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
-    """Trace the model, write it to the path `new`, check the graph, and compare it."""
-    program, assumptions = trace_model(plan)
-    progress.advance()
-    try:
-        report = _write_program(program, assumptions, plan, new)
-    except FixedInGraphError as error:
-        # The exporter declares wrong shapes for recurrent layers, and its optimizer relies on them.
-        program, _ = trace_model(plan, optimize=False, exported=error.exported)
-        report = _write_program(program, assumptions, plan, new)
-    progress.advance()
-    return report
-
-
-def _write_program(program: Any, assumptions: Assumptions, plan: Plan, new: Path) -> ExportReport:
-    report = check_graph(save(program, new, plan), new, plan)
-    if plan.tolerance is None:
-        return report
-    exported = program.exported_program
-    del program  # It has a copy of the weights.
-    with keeping_mismatch(new, plan), naming_fixed_outputs(report, exported, plan):
-        verification, shapes = verify_file(new, exported, assumptions, plan, plan.tolerance)
-    wrong = wrong_shapes(report, shapes)
-    if wrong:
-        program, _ = trace_model(plan, optimize=False, exported=exported)
-        open_shapes(program, wrong)
-        report = check_graph(save(program, new, plan), new, plan)
-    return dataclasses.replace(report, verification=verification)
 
 
 @contextlib.contextmanager

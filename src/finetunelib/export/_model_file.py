@@ -148,3 +148,16 @@ def _refers_to_data(file: Path) -> bool:
         if entry.key == "location"
     }
     return data_file(file).name in locations
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Raise errors about a temporary file as errors about the file that the user asked for.
+
+    Raises:
+        PathNotWritableError: If the block raises an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise not_written(file, error) from error

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from finetunelib._files.atomic import atomic_folder
-from finetunelib._files.disk import not_written
 from finetunelib._messages import first_line
 from finetunelib.errors import (
     CorruptFileError,
@@ -29,7 +28,7 @@ from finetunelib.export._batches.runs import (
 )
 from finetunelib.export._batches.samples import Sampler
 from finetunelib.export._batches.sizes import Axes
-from finetunelib.export._model_file import data_file, read_onnx
+from finetunelib.export._model_file import data_file, naming, read_onnx
 from finetunelib.export._one_file import with_weights_as_inputs, write_in_one_file
 from finetunelib.export._plan import Plan
 from finetunelib.export._report import ExportReport, TensorInfo, tensor_infos
@@ -103,19 +102,6 @@ def save(program: Any, temporary: Path, plan: Plan) -> onnx.ModelProto:
             program.save(temporary, external_data=True)
             return read_onnx(temporary)
         return with_weights_as_inputs(write_in_one_file(program.model, temporary), program.model)
-
-
-@contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Raise errors about a temporary file as errors about the file that the user asked for.
-
-    Raises:
-        PathNotWritableError: If the block raises an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise not_written(file, error) from error
 
 
 def check_graph(written: onnx.ModelProto, path: Path, plan: Plan) -> ExportReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,9 +21,10 @@ from finetunelib.visualization._netron.browser import (
 from finetunelib.visualization._netron.formats import check_viewable
 from finetunelib.visualization._netron.presentation import choose_presentation
 from finetunelib.visualization._netron.remote import PORT
-from finetunelib.visualization._netron.server import NetronServer
 from finetunelib.visualization._netron.temporary_folder import remove_abandoned, temporary_folder
-from finetunelib.visualization._netron.temporary_onnx import write_temporary_onnx
+
+if TYPE_CHECKING:
+    from finetunelib.visualization._netron.server import NetronServer
 
 
 @public("finetunelib")
@@ -84,6 +86,9 @@ def visualize(
         >>> '<meta name="file" content="/data/MLP.onnx">' in page
         True
     """
+    # Imported here, for `import finetunelib` to cost little.
+    from finetunelib.visualization._netron.server import NetronServer
+
     _check_arguments(host, port, proxy)
     remove_abandoned()
     with contextlib.ExitStack() as cleanup:
@@ -108,6 +113,8 @@ def _prepare_file(
         InvalidTypeError: If `model_or_path` is neither a module nor a path.
     """
     if isinstance(model_or_path, nn.Module):
+        from finetunelib.visualization._netron.temporary_onnx import write_temporary_onnx
+
         folder = cleanup.enter_context(temporary_folder())
         file = folder / f"{type(model_or_path).__name__}.onnx"
         write_temporary_onnx(model_or_path, example_input, file)
