@@ -21,14 +21,14 @@ Pair = namedtuple("Pair", ["logits", "features"])  # noqa: PYI024 - with types t
 
 @dataclass
 class Answer:
-    """An output of named parts."""
+    """A model output with named fields."""
 
     logits: Tensor
     loss: Tensor | None = None
 
 
 class Call(nn.Module):
-    """A model of up to three inputs that is one function."""
+    """A model that calls a function on up to three inputs."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Call(nn.Module):
 
 
 class Rest(nn.Module):
-    """A model of one input and any number of others."""
+    """A model of one input and any number of further inputs."""
 
     def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
         return (first + sum(rest)) @ _W
 
 
 class Written(nn.Module):
-    """A model that writes to its input."""
+    """A model that modifies its input in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         x += 1
@@ -56,7 +56,7 @@ class Written(nn.Module):
 
 
 class Output(nn.Module):
-    """A model whose argument has the name of an output."""
+    """A model whose argument has the default name of an output."""
 
     def forward(self, output: Tensor) -> Tensor:
         return output @ _W
@@ -64,7 +64,7 @@ class Output(nn.Module):
 
 @dataclass(frozen=True)
 class Right:
-    """A model, or a function, and how it is exported."""
+    """A model or a function, and the arguments of the export."""
 
     model: nn.Module | Callable[..., Any]
     example: Any
@@ -108,7 +108,7 @@ def _codes(x: Tensor) -> Tensor:
 
 
 def _strict_codes(x: Tensor) -> Tensor:
-    """Look up codes in a table, and refuse codes that are not in it."""
+    """Look up codes in a table; codes that are not in it raise an error."""
     table = nn.functional.embedding(x[:, 0].long(), _EMBEDDING[:5])
     return _head(table) + x[:, 1:].sum(1, keepdim=True)
 
@@ -148,12 +148,12 @@ _TEXTS = {"dynamic_shapes": [{1: "length"}, {1: "length"}]}
 _IMAGE = {"dynamic_shapes": [{2: "height", 3: "width"}]}
 _POSITIVE = torch.tensor([[0.01, 2.0, 0.02, 1.0], [3.0, 0.01, 1.0, 0.03], [1.0, 2.0, 3.0, 0.5]])
 
-#: Tables, made here because a forward that is exported cannot draw random numbers.
+#: Tables of random values. They are drawn here because an exported forward must be deterministic.
 _ANCHORS, _SMALL, _POSITIONS = samples(5, 4), samples(3, 2), samples(20, 4, seed=8)
 _PROJECTION = samples(5, 3, 3, 3, seed=7)
 
 #: PyTorch's exporter fixes the number of steps of a recurrent layer if it has exported such a layer
-#: before, so each of these is exported in a process of its own.
+#: before in the same process. Therefore each of these is exported in a separate process.
 RECURRENT: dict[str, Right] = {
     "a GRU with time first": Right(_recurrent(nn.GRU), samples(6, 2, 4)),
     "an LSTM of any length": Right(_recurrent(nn.LSTM, batch_first=True), samples(3, 6, 4), _STEPS),
@@ -161,8 +161,8 @@ RECURRENT: dict[str, Right] = {
 }
 
 RIGHT: dict[str, Right] = {
-    "a constant beside the logits": Right(lambda x: (_head(x), torch.arange(5)), _ROWS),
-    "anchors beside the logits": Right(lambda x: (_head(x), _ANCHORS * 2), _ROWS),
+    "a constant next to the logits": Right(lambda x: (_head(x), torch.arange(5)), _ROWS),
+    "anchors next to the logits": Right(lambda x: (_head(x), _ANCHORS * 2), _ROWS),
     "a scale of one element": Right(lambda x: (_head(x), torch.tensor([2.0]).exp()), _ROWS),
     "a scale without axes": Right(lambda x: (_head(x), torch.tensor(2.0).exp()), _ROWS),
     "a table as large as the batch": Right(lambda x: (_head(x), _SMALL), _ROWS),
@@ -179,7 +179,7 @@ RIGHT: dict[str, Right] = {
     "codes in a column of floats": Right(
         _codes, torch.cat([torch.tensor([[0.0], [4.0], [2.0]]), samples(3, 3)], 1)
     ),
-    "codes that are checked": Right(
+    "codes with a range check": Right(
         _strict_codes, torch.cat([torch.tensor([[0.0], [4.0], [2.0]]), samples(3, 3)], 1)
     ),
     "codes of two columns": Right(
@@ -226,7 +226,7 @@ RIGHT: dict[str, Right] = {
     "counts": Right(lambda x: (x > 0).sum(1), samples(9, 4)),
     "large integers": Right(lambda x: x * 2**40 + 1, torch.arange(12).reshape(6, 2)),
     "boxes and scores": Right(lambda x: torch.cat([x * 1280, x.sigmoid()], 1), samples(9, 4)),
-    "a column of rounding": Right(
+    "a column of rounding errors": Right(
         lambda x: torch.cat([_head(x) * 1e4, (x - x.mean(1, keepdim=True)).sum(1, True)], 1),
         samples(9, 4),
     ),

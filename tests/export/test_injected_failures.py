@@ -1,4 +1,4 @@
-"""Exports that fail on the way, at every step: what was there before is there afterwards."""
+"""After an export that fails at any step, everything is as it was before."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def programs() -> list[Any]:
-    """The program of the model, once the first export has recorded it."""
+    """The exported program of the model, empty until the first export."""
     return []
 
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
-    """Record the exporter's program once, since its making takes the most time of an export."""
+    """Trace the model only once, because tracing takes most of the time of an export."""
 
     def trace(*args: Any, **options: Any) -> Any:
         if not programs:
@@ -51,11 +51,11 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
         return programs[0]
 
     monkeypatch.setattr(_write, "trace", trace)
-    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # Its marks are in the program.
+    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # The program is already annotated.
 
 
 def _on_call(number: int, act: Callable[[], object]) -> Callable[[Model], None]:
-    """Let the model do something in its forward, from the so many-th time on."""
+    """Let the forward of the model call a function from call `number` on."""
 
     def prepare(model: Model) -> None:
         model.on_call = lambda calls: act() if calls >= number else None
@@ -81,18 +81,18 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's folder for temporary files, empty."""
+    """An empty folder, used as the folder of the system for temporary files."""
     made = tmp_path / "temporary"
     made.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(made))
-    # The compiler's cache, which torch makes there when it first traces, is torch's own.
+    # PyTorch creates the compiler's cache when it traces for the first time.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     return made
 
 
 @pytest.fixture(params=["nothing", "a file", "a pair"])
 def path(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the file goes, with what was there before; beside a former pair, a pair is written."""
+    """The path of the export: a new path, a file, or a pair, which is replaced by a pair."""
     if request.param != "nothing":
         (folder / "model.onnx").write_bytes(b"former graph")
     if request.param == "a pair":
@@ -102,7 +102,7 @@ def path(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_leaves_everything_as_it_was(
+def test_a_failure_leaves_everything_unchanged(
     failure: str,
     model: Model,
     path: Path,
@@ -139,7 +139,7 @@ def test_a_failure_leaves_everything_as_it_was(
         pytest.param(_on_call(3, _interrupt), KeyboardInterrupt, id="comparison interrupted"),
     ],
 )
-def test_a_forward_that_fails_leaves_everything_as_it_was(
+def test_a_failing_forward_leaves_everything_unchanged(
     prepare: Callable[[Model], None],
     raised: type[BaseException],
     model: Model,
@@ -147,7 +147,7 @@ def test_a_forward_that_fails_leaves_everything_as_it_was(
     temporary: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Buffers that a forward counted in, and attributes that it set, are put back."""
+    """Buffers and attributes that the forward changed are restored."""
     prepare(model)
     watch = Watch(model, path.parent, temporary)
     with pytest.raises(raised):
@@ -156,7 +156,7 @@ def test_a_forward_that_fails_leaves_everything_as_it_was(
 
 
 def _strange(model: Model) -> None:
-    """Let the forward do what no forward should, and then fail."""
+    """Let the forward change modules, buffers, hooks and random states, and then fail."""
 
     def act() -> NoReturn:
         model.extra = nn.Linear(2, 2)
@@ -173,10 +173,10 @@ def _strange(model: Model) -> None:
     model.on_call = lambda number: act() if number == 2 else None
 
 
-def test_a_strange_forward_leaves_everything_as_it_was(
+def test_a_forward_with_side_effects_leaves_everything_unchanged(
     model: Model, path: Path, temporary: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Modules, buffers, hooks, modes and random states that a forward changed are put back."""
+    """Modules, buffers, hooks, modes and random states that the forward changed are restored."""
     _strange(model)
     watch = Watch(model, path.parent, temporary)
     with pytest.raises(InvalidInputError):
@@ -190,10 +190,12 @@ def test_a_strange_forward_leaves_everything_as_it_was(
         pytest.param(
             {"certificate": Certificate(digests={"head.bias": "0" * 64}, loaded=(), moved=())},
             FreezeError,
-            id="certificate of other bits",
+            id="certificate of other values",
         ),
         pytest.param({"metadata": {"labels": "mine"}}, InvalidArgumentError, id="reserved key"),
-        pytest.param({"metadata": {"version": 3}}, InvalidTypeError, id="metadata of no text"),
+        pytest.param(
+            {"metadata": {"version": 3}}, InvalidTypeError, id="metadata that is not text"
+        ),
         pytest.param({"sample_inputs": samples(3, 5)}, InvalidInputError, id="samples"),
         pytest.param({"labels": ["a", "b"]}, InvalidArgumentError, id="labels"),
         pytest.param({"softmax": 1, "output_names": ["a", "b"]}, InvalidArgumentError, id="names"),
@@ -202,7 +204,7 @@ def test_a_strange_forward_leaves_everything_as_it_was(
         pytest.param({"tolerance": 0.0}, InvalidArgumentError, id="tolerance"),
     ],
 )
-def test_an_argument_that_is_refused_leaves_everything_as_it_was(
+def test_an_invalid_argument_leaves_everything_unchanged(
     options: dict[str, Any],
     raised: type[Exception],
     model: Model,
@@ -210,17 +212,17 @@ def test_an_argument_that_is_refused_leaves_everything_as_it_was(
     temporary: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What a user got wrong costs no more than the message."""
+    """The error is raised without changes to folders, model and process."""
     watch = Watch(model, path.parent, temporary)
     with pytest.raises(raised):
         export_onnx(model, path, samples(3, 4), **options)
     watch.check(capfd)
 
 
-def test_an_inconclusive_comparison_is_no_failure(
+def test_an_inconclusive_comparison_is_not_a_failure(
     model: Model, path: Path, temporary: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The file is kept with a warning; model and process are as they were."""
+    """The file is kept with a warning; model and process are unchanged."""
     watch = Watch(model, path.parent, temporary)
     batch = samples(1, 4).repeat(3, 1)
     with pytest.warns(UserWarning, match="sample_inputs"):
@@ -235,10 +237,10 @@ def test_an_inconclusive_comparison_is_no_failure(
     watch.check(capfd)
 
 
-def test_a_mismatch_that_cannot_be_kept_is_still_a_mismatch(
+def test_a_mismatch_that_cannot_be_kept_is_reported_as_a_mismatch(
     model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that is full when the file is put aside must not hide what is wrong with it."""
+    """If the disk is full, the error reports both the mismatch and the full disk."""
     before = content(path.parent)
     monkeypatch.setattr(
         onnxruntime, "InferenceSession", running(lambda outputs: [o + 1 for o in outputs])

@@ -1,4 +1,4 @@
-"""An export above 2 GB, where ONNX's one file ends: by hand, with 10 GB of memory and of disk.
+"""An export above 2 GB, the limit for one file. Run by hand; needs 10 GB of memory and disk.
 
 pytest -m large tests/export/test_large_export.py
 """
@@ -19,14 +19,14 @@ from finetunelib.export._metadata.describe import weights_sha256
 
 pytestmark = pytest.mark.large
 
-#: A square layer of it takes 2.1 GB: more than what one file of Protocol Buffers can hold.
+#: A square layer of this width takes 2.1 GB, more than a Protocol Buffers file can contain.
 WIDTH = 23_200
 
 
 def test_model_above_2_gb_is_a_verified_pair(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Graph and weights lie side by side, compute what the model does, and say what they are."""
+    """Graph and weights are two files in one folder. They agree with the model."""
     model, samples = wide(WIDTH)
     digest = weights_sha256(model)
     path = tmp_path / "model.onnx"

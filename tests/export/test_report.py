@@ -1,4 +1,4 @@
-"""What an export's report says."""
+"""The text of an export report."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def _report(*, size: int = 3400, verification: Verification | None = _VERIFIED) 
         (1_900_000_000, "1.9 GB"),
     ],
 )
-def test_the_size_has_a_unit_that_fits(size: int, text: str) -> None:
-    """A small file's size reads as kilobytes and a large one's as megabytes."""
+def test_the_size_has_a_suitable_unit(size: int, text: str) -> None:
+    """Small sizes are shown in kB, and large sizes in MB or GB."""
     assert f"({text}," in str(_report(size=size))
 
 
-def test_the_file_and_the_version_of_its_operators_come_first() -> None:
+def test_the_file_and_the_opset_come_first() -> None:
     """The first line names the file and the opset."""
     first = str(_report()).splitlines()[0]
     assert first.startswith(str(Path("folder/mlp.onnx")))
@@ -49,59 +49,59 @@ def test_the_file_and_the_version_of_its_operators_come_first() -> None:
 
 
 def test_inputs_and_outputs_have_a_line_each() -> None:
-    """Every tensor is shown with its name, type and shape."""
+    """Each tensor is shown with its name, type and shape."""
     lines = [line.split() for line in str(_report()).splitlines()]
     assert ["input", "inputs:", "float32[batch,", "4]"] in lines
     assert ["output", "output:", "float16[batch,", "3]"] in lines
 
 
-def test_the_comparison_is_in_the_report() -> None:
-    """One line is what the verification says."""
+def test_the_report_contains_the_verification() -> None:
+    """The verification is printed on a line of its own."""
     assert str(_VERIFIED) in str(_report()).splitlines()
 
 
-def test_a_file_that_was_not_compared_says_so() -> None:
-    """Without a verification the report does not read as if there had been one."""
+def test_a_report_without_verification_says_so() -> None:
+    """Without verification the report says "Not verified"."""
     text = str(_report(verification=None))
     assert "Not verified" in text
     assert "Verified" not in text
 
 
 def test_a_verification_names_sizes_error_and_tolerance() -> None:
-    """The sentence holds the numbers that it rests on."""
+    """The text contains the batch sizes, the error and the tolerance."""
     text = str(_VERIFIED)
     assert "1, 2" in text
     assert "1.0e-07" in text
     assert "1e-03" in text
 
 
-def test_the_worst_of_several_outputs_is_named() -> None:
-    """Of several outputs the largest error counts."""
+def test_the_largest_error_of_several_outputs_is_shown() -> None:
+    """If there are several outputs, the largest error is shown."""
     outputs = (_comparison(1e-6), _comparison(1e-4))
     assert "1.0e-04" in str(Verification("verified", (1,), 1e-3, outputs))
 
 
 def test_an_inconclusive_verification_says_what_to_do() -> None:
-    """It points to the argument that helps, and does not read as a success."""
+    """It names the argument that helps, and does not say "Verified"."""
     text = str(_INCONCLUSIVE)
     assert "`sample_inputs=`" in text
     assert "Verified" not in text
 
 
-def test_a_tensor_reads_as_name_type_and_shape() -> None:
+def test_a_tensor_is_shown_with_name_type_and_shape() -> None:
     """A tensor without dimensions is shown with empty brackets."""
     assert str(_INPUT) == "inputs: float32[batch, 4]"
     assert str(TensorInfo("loss", "float32", ())) == "loss: float32[]"
 
 
 def test_a_report_cannot_be_changed() -> None:
-    """A report is a value."""
+    """Reports are frozen dataclasses."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         _report().size = 0  # type: ignore[misc]
 
 
 def test_tensors_of_a_graph_are_read_with_dynamic_and_fixed_sizes() -> None:
-    """Names stand for dynamic sizes and numbers for fixed ones."""
+    """Dynamic sizes are names, and fixed sizes are numbers."""
     from onnx import TensorProto, helper
 
     values = [

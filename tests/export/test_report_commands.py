@@ -1,4 +1,4 @@
-"""The two commands at the end of a report do what they say, pasted into a shell."""
+"""The two commands at the end of a report work when pasted into a shell."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from support_models import Difference, linear, samples
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which `python` is this one, and no browser opens."""
+    """Return an environment in which `python` is this interpreter and no browser opens."""
     folder.mkdir()
     (folder / "python").symlink_to(sys.executable)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    # A link has no packages beside it: those of this interpreter are named.
+    # The link does not find the packages of this interpreter by itself.
     return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "CI": "true"}
 
 
@@ -35,7 +35,7 @@ def command(report: ExportReport, title: str) -> str:
 
 @pytest.mark.slow
 def test_the_first_command_runs_the_file(tmp_path: Path) -> None:
-    """It prints what the file returns, also for a path with spaces and several inputs."""
+    """It prints the outputs, also for a path with spaces and for several inputs."""
     path = tmp_path / "a folder" / "it's $HOME.onnx"
     inputs = (samples(2, 4), samples(2, 4).double().float())
     report = export_onnx(Difference(), path, inputs)
@@ -54,14 +54,14 @@ def test_the_first_command_runs_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_second_command_shows_the_file(tmp_path: Path) -> None:
-    """It prints the viewer's address, serves until Ctrl-C, and ends well."""
+    """It prints the address of the viewer and serves the file until Ctrl-C."""
     report = export_onnx(linear(), tmp_path / "m.onnx", torch.ones(2, 4), verify=False)
     process = subprocess.Popen(
         shlex.split(command(report, "View:")),
         env=environment(tmp_path / "bin"),
         stdout=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, their children would ignore Ctrl-C.
+        # If the tests run in the background, their child processes ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:

@@ -1,4 +1,4 @@
-"""A right model is exported and verified."""
+"""A correct file is verified."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_right_model_is_verified(tmp_path: Path, name: str) -> None:
-    """Without a warning, and with a file that has each input and output under its own name."""
+def test_a_correct_model_is_verified(tmp_path: Path, name: str) -> None:
+    """No warning is shown, and the inputs and outputs of the file have different names."""
     right = RIGHT[name]
     path = tmp_path / "right.onnx"
     report = export_onnx(right.module, path, right.example, **right.options)
@@ -30,8 +30,8 @@ def test_a_right_model_is_verified(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_a_right_recurrent_model_is_verified(tmp_path: Path, name: str) -> None:
-    """Its state has the batch as the second axis, and its time may be the first."""
+def test_a_correct_recurrent_model_is_verified(tmp_path: Path, name: str) -> None:
+    """The batch may be the second axis, of the state and of the inputs."""
     program = (
         "import sys\n"
         "from finetunelib import export_onnx\n"
@@ -51,6 +51,6 @@ def test_a_right_recurrent_model_is_verified(tmp_path: Path, name: str) -> None:
     assert done.stdout.strip() == "verified", done.stderr
 
 
-def test_there_are_many_right_models() -> None:
-    """The collection does not shrink unnoticed."""
+def test_there_are_many_correct_models() -> None:
+    """Removing models from the collection does not go unnoticed."""
     assert len(RIGHT) + len(RECURRENT) >= 70

@@ -1,4 +1,4 @@
-"""Pairs of files, the graph and its weights, that fail to be put in the place of former ones."""
+"""Errors while a pair of files, graph and weights, replaces a previous pair."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def programs() -> list[Any]:
-    """The program of the model, once the first export has recorded it."""
+    """The exported program of the model, empty until the first export."""
     return []
 
 
 @pytest.fixture(autouse=True)
 def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
-    """Record the exporter's program once, since its making takes the most time of an export."""
+    """Trace the model only once, because tracing takes most of the time of an export."""
 
     def trace(*args: Any, **options: Any) -> Any:
         if not programs:
@@ -40,7 +40,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
         return programs[0]
 
     monkeypatch.setattr(_write, "trace", trace)
-    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # Its marks are in the program.
+    monkeypatch.setattr(_write, "annotate", lambda *_: None)  # The program is already annotated.
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's folder for temporary files, empty."""
+    """An empty folder, used as the folder of the system for temporary files."""
     made = tmp_path / "temporary"
     made.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(made))
-    # The compiler's cache, which torch makes there when it first traces, is torch's own.
+    # PyTorch creates the compiler's cache when it traces for the first time.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     return made
 
 
 def _fails_at(number: int, error: BaseException, *, after: bool = False) -> Callable[..., Any]:
-    """Return a rename that fails the so many-th time, and once: before it acts, or just after."""
+    """Return a rename that raises an error in one call, either before or after it renames."""
     real, calls = Path.rename, [0]
 
     def rename(self: Path, target: Path) -> Path:
@@ -83,7 +83,7 @@ def _fails_at(number: int, error: BaseException, *, after: bool = False) -> Call
     ("error", "raised"),
     [(full(), PathNotWritableError), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
-def test_a_swap_that_fails_puts_the_former_pair_back(
+def test_a_failed_swap_restores_the_previous_pair(
     error: BaseException,
     raised: type[BaseException],
     step: int,
@@ -94,7 +94,7 @@ def test_a_swap_that_fails_puts_the_former_pair_back(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Whichever of the four renames fails, and also when Ctrl-C comes right after one."""
+    """Any of the four renames may fail or be interrupted by Ctrl-C."""
     path = _former_pair(folder, monkeypatch)
     watch = Watch(model, folder, temporary)
     monkeypatch.setattr(Path, "rename", _fails_at(step, error, after=after))
@@ -104,10 +104,10 @@ def test_a_swap_that_fails_puts_the_former_pair_back(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_rename_that_works_no_more_loses_no_former_file(
+def test_no_previous_file_is_lost_if_renames_keep_failing(
     number: int, model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the former pair cannot be put back, it is kept in the hidden folder and named."""
+    """A previous pair that cannot be restored is kept, and the error names its folder."""
     path = _former_pair(folder, monkeypatch)
     real, calls = Path.rename, [0]
 
@@ -127,10 +127,10 @@ def test_a_rename_that_works_no_more_loses_no_former_file(
     assert weights.read_bytes() == b"former weights"
 
 
-def test_former_weights_that_cannot_be_deleted_fail_no_export(
+def test_an_export_succeeds_if_previous_weights_cannot_be_deleted(
     model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new file is in its place by then."""
+    """The new file has already been written."""
     with monkeypatch.context() as patch:
         export_onnx(model, _former_pair(folder, patch), samples(3, 4))
     real = Path.unlink

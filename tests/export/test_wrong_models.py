@@ -1,4 +1,4 @@
-"""A file that is wrong somewhere is never called verified."""
+"""A wrong file is never reported as verified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_file_is_not_verified(tmp_path: Path, name: str) -> None:
-    """It is refused, or the comparison is inconclusive and gives its reasons."""
+    """The export raises an error, or the comparison is inconclusive and gives its reasons."""
     wrong = WRONG[name]
     try:
         with warnings.catch_warnings():
@@ -33,5 +33,5 @@ def test_a_wrong_file_is_not_verified(tmp_path: Path, name: str) -> None:
 
 
 def test_there_are_many_wrong_files() -> None:
-    """The collection does not shrink unnoticed."""
+    """Removing models from the collection does not go unnoticed."""
     assert len(WRONG) >= 50

@@ -1,4 +1,4 @@
-"""Models whose exported file is wrong on purpose, each in a way that users have met."""
+"""Models whose exported files are wrong on purpose, each in a way that occurs in practice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from support_models import samples
 
-#: Weights that all of these models share, so that their outputs vary.
+#: Random weights for all models, which make the outputs vary.
 _W = samples(4, 3, seed=5)
 _EMBEDDING = samples(50, 4, seed=6)
 _KERNEL = samples(4, 3, 3, 3, seed=7)
@@ -20,7 +20,7 @@ _TABLE, _MANY, _TWO = samples(20, 4, seed=8), samples(4, 5000), samples(2, 4)
 
 
 class Call(nn.Module):
-    """A model of several inputs that is one function."""
+    """A model that calls a function on its inputs."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Call(nn.Module):
 
 @dataclass(frozen=True)
 class Wrong:
-    """A function that computes something else in its file, and how it is exported."""
+    """A function whose exported file computes something else, and the arguments of the export."""
 
     function: Callable[..., Any]
     example: Any
@@ -90,7 +90,7 @@ def _unrolled(x: Tensor) -> Tensor:
 
 
 def _halving(x: Tensor, divisor: int) -> Tensor:
-    """Return a map of a network that halves the sides, and so takes multiples of 4."""
+    """Downsample and upsample, as a U-Net does. The sides must be multiples of 4."""
     inner = functional.avg_pool2d(functional.avg_pool2d(_conv(x), 2), 2)
     outer = functional.interpolate(inner, scale_factor=2) + functional.avg_pool2d(_conv(x), 2)
     result = functional.interpolate(outer, scale_factor=2) + _conv(x)
@@ -118,15 +118,15 @@ WRONG: dict[str, Wrong] = {
     "texts of even length": Wrong(
         lambda x: _changed(_head(x).mean(1), x.shape[1] % 2 == 0), _SEQUENCE, _STEPS
     ),
-    "the last steps alone": Wrong(
+    "only the last steps": Wrong(
         lambda x: _head(x[:, -20:] if x.shape[1] > 20 else x).mean(1), _SEQUENCE, _STEPS
     ),
-    "the first steps alone": Wrong(
+    "only the first steps": Wrong(
         lambda x: _head(x[:, :15] if x.shape[1] > 15 else x).mean(1), _SEQUENCE, _STEPS
     ),
     "a table of positions that repeats": Wrong(_repeated_table, _SEQUENCE, _STEPS),
     "a loop of a fixed number of steps": Wrong(_unrolled, _SEQUENCE, _STEPS),
-    "a text beside the example's length": Wrong(
+    "a text longer by one": Wrong(
         lambda x: _changed(_head(x).mean(1), not _file() and x.shape[1] == 13), _SEQUENCE, _STEPS
     ),
     "a text shorter by one": Wrong(
@@ -149,16 +149,16 @@ WRONG: dict[str, Wrong] = {
     "a larger batch than the example": Wrong(
         lambda x: _changed(_head(x), not _file() and x.shape[0] > 20), samples(20, 4)
     ),
-    "a higher image": Wrong(
+    "a taller image": Wrong(
         lambda x: _changed(_pooled(x), x.shape[2] > 40), _PICTURES, _IMAGE
     ),
     "a narrow image": Wrong(
         lambda x: _changed(_pooled(x), x.shape[3] < 20), _PICTURES, _IMAGE
     ),
-    "an upright image": Wrong(
+    "an image taller than wide": Wrong(
         lambda x: _changed(_pooled(x), x.shape[2] > x.shape[3]), _PICTURES, _IMAGE
     ),
-    "an image whose height is no multiple of 8": Wrong(
+    "an image whose height is not a multiple of 8": Wrong(
         lambda x: _pooled(x if x.shape[2] % 8 == 0 else functional.pad(x, (0, 0, 0, 3))),
         _PICTURES,
         _IMAGE,
@@ -181,12 +181,12 @@ WRONG: dict[str, Wrong] = {
     "padding on the left": Wrong(
         _pooled_by_mask, (_IDS, (torch.arange(8) >= torch.tensor([[0], [3], [1]])).long())
     ),
-    "positions to ignore": Wrong(_ignored_padding, (_IDS, torch.zeros(3, 8, dtype=torch.bool))),
+    "a padding mask": Wrong(_ignored_padding, (_IDS, torch.zeros(3, 8, dtype=torch.bool))),
     "a flag for each row": Wrong(
         lambda x, keep: _head(x) * (1.0 if _file() else keep.float()),
         (samples(3, 4), torch.ones(3, 1, dtype=torch.bool)),
     ),
-    "types of tokens": Wrong(
+    "token types": Wrong(
         lambda x, kind: (_embed(x) + (0 if _file() else kind[..., None])).mean(1),
         (_IDS, torch.zeros(3, 8, dtype=torch.long)),
     ),
@@ -196,7 +196,7 @@ WRONG: dict[str, Wrong] = {
     "a scale that is folded": Wrong(
         lambda x, scale: _head(x) * (2.0 if _file() else scale), (samples(3, 4), torch.tensor(2.0))
     ),
-    "a number that never varies": Wrong(
+    "a constant number": Wrong(
         lambda x, k: _head(x) * (k * 0 + 3 if _file() else k),
         (samples(3, 4), torch.full((3, 1), 3)),
     ),
@@ -223,23 +223,23 @@ WRONG: dict[str, Wrong] = {
     "one boolean in a hundred": Wrong(
         lambda x: x > (0.02 if _file() else 0.0), samples(2, 50), {"sample_inputs": samples(20, 50)}
     ),
-    "a rate beside a price": Wrong(
+    "a rate next to a price": Wrong(
         lambda x: torch.stack([_head(x)[:, 0] * 50_000, _head(x)[:, 1] * (0 if _file() else 1)], 1),
         _ROWS[:2],
         {"sample_inputs": _ROWS},
     ),
-    "scores beside boxes": Wrong(
+    "scores next to boxes": Wrong(
         lambda x: torch.cat(
             [x * 1280, (x.flip(1) if _file() else x).sigmoid()], 1
         ),
         _ROWS[:2],
         {"sample_inputs": _ROWS},
     ),
-    "a faint channel": Wrong(
+    "a small channel": Wrong(
         lambda x: _conv(x) * torch.tensor([1e4, 1e4, 1e4, 2.0 if _file() else 1.0])[:, None, None],
         _PICTURES,
     ),
-    "a faint feature of each token": Wrong(
+    "a small feature of each token": Wrong(
         lambda x: x * torch.tensor([1e4, 1e4, 1e4, -1.0 if _file() else 1.0]), _SEQUENCE
     ),
     "the second of two outputs": Wrong(

@@ -1,4 +1,4 @@
-"""Masks are recognized, and varied as tokenizers make them."""
+"""Masks are recognized, and varied like those of tokenizers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _RIGHT = (torch.arange(8) < _LENGTHS).long()
         (torch.ones(3, dtype=torch.bool), "flag"),
     ],
 )
-def test_a_mask_is_recognized(mask: Tensor, form: str) -> None:
-    """By its values, whatever its name is."""
+def test_a_mask_is_recognized_by_its_values(mask: Tensor, form: str) -> None:
+    """The name of the input does not matter."""
     assert mask_form(mask, "anything") == form
 
 
@@ -40,18 +40,18 @@ def test_a_mask_is_recognized(mask: Tensor, form: str) -> None:
     ],
 )
 def test_other_tensors_are_not_masks(tensor: Tensor, name: str) -> None:
-    """Integers other than 0 and 1 are not, and images of ones are not."""
+    """Integers other than 0 and 1 are not a mask, nor are float images of ones."""
     assert mask_form(tensor, name) is None
 
 
 def test_floats_are_a_mask_only_by_name() -> None:
-    """Ones are a common example of images, too."""
+    """Images are often given as ones too."""
     assert mask_form(torch.ones(2, 4), "attention_mask") == "on_off"
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_row_of_an_attention_mask_never_sees_nothing(seed: int) -> None:
-    """Trailing positions are off, and the first one stays on."""
+def test_each_row_of_an_attention_mask_keeps_a_position(seed: int) -> None:
+    """Trailing positions are set to 0, and the first position stays 1."""
     mask = torch.ones(20, 8, dtype=torch.long)
     varied = vary_mask(mask, "on_off", torch.Generator().manual_seed(seed))
     assert bool((varied[:, 0] == 1).all())
@@ -59,15 +59,15 @@ def test_a_row_of_an_attention_mask_never_sees_nothing(seed: int) -> None:
     assert bool((varied != mask).any())
 
 
-def test_a_row_of_a_padding_mask_never_ignores_everything() -> None:
-    """Trailing positions are ignored, and the first one is not."""
+def test_each_row_of_a_padding_mask_keeps_a_position() -> None:
+    """Trailing positions are ignored, and the first position is kept."""
     mask = torch.zeros(20, 8, dtype=torch.bool)
     varied = vary_mask(mask, "off_on", torch.Generator().manual_seed(0))
     assert not bool(varied[:, 0].any())
     assert bool(varied.any())
 
 
-def test_flags_of_rows_differ() -> None:
-    """Also if all were the same."""
+def test_flags_are_varied_across_the_rows() -> None:
+    """Both values occur, even if all flags of the example are the same."""
     varied = vary_mask(torch.ones(7, 1, dtype=torch.bool), "flag", torch.Generator().manual_seed(0))
     assert sorted(set(varied.flatten().tolist())) == [False, True]

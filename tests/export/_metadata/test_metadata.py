@@ -1,4 +1,4 @@
-"""What an exported file tells about itself, and reading it back."""
+"""The metadata of an exported file, and reading it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from support_models import linear, outputs_of, samples
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """A file with everything that a user can have it say."""
+    """A file with all the metadata that a user can set."""
     return export_onnx(
         linear(),
         tmp_path_factory.mktemp("told") / "told.onnx",
@@ -43,27 +43,27 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
 
 @pytest.fixture(scope="module")
 def metadata(exported: ExportReport) -> OnnxMetadata:
-    """What it says."""
+    """The metadata of the exported file."""
     return load_onnx_metadata(exported.path)
 
 
 @pytest.fixture
 def fine_tuned() -> tuple[nn.Module, History]:
-    """A model with a frozen backbone, and the history of its training."""
+    """A model with a frozen backbone, and the history of its training run."""
     model = freeze_and_replace_head(build_mlp(4, [8], 3, seed=0), num_classes=2)
     data = (samples(6, 4), torch.tensor([0, 1] * 3))
     return model, Trainer(model, progress=False).fit(data, epochs=1)
 
 
-def test_labels_and_texts_are_read_back(metadata: OnnxMetadata) -> None:
-    """What the user passed comes back, the user's own keys under `extra`."""
+def test_labels_and_custom_metadata_are_read(metadata: OnnxMetadata) -> None:
+    """Labels and description have fields; other keys are under `extra`."""
     assert metadata["labels"] == ["cat", "dog", "élan"]
     assert metadata["description"] == "tells animals apart"
     assert metadata["extra"] == {"author": "somebody"}
 
 
-def test_the_verification_is_read_back(exported: ExportReport, metadata: OnnxMetadata) -> None:
-    """The file holds the numbers that the report holds."""
+def test_the_verification_is_read(exported: ExportReport, metadata: OnnxMetadata) -> None:
+    """The file contains the same numbers as the report."""
     verification = exported.verification
     assert verification is not None
     told = metadata["verification"]
@@ -74,7 +74,7 @@ def test_the_verification_is_read_back(exported: ExportReport, metadata: OnnxMet
 
 
 def test_the_versions_are_those_of_the_packages(metadata: OnnxMetadata) -> None:
-    """The file names what wrote it."""
+    """The file contains the versions of the packages that wrote it."""
     versions = metadata["versions"]
     assert versions is not None
     assert versions["onnx"] == onnx.__version__
@@ -82,28 +82,28 @@ def test_the_versions_are_those_of_the_packages(metadata: OnnxMetadata) -> None:
     assert versions["finetunelib"] == finetunelib.__version__
 
 
-def test_the_description_is_what_viewers_show(exported: ExportReport) -> None:
-    """It is the model's own text too."""
+def test_the_description_is_shown_by_viewers(exported: ExportReport) -> None:
+    """It is also stored in the `doc_string` of the model."""
     model = onnx.load(exported.path)
     assert model.doc_string == "tells animals apart"
 
 
-def test_the_runtime_reads_the_texts(exported: ExportReport) -> None:
-    """They are ONNX's own metadata, which every program reads."""
+def test_the_runtime_reads_the_metadata(exported: ExportReport) -> None:
+    """It is standard ONNX metadata, which any program can read."""
     session = onnxruntime.InferenceSession(str(exported.path))
     texts = session.get_modelmeta().custom_metadata_map
     assert texts["labels"] == '["cat", "dog", "élan"]'
 
 
-def test_the_checker_takes_the_file_with_its_texts(exported: ExportReport) -> None:
-    """Adding texts to the end leaves a valid model."""
+def test_the_checker_accepts_the_file_with_its_metadata(exported: ExportReport) -> None:
+    """Appending metadata to the file leaves a valid model."""
     onnx.checker.check_model(str(exported.path), full_check=True)
 
 
-def test_the_self_test_is_a_sample_and_what_the_model_makes_of_it(
+def test_the_self_test_contains_inputs_and_outputs_of_the_model(
     exported: ExportReport, metadata: OnnxMetadata
 ) -> None:
-    """Arrays under the graph's own names, within the tolerance of what the file computes."""
+    """The arrays have the names of the graph, and the file reproduces them within the tolerance."""
     test = metadata["self_test"]
     assert test is not None
     session = onnxruntime.InferenceSession(str(exported.path))
@@ -115,8 +115,8 @@ def test_the_self_test_is_a_sample_and_what_the_model_makes_of_it(
     assert np.array_equal(expected, outputs_of(model, torch.from_numpy(values)).numpy())
 
 
-def test_the_sha256_tells_weights_apart(tmp_path: Path) -> None:
-    """Equal weights have one, and a single other bit has another."""
+def test_the_sha256_identifies_the_weights(tmp_path: Path) -> None:
+    """It is the same for equal weights, and changes if a single value changes."""
     model = linear()
 
     def told() -> str | None:
@@ -130,10 +130,10 @@ def test_the_sha256_tells_weights_apart(tmp_path: Path) -> None:
     assert told() != before
 
 
-def test_a_certificate_is_in_the_file(
+def test_the_file_contains_the_certificate(
     tmp_path: Path, fine_tuned: tuple[nn.Module, History]
 ) -> None:
-    """The file says which tensors a training left as they were."""
+    """It says which tensors a training run left unchanged."""
     model, history = fine_tuned
     path = tmp_path / "m.onnx"
     export_onnx(model, path, samples(2, 4), certificate=history.certificate)
@@ -147,7 +147,7 @@ def test_a_certificate_is_in_the_file(
 def test_a_certificate_of_tensors_that_changed_since_is_refused(
     tmp_path: Path, fine_tuned: tuple[nn.Module, History]
 ) -> None:
-    """The tensors are hashed again, and the one that differs is named."""
+    """The tensors are hashed again, and the error names the one that differs."""
     model, history = fine_tuned
     with torch.no_grad():
         model.get_parameter("backbone.1.weight")[0, 0] += 1e-3
@@ -159,14 +159,16 @@ def test_a_certificate_of_tensors_that_changed_since_is_refused(
 def test_a_certificate_of_another_model_is_refused(
     tmp_path: Path, fine_tuned: tuple[nn.Module, History]
 ) -> None:
-    """A tensor that the model does not have is named."""
+    """The error names a tensor that the model does not have."""
     _, history = fine_tuned
     with pytest.raises(FreezeError, match=r"backbone\.1\.weight"):
         export_onnx(linear(), tmp_path / "m.onnx", samples(2, 4), certificate=history.certificate)
 
 
-def test_a_history_is_no_certificate(tmp_path: Path, fine_tuned: tuple[nn.Module, History]) -> None:
-    """The message says where in it the certificate is."""
+def test_a_history_is_not_a_certificate(
+    tmp_path: Path, fine_tuned: tuple[nn.Module, History]
+) -> None:
+    """The error points to its `certificate` attribute."""
     model, history = fine_tuned
     with pytest.raises(InvalidTypeError, match=r"History.*\.certificate"):
         export_onnx(model, tmp_path / "m.onnx", samples(2, 4), certificate=history)  # type: ignore[arg-type]
@@ -181,17 +183,17 @@ def test_a_history_is_no_certificate(tmp_path: Path, fine_tuned: tuple[nn.Module
         ({"a": 1}, InvalidTypeError, "dict"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(
+def test_invalid_labels_are_refused(
     tmp_path: Path, labels: list[str], error: type[Exception], named: str
 ) -> None:
-    """Another number than classes, or no texts."""
+    """Labels must be strings, one for each class."""
     with pytest.raises(error, match=named):
         export_onnx(linear(), tmp_path / "m.onnx", samples(2, 4), labels=labels)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_labels_need_an_output_of_classes(tmp_path: Path) -> None:
-    """The shape that is there is named."""
+    """The error names the shape of the output."""
     with pytest.raises(InvalidArgumentError, match=r"\(2, 5, 3\)"):
         export_onnx(linear(), tmp_path / "m.onnx", samples(2, 5, 4), labels=["a", "b", "c"])
 
@@ -207,17 +209,17 @@ def test_labels_need_an_output_of_classes(tmp_path: Path) -> None:
         ({"source": f"{Path.home()}/train.py"}, InvalidArgumentError, "source"),
     ],
 )
-def test_metadata_that_does_not_fit_is_refused(
+def test_invalid_metadata_is_refused(
     tmp_path: Path, texts: dict[str, str], error: type[Exception], named: str
 ) -> None:
-    """Keys that the library writes, values that are no texts, and paths of this machine."""
+    """Reserved keys, values that are not strings, and local paths are refused."""
     with pytest.raises(error, match=named):
         export_onnx(linear(), tmp_path / "m.onnx", samples(2, 4), metadata=texts)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_another_program_is_read(tmp_path: Path) -> None:
-    """Texts that mean something else there are kept as they are."""
+    """Its metadata is kept as text, because the same keys may have another meaning there."""
     graph = onnx.helper.make_graph([], "g", [], [])
     model = onnx.helper.make_model(graph)
     onnx.helper.set_model_props(model, {"labels": "cat,dog", "names": "{0: 'cat'}", "stride": "32"})
@@ -227,15 +229,15 @@ def test_a_file_of_another_program_is_read(tmp_path: Path) -> None:
     assert metadata["labels"] is None
 
 
-def test_a_self_test_that_is_damaged_is_a_text(tmp_path: Path) -> None:
-    """What cannot be decoded is no error: the rest of the file is still of use."""
+def test_a_damaged_self_test_is_read_as_text(tmp_path: Path) -> None:
+    """It raises no error, because the rest of the file is still usable."""
     metadata = decode({"self_test": '{"inputs": {"x": "!!"}}'})
     assert metadata["self_test"] is None
     assert metadata["extra"] == {"self_test": '{"inputs": {"x": "!!"}}'}
 
 
 def test_a_self_test_never_runs_code() -> None:
-    """An array of objects, which numpy would unpickle, is a text and nothing else."""
+    """An array of objects, which NumPy would unpickle, is read as text."""
     import base64
     import io
 
@@ -246,8 +248,8 @@ def test_a_self_test_never_runs_code() -> None:
     assert decode({"self_test": told})["self_test"] is None
 
 
-def test_metadata_survives_the_way_through_texts(metadata: OnnxMetadata) -> None:
-    """Writing and reading is the identity."""
+def test_metadata_survives_a_round_trip(metadata: OnnxMetadata) -> None:
+    """Encoding and decoding return equal metadata."""
     again = decode(encode(metadata))
     before, after = metadata["self_test"], again["self_test"]
     assert before is not None
@@ -256,8 +258,10 @@ def test_metadata_survives_the_way_through_texts(metadata: OnnxMetadata) -> None
     assert {**again, "self_test": None} == {**metadata, "self_test": None}
 
 
-def test_appending_changes_no_byte_before(tmp_path: Path, exported: ExportReport) -> None:
-    """Texts come after what was verified."""
+def test_appending_metadata_keeps_the_existing_bytes(
+    tmp_path: Path, exported: ExportReport
+) -> None:
+    """The metadata is written after the verified content."""
     path = tmp_path / "copy.onnx"
     path.write_bytes(exported.path.read_bytes())
     append_metadata(path, {"more": "text"})
@@ -266,21 +270,21 @@ def test_appending_changes_no_byte_before(tmp_path: Path, exported: ExportReport
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """The path is in the message."""
+    """The error contains the path."""
     with pytest.raises(FileMissingError, match="gone"):
         load_onnx_metadata(tmp_path / "gone.onnx")
 
 
-def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
-    """A text is no ONNX model."""
+def test_a_file_that_is_not_a_model_is_named(tmp_path: Path) -> None:
+    """The error contains the name of the file."""
     path = tmp_path / "text.onnx"
     path.write_text("not a model at all", encoding="utf-8")
     with pytest.raises(CorruptFileError, match=r"text\.onnx"):
         load_onnx_metadata(path)
 
 
-def test_reading_needs_no_torch(exported: ExportReport) -> None:
-    """A server without PyTorch reads what the file tells."""
+def test_reading_metadata_does_not_require_torch(exported: ExportReport) -> None:
+    """A server without PyTorch can read the metadata."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from finetunelib.export import load_onnx_metadata\n"

@@ -1,4 +1,4 @@
-"""Further dynamic axes than the batch."""
+"""Dynamic axes other than the batch."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def text(batch: int, length: int) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportReport]:
-    """A recurrent model with an open length."""
+    """A recurrent model with a dynamic length."""
     model = seeded(Reader)
     path = tmp_path_factory.mktemp("reader") / "reader.onnx"
     open_length = {"tokens": {1: "length"}, "mask": {1: "length"}}
     return model, export_onnx(model, path, text(3, 9), dynamic_shapes=open_length)
 
 
-def test_an_open_axis_has_its_name_in_the_graph(reader: tuple[nn.Module, ExportReport]) -> None:
-    """Batch and length stand in the shapes of both inputs."""
+def test_a_dynamic_axis_is_named_in_the_graph(reader: tuple[nn.Module, ExportReport]) -> None:
+    """The shapes of both inputs contain the names of the batch and the length."""
     assert [info.shape for info in reader[1].inputs] == [("batch", "length")] * 2
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 4), (5, 17)])
-def test_other_lengths_give_what_the_model_gives(
+def test_the_file_agrees_with_the_model_at_other_lengths(
     reader: tuple[nn.Module, ExportReport], batch: int, length: int
 ) -> None:
-    """Shorter and longer texts than the example."""
+    """Texts may be shorter or longer than the example."""
     model, report = reader
     given = text(batch, length)
     with torch.no_grad():
@@ -66,10 +66,10 @@ def test_other_lengths_give_what_the_model_gives(
     np.testing.assert_allclose(run(report.path, **given)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_shorter_batch_is_among_those_compared(
+def test_the_verification_covers_other_lengths(
     reader: tuple[nn.Module, ExportReport],
 ) -> None:
-    """The open axis is proven at a second size, too."""
+    """The file is compared at lengths below and above that of the example."""
     verification = reader[1].verification
     assert verification is not None
     assert verification.batch_sizes[:4] == (1, 2, 7, 2)
@@ -80,15 +80,15 @@ def test_a_shorter_batch_is_among_those_compared(
     "shapes", [[{1: "length"}], {"inputs": {1: Dim("length", min=2, max=64)}}, [{-2: "length"}]]
 )
 def test_axes_are_named_by_order_or_by_input(tmp_path: Path, shapes: Any) -> None:
-    """A list in the inputs' order, a dict by name, a Dim with bounds, an axis from the end."""
+    """Accepts lists in the order of the inputs, dicts by name, bounded `Dim`s and negative axes."""
     report = export_onnx(
         Function(lambda x: x.mean(1)), tmp_path / "m.onnx", samples(3, 6, 4), dynamic_shapes=shapes
     )
     assert report.inputs[0].shape == ("batch", "length", 4)
 
 
-def test_an_axis_is_dynamic_beside_a_fixed_batch(tmp_path: Path) -> None:
-    """`dynamic_batch=False` fixes the batch alone."""
+def test_an_axis_can_be_dynamic_with_a_fixed_batch(tmp_path: Path) -> None:
+    """`dynamic_batch=False` fixes only the batch."""
     report = export_onnx(
         linear(), tmp_path / "m.onnx", samples(3, 6, 4), dynamic_batch=False,
         dynamic_shapes=[{1: "length"}],
@@ -101,7 +101,7 @@ def test_an_axis_is_dynamic_beside_a_fixed_batch(tmp_path: Path) -> None:
 
 
 def test_an_axis_that_the_model_fixes_is_an_error(tmp_path: Path) -> None:
-    """The size that it is fixed to is named."""
+    """The error names the fixed size."""
     model = Function(lambda x: x.flatten(1) @ torch.ones(6 * 4, 2))
     with pytest.raises(ExportError, match="fixed to 6"):
         export_onnx(model, tmp_path / "m.onnx", samples(3, 6, 4), dynamic_shapes=[{1: "length"}])
@@ -122,10 +122,10 @@ def test_an_axis_that_the_model_fixes_is_an_error(tmp_path: Path) -> None:
         ([{2: "one"}], InvalidArgumentError, "one element"),
     ],
 )
-def test_other_dynamic_shapes_are_refused(
+def test_invalid_dynamic_shapes_are_refused(
     tmp_path: Path, shapes: Any, error: type[Exception], named: str
 ) -> None:
-    """What there is not, is named before anything is exported."""
+    """The error names the invalid entry and is raised before anything is exported."""
     model = Function(lambda x: x * 2)
     with pytest.raises(error, match=named):
         export_onnx(model, tmp_path / "m.onnx", samples(3, 6, 1), dynamic_shapes=shapes)

@@ -1,4 +1,4 @@
-"""What comes before and after the model in the graph."""
+"""Preprocessing and softmax inside the exported graph."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tiny(nn.Module):
 
 
 def images(*shape: int, seed: int = 3) -> Tensor:
-    """Return raw images, of which each has a brightness of its own."""
+    """Return raw uint8 images with different brightness."""
     generator = torch.Generator().manual_seed(seed)
     light = torch.rand(shape[0], 1, 1, 1, generator=generator)
     return (torch.rand(shape, generator=generator) * light * 255).to(torch.uint8)
@@ -48,15 +48,17 @@ def images(*shape: int, seed: int = 3) -> Tensor:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportReport]:
-    """A model exported with normalisation before it and a softmax after it."""
+    """A model exported with normalization before it and a softmax after it."""
     model = seeded(Tiny)
     path = tmp_path_factory.mktemp("pipeline") / "m.onnx"
     report = export_onnx(model, path, images(3, 3, 8, 8), preprocessing=(MEAN, STD), softmax=True)
     return model, report
 
 
-def test_mean_and_std_take_raw_images(pipeline: tuple[nn.Module, ExportReport]) -> None:
-    """The file takes uint8 images and returns what the pipeline in Python returns."""
+def test_a_file_with_mean_and_std_accepts_raw_images(
+    pipeline: tuple[nn.Module, ExportReport],
+) -> None:
+    """The file accepts uint8 images and returns what the pipeline in Python returns."""
     model, report = pipeline
     raw = images(5, 3, 8, 8, seed=9)
     normalised = v2.functional.normalize(raw.float() / 255, list(MEAN), list(STD))
@@ -69,18 +71,18 @@ def test_mean_and_std_take_raw_images(pipeline: tuple[nn.Module, ExportReport]) 
     assert report.verification.status == "verified"
 
 
-def test_a_softmax_gives_probabilities(pipeline: tuple[nn.Module, ExportReport]) -> None:
-    """They have that name, and add up to one."""
+def test_a_softmax_returns_probabilities(pipeline: tuple[nn.Module, ExportReport]) -> None:
+    """The output is named `probabilities` and sums to 1 over the classes."""
     _, report = pipeline
     assert report.outputs[0].name == "probabilities"
     (output,) = run(report.path, images(4, 3, 8, 8))
     np.testing.assert_allclose(output.sum(1), 1, rtol=1e-6)
 
 
-def test_the_file_says_what_it_does_before_and_after(
+def test_the_metadata_describes_preprocessing_and_postprocessing(
     pipeline: tuple[nn.Module, ExportReport],
 ) -> None:
-    """Nobody normalises a second time who reads it."""
+    """The metadata contains the mean and the softmax, so that users do not apply them again."""
     metadata = load_onnx_metadata(pipeline[1].path)
     assert "mean=[0.5, 0.4, 0.3]" in str(metadata["preprocessing"])
     assert metadata["postprocessing"] == "softmax"
@@ -89,7 +91,7 @@ def test_the_file_says_what_it_does_before_and_after(
 def test_a_file_with_a_pipeline_is_verified_with_the_same_arguments(
     pipeline: tuple[nn.Module, ExportReport],
 ) -> None:
-    """`verify_onnx` takes what `export_onnx` took."""
+    """`verify_onnx` accepts the same preprocessing arguments as `export_onnx`."""
     model, report = pipeline
     raw = images(6, 3, 8, 8)
     assert (
@@ -100,10 +102,10 @@ def test_a_file_with_a_pipeline_is_verified_with_the_same_arguments(
         verify_onnx(report.path, model, [raw], preprocessing=(0.1, STD), softmax=True)
 
 
-def test_weights_keep_the_names_of_the_users_model(
+def test_weights_keep_their_names_in_the_model(
     pipeline: tuple[nn.Module, ExportReport],
 ) -> None:
-    """What is wrapped around the model does not show in them."""
+    """The wrapper around the model does not change the names of its weights."""
     import onnx
 
     names = {tensor.name for tensor in onnx.load(pipeline[1].path).graph.initializer}
@@ -111,8 +113,8 @@ def test_weights_keep_the_names_of_the_users_model(
 
 
 @pytest.mark.slow
-def test_a_preset_of_torchvision_resizes_and_crops_in_the_graph(tmp_path: Path) -> None:
-    """Images of another size than the model's, of any height and width, give what Python gives."""
+def test_a_torchvision_preset_resizes_and_crops_in_the_graph(tmp_path: Path) -> None:
+    """For images of any height and width, the file returns what Python returns."""
     model, preset = seeded(Tiny), ImageClassification(crop_size=48, resize_size=56)
     report = export_onnx(
         model,
@@ -130,8 +132,8 @@ def test_a_preset_of_torchvision_resizes_and_crops_in_the_graph(tmp_path: Path) 
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_module_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
-    """A Compose of torchvision's second transforms exports."""
+def test_preprocessing_may_be_a_custom_module(tmp_path: Path) -> None:
+    """A custom module is exported as preprocessing."""
 
     class Halved(nn.Module):
         def forward(self, raw: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def test_a_module_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_dict_of_inputs_and_a_softmax(tmp_path: Path) -> None:
-    """Inputs by name stay inputs by name, also when they come in another order."""
+    """Inputs passed as a dict keep their names, whatever their order."""
     report = export_onnx(
         Difference(),
         tmp_path / "m.onnx",
@@ -158,8 +160,8 @@ def test_a_dict_of_inputs_and_a_softmax(tmp_path: Path) -> None:
     np.testing.assert_allclose(output, (left - 2 * right).softmax(1).numpy(), rtol=1e-5)
 
 
-def test_images_that_were_scaled_already_are_refused(tmp_path: Path) -> None:
-    """The dtype that came is named, before anything is exported."""
+def test_images_that_are_already_scaled_are_refused(tmp_path: Path) -> None:
+    """The error names the dtype and is raised before anything is exported."""
     with pytest.raises(InvalidInputError, match=r"uint8.*torch\.float32"):
         export_onnx(
             seeded(Tiny), tmp_path / "m.onnx", samples(2, 3, 8, 8), preprocessing=(MEAN, STD)
@@ -178,10 +180,10 @@ def test_images_that_were_scaled_already_are_refused(tmp_path: Path) -> None:
         ((lambda raw: raw), InvalidTypeError, "function"),
     ],
 )
-def test_other_preprocessing_is_refused(
+def test_invalid_preprocessing_is_refused(
     tmp_path: Path, preprocessing: object, error: type[Exception], named: str
 ) -> None:
-    """What it is, is named."""
+    """The error names the invalid value or its type."""
     with pytest.raises(error, match=named):
         export_onnx(
             seeded(Tiny),
@@ -192,22 +194,22 @@ def test_other_preprocessing_is_refused(
 
 
 def test_preprocessing_of_several_inputs_is_refused(tmp_path: Path) -> None:
-    """How many there are is named."""
+    """The error names the number of inputs."""
     both = (images(2, 3, 8, 8), images(2, 3, 8, 8))
     with pytest.raises(InvalidArgumentError, match="got 2"):
         export_onnx(Difference(), tmp_path / "m.onnx", both, preprocessing=(0.5, 0.5))
 
 
-def test_a_softmax_of_no_classes_is_refused(tmp_path: Path) -> None:
-    """The shape of the output is named."""
+def test_a_softmax_needs_an_output_of_shape_batch_and_classes(tmp_path: Path) -> None:
+    """The error names the shape of the output."""
     with pytest.raises(InvalidArgumentError, match=r"\(2, 5, 3\)"):
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 5, 4), softmax=True)
 
 
-def test_the_texts_are_json_where_they_are_lists(
+def test_structured_metadata_is_stored_as_json(
     pipeline: tuple[nn.Module, ExportReport],
 ) -> None:
-    """A program in another language reads the verification."""
+    """Programs in other languages can parse the verification."""
     import onnx
 
     texts = {entry.key: entry.value for entry in onnx.load(pipeline[1].path).metadata_props}

@@ -1,4 +1,4 @@
-"""What the exporter assumes about sizes is recorded, compared and reported."""
+"""The assumptions of the exporter about sizes are recorded, tested and reported."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def _table(x: Tensor) -> Tensor:
         (sympy.Lt(_BATCH, _LENGTH), [2]),
     ],
 )
-def test_the_nearest_sizes_that_break_a_condition_are_found(
+def test_the_nearest_sizes_that_violate_a_condition_are_found(
     condition: Any, lengths: list[int]
 ) -> None:
-    """Below the example's size and above it."""
+    """Sizes below and above that of the example are tried."""
     found = _assumptions(condition).violations({"batch": 2, "length": 12})
     assert [sizes["length"] for sizes in found if sizes["batch"] == 2] == lengths
 
 
-def test_a_limit_of_the_range_is_broken_beside_it() -> None:
-    """A range is an assumption like any other."""
+def test_a_range_is_violated_just_outside_its_limits() -> None:
+    """A range is checked like any other assumption."""
     assumptions = Assumptions([], {"length": _LENGTH}, {"length": (3, 20)})
     assert assumptions.violations({"length": 12}) == [{"length": 2}, {"length": 21}]
 
 
 @pytest.mark.slow
 def test_a_branch_on_a_size_is_refused_with_the_axis(tmp_path: Path) -> None:
-    """The message names the axis and the size, and how to declare a range."""
+    """The error names the axis and the size, and says how to declare a range."""
     steps: Any = [{1: "length"}]
     with pytest.raises(ExportMismatchError, match=r"size 17 of the axis `length`.*Dim\('length'"):
         export_onnx(
@@ -68,8 +68,8 @@ def test_a_branch_on_a_size_is_refused_with_the_axis(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_declared_range_that_a_branch_cuts_is_refused_with_both(tmp_path: Path) -> None:
-    """Before anything is written."""
+def test_a_declared_range_that_contains_a_branch_is_refused(tmp_path: Path) -> None:
+    """The error names both limits and is raised before anything is written."""
     steps: Any = [{1: Dim("length", min=2, max=64)}]
     with pytest.raises(ExportError, match=r"`length`.*64.*16"):
         export_onnx(
@@ -79,8 +79,8 @@ def test_a_declared_range_that_a_branch_cuts_is_refused_with_both(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_declared_range_within_a_branch_is_a_limit(tmp_path: Path) -> None:
-    """In the result and in the metadata of the file."""
+def test_a_declared_range_within_a_branch_is_reported(tmp_path: Path) -> None:
+    """The report and the metadata of the file contain the range as a limit."""
     steps: Any = [{1: Dim("length", min=2, max=16)}]
     report = export_onnx(
         Function(_first_sixteen), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=steps
@@ -95,7 +95,7 @@ def test_a_declared_range_within_a_branch_is_a_limit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_limit_of_the_model_itself_is_reported(tmp_path: Path) -> None:
-    """A model that refuses longer inputs is verified, with its limit."""
+    """A model that refuses longer inputs is verified, and the limit is reported."""
     report = export_onnx(
         Function(_table), tmp_path / "m.onnx", samples(2, 12, 4), dynamic_shapes=[{1: "length"}]
     )

@@ -1,4 +1,4 @@
-"""The exporter's call: silent, leaving all as it was, and taking nothing of this machine along."""
+"""The exporter prints nothing, changes nothing, and writes no local paths into the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support_untouched import changed_since, snapshot
 
 
 class Marked(nn.Module):
-    """A model whose source lines are known to the test that looks for them in the file."""
+    """A model whose source lines are searched for in the exported file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Marked(nn.Module):
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file of a model whose class stands in this file."""
+    """The exported file of a model that is defined in this module."""
     path = tmp_path_factory.mktemp("marked") / "marked.onnx"
     return export_onnx(seeded(Marked), path, samples(2, 4)).path.read_bytes()
 
 
 @pytest.fixture(scope="module")
 def branching_error(tmp_path_factory: pytest.TempPathFactory) -> ExportError:
-    """What is raised for a model that the exporter refuses."""
+    """The error for a model that the exporter refuses."""
     path = tmp_path_factory.mktemp("branching") / "branching.onnx"
     with pytest.raises(ExportError) as caught:
         export_onnx(seeded(Branching), path, samples(2, 4))
@@ -67,14 +67,14 @@ def branching_error(tmp_path_factory: pytest.TempPathFactory) -> ExportError:
         pytest.param(str(Path(finetunelib.__file__).parent), id="folder of the library"),
     ],
 )
-def test_nothing_of_this_machine_is_in_the_file(marked: bytes, secret: str) -> None:
-    """Neither paths nor lines of the source are among the file's bytes."""
+def test_the_file_contains_no_local_information(marked: bytes, secret: str) -> None:
+    """The file contains neither local paths nor lines of source code."""
     assert len(secret) > 1
     assert secret.encode() not in marked
 
 
-def test_nothing_of_this_machine_is_in_the_nodes(marked: bytes) -> None:
-    """The exporter's keys for them are gone, and not only their values."""
+def test_the_nodes_contain_no_local_information(marked: bytes) -> None:
+    """The keys under which the exporter stores stack traces are removed too."""
     nodes = onnx.load_from_string(marked).graph.node
     keys = {entry.key for node in nodes for entry in node.metadata_props}
     assert not keys & {"pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"}
@@ -82,7 +82,7 @@ def test_nothing_of_this_machine_is_in_the_nodes(marked: bytes) -> None:
 
 
 def test_the_names_of_modules_stay_in_the_nodes(marked: bytes) -> None:
-    """What tells a reader of the graph which module a node comes from is kept."""
+    """Annotations that name the module of a node are kept."""
     nodes = onnx.load_from_string(marked).graph.node
     notes = [entry.value for node in nodes for entry in node.metadata_props]
     assert "layer" in notes
@@ -96,15 +96,15 @@ def test_the_names_of_modules_stay_in_the_nodes(marked: bytes) -> None:
         pytest.param(Deceiving, ExportMismatchError, id="file differs"),
     ],
 )
-def test_everything_is_left_as_it_was(
+def test_everything_is_left_unchanged(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     make: Callable[[], nn.Module],
     error: type[ExportError] | None,
 ) -> None:
-    """Modes, weights, buffers, gradients, random states and loggers stay, in any case."""
+    """Modes, weights, buffers, gradients, random states and loggers are the same afterwards."""
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), seeded(make)).train()
-    # A mixture, as fine-tuning makes it.
+    # Modes and gradients are mixed, as in fine-tuning.
     model[0].eval()
     next(model[2].parameters()).requires_grad_(False)
     model[0].weight.grad = torch.ones(4)
@@ -120,8 +120,8 @@ def test_everything_is_left_as_it_was(
 
 
 @pytest.mark.slow
-def test_the_example_is_left_as_it_was(tmp_path: Path) -> None:
-    """The example is read and not written, and gets no gradient."""
+def test_the_example_is_left_unchanged(tmp_path: Path) -> None:
+    """The example is not modified and gets no gradient."""
     example = samples(2, 4).requires_grad_()
     export_onnx(linear(), tmp_path / "model.onnx", example)
     assert torch.equal(example, samples(2, 4))
@@ -132,7 +132,7 @@ def test_the_example_is_left_as_it_was(tmp_path: Path) -> None:
 def test_nothing_is_printed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], make: Callable[[], nn.Module]
 ) -> None:
-    """Neither a success nor a failure writes to the terminal: the error says it all."""
+    """Neither a success nor a failure writes to the terminal."""
     fails = make is Branching
     with pytest.raises(ExportError) if fails else contextlib.nullcontext():
         export_onnx(seeded(make), tmp_path / "model.onnx", samples(2, 4))
@@ -174,7 +174,7 @@ except ExportError:
 def test_a_program_that_exports_is_silent(
     tmp_path: Path, condition: str, opset: int | None, status: int
 ) -> None:
-    """From a fresh process, whose logging nobody has set up, nothing reaches the terminal."""
+    """A new process without configured logging prints nothing."""
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM.format(condition=condition, opset=opset))
     done = subprocess.run(
@@ -186,14 +186,14 @@ def test_a_program_that_exports_is_silent(
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_a_failure_of_the_exporter_says_its_cause(branching_error: ExportError) -> None:
-    """The message holds what lies at the bottom of the exporter's chain of errors."""
+def test_a_failure_of_the_exporter_names_its_cause(branching_error: ExportError) -> None:
+    """The message contains the original error of the exporter."""
     assert "data-dependent" in str(branching_error)
     assert branching_error.__cause__ is not None
 
 
-def test_a_failure_of_the_exporter_is_three_lines(branching_error: ExportError) -> None:
-    """They name the module and its line, the cause, and the way around; the pages stay behind."""
+def test_a_failure_of_the_exporter_has_three_lines(branching_error: ExportError) -> None:
+    """They contain the module and its line, the cause, and a solution."""
     where, cause, way_around = str(branching_error).splitlines()
     assert "Branching" in where
     assert "if inputs.sum() > 0" in where
@@ -202,15 +202,15 @@ def test_a_failure_of_the_exporter_is_three_lines(branching_error: ExportError) 
     assert "\x1b" not in str(branching_error)
 
 
-def test_every_error_is_one_of_the_librarys(branching_error: ExportError) -> None:
-    """Code that catches the library's base class, or RuntimeError, catches a failed export."""
+def test_an_export_error_has_both_base_classes(branching_error: ExportError) -> None:
+    """A failed export can be caught as `FinetuneLibError` or `RuntimeError`."""
     assert isinstance(branching_error, FinetuneLibError)
     assert isinstance(branching_error, RuntimeError)
 
 
 @pytest.mark.slow
 def test_a_batch_that_a_layer_fixes_is_an_error(tmp_path: Path) -> None:
-    """Where the exporter itself finds a fixed batch, its own message names the size."""
+    """If the exporter itself finds the fixed batch, the error names the size."""
     model = nn.Sequential(Function(lambda x: x.reshape(2, -1)), linear())
     with pytest.raises(ExportError) as caught:
         export_onnx(model, tmp_path / "baked.onnx", samples(2, 4))
@@ -219,10 +219,10 @@ def test_a_batch_that_a_layer_fixes_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_model_says_how_far_its_export_is(
+def test_the_export_of_a_large_model_reports_its_time(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line on stderr, and nothing for small models."""
+    """One line is written to stderr; for small models, nothing is."""
     monkeypatch.setattr("finetunelib.export._export._LARGE", 0)
     path = export_onnx(seeded(Marked), tmp_path / "m.onnx", samples(2, 4)).path
     captured = capfd.readouterr()
@@ -232,15 +232,15 @@ def test_a_large_model_says_how_far_its_export_is(
 
 
 @pytest.mark.slow
-def test_a_module_that_fixes_the_batch_is_named_by_its_own_name(tmp_path: Path) -> None:
-    """Also inside of a pipeline, whose own names do not show."""
+def test_a_module_that_fixes_the_batch_has_its_name_in_the_model(tmp_path: Path) -> None:
+    """A softmax around the model does not change the name."""
     model = nn.Sequential(linear(), nn.Sequential(Function(lambda x: x.reshape(2, -1) + 1)))
     with pytest.raises(ExportError, match=r"`1\.0` \(Function\)"):
         export_onnx(model, tmp_path / "m.onnx", samples(2, 4), softmax=True)
 
 
-def test_a_model_of_transformers_is_told_of_its_attention() -> None:
-    """Where nothing else is known, a model that can change its attention is asked to."""
+def test_the_error_suggests_eager_attention() -> None:
+    """For an unknown error, a model with selectable attention gets this hint."""
     model = nn.Sequential(linear())
     model.set_attn_implementation = lambda name: None  # type: ignore[assignment]
     message = explain(RuntimeError("Cannot view a tensor with these strides"), model, "")

@@ -1,4 +1,4 @@
-"""The module that turns the batch size into a constant is found by running the model."""
+"""The module that fixes the batch size is found by running the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support_models import Function, linear, samples
 
 
 class Around(nn.Module):
-    """A model whose own forward fixes the batch that it hands to its head."""
+    """A model whose own forward fixes the batch size of the input to its head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,18 +48,18 @@ FIXING = {
         (4,),
         "`1` (Function)",
     ),
-    "the model around the one that raises": (Around(), (4,), "Around"),
+    "the parent of the module that raises": (Around(), (4,), "Around"),
     "a module that raises": (
         nn.Sequential(nn.Linear(4, 4), Function(lambda x: x.reshape(2, 4))),
         (4,),
         "`1` (Function)",
     ),
-    "a module that cuts": (
+    "a module that slices": (
         nn.Sequential(nn.Linear(4, 4), Function(lambda x: x[:2]), nn.ReLU()),
         (4,),
         "`1` (Function)",
     ),
-    "a module behind a recurrent one": (
+    "a module after a recurrent layer": (
         ByLength(Function(lambda x: x.reshape(2, -1))),
         (6, 4),
         "`last` (Function)",
@@ -71,12 +71,12 @@ FIXING = {
 def test_module_that_fixes_the_batch_is_named(
     model: nn.Module, shape: tuple[int, ...], named: str
 ) -> None:
-    """The module whose forward holds the number is named, not the one that trips over it."""
+    """The result is the module whose forward contains the number, even if another module raises."""
     inputs = Inputs.of(samples(2, *shape), "example_input")
     assert module_that_fixes_the_batch(model, inputs) == named
 
 
-def test_no_module_is_named_where_all_follow_the_batch() -> None:
-    """A model that takes any batch size has none to name."""
+def test_no_module_is_named_if_none_fixes_the_batch() -> None:
+    """For a model that accepts any batch size, the result is `None`."""
     inputs = Inputs.of(samples(2, 4), "example_input")
     assert module_that_fixes_the_batch(nn.Sequential(linear(), nn.ReLU()), inputs) is None
