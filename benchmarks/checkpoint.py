@@ -1,10 +1,10 @@
-"""The cost of a checkpoint, compared with `torch.save` of the same state and an fsync.
+"""Compares a checkpoint with `torch.save` of the same state, followed by `os.fsync`.
 
     python benchmarks/checkpoint.py [--rounds 5] [--megabytes 1 1000]
 
-Both write the same trained model and the state of its optimizer (SGD with momentum; half of the
-bytes are the model's) into one folder, in turns. Prints JSON for each size: the median seconds of
-both, the medians of their ratios and differences, and the bytes.
+Both write the same trained model and the state of its optimizer (SGD with momentum, so the model is
+half of the bytes) into the same folder, alternately. Prints JSON with one entry per size: the
+median seconds of both, the medians of their ratios and differences, and the bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetunelib import Trainer
 
 
 def trained(megabytes: int) -> Trainer:
-    """Return a Trainer that has taken one step, with a model of half that size."""
+    """Return a Trainer that has taken one step. The model takes half of the given size."""
     width = int((megabytes * 1e6 / 2 / 4) ** 0.5)
     model = nn.Linear(width, width, bias=False)
     trainer = Trainer(model, loss_fn=nn.MSELoss(), device="cpu", progress=False)
@@ -59,7 +59,7 @@ def by_checkpoint(trainer: Trainer, folder: Path) -> tuple[float, int]:
 
 
 def measure(megabytes: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Return medians over rounds. Each round writes both, in alternating order."""
+    """Return medians over the rounds. Each round writes both, in alternating order."""
     trainer = trained(megabytes)
     plain, ours, sizes = [], [], (0, 0)
     for turn in range(rounds + 1):
@@ -82,7 +82,7 @@ def measure(megabytes: int, rounds: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 1000])

@@ -1,10 +1,10 @@
-"""The time of `export_onnx`, which verifies the file, relative to `torch.onnx.export`.
+"""Compares `export_onnx`, which verifies the file, with `torch.onnx.export`.
 
     python benchmarks/export.py [--rounds 7]
 
-Both export the 784-500-10 MLP with a dynamic batch size into one folder, alternately, after one
-call each to warm up. Prints JSON: the median seconds of both, and the median and quartiles of their
-ratios.
+Both export the 784-500-10 MLP with a dynamic batch size into the same folder, alternately, after
+one warm-up call each. Prints the median seconds of both, and the median and quartiles of their
+ratios, as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finetunelib import build_mlp, export_onnx
 
 
 def bare(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
-    """Return the seconds of torch's exporter, without its warnings and output."""
+    """Return the seconds of `torch.onnx.export`, without its warnings and output."""
     started = time.perf_counter()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -51,7 +51,7 @@ def verified(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     rounds: int = parser.parse_args().rounds
@@ -62,7 +62,7 @@ def main() -> None:
         verified(model, inputs, folder)
         pairs = []
         for number in range(rounds):
-            # Each is first in every second round.
+            # The order alternates.
             first, second = (bare, verified) if number % 2 else (verified, bare)
             one, two = first(model, inputs, folder), second(model, inputs, folder)
             pairs.append((one, two) if first is bare else (two, one))

@@ -1,4 +1,4 @@
-"""The time that importing the five entry points adds to `import torch`, in one process.
+"""Measures the time that importing the five entry points adds to `import torch`.
 
 python benchmarks/import_time.py [ROUNDS]
 """

@@ -1,15 +1,16 @@
-"""The time that the Trainer adds to a step of a hand-written loop, in microseconds.
+"""Measures the time that the Trainer adds to a step of a hand-written loop, in microseconds.
 
     python benchmarks/step_overhead.py [--rounds 2000] [--steps 10]
 
-One process, one thread, and one `fit` for each row. Its data yields a block of `steps` batches,
-then runs the hand-written loop over the same batches, and so on, `rounds` times. A block of the
-Trainer is compared with the mean of the hand-written blocks before and after it. The clock measures
-the time of the thread, which stops while another program uses the core. Prints JSON: medians of the
-differences and their quartiles (and as `quiet` the difference in undisturbed rounds), for a tiny
-model (one Linear of 2 x 2) without metrics and bar, with the default metric, and with metric and
-bar; the same and the ratio for the 784-500-10 network; and the time that creating a Trainer and one
-`fit` take once, which is not part of the others.
+Uses one process, one thread, and one `fit` per row. The data yields a block of `steps` batches and
+then runs the hand-written loop over the same batches, `rounds` times. Each block of the Trainer is
+compared with the mean of the hand-written blocks before and after it. The clock measures the CPU
+time of the thread, which excludes time during which other programs use the core.
+
+Prints the medians and quartiles of the differences as JSON (`quiet` is the difference in
+undisturbed rounds). A tiny model (one Linear of 2 x 2) is measured without metrics and progress
+bar, with the default metric, and with both. For the 784-500-10 network, the ratio is printed too.
+The time that creating a Trainer and calling `fit` take once is measured separately.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class Terminal(io.StringIO):
     """A stream that discards what is written to it."""
 
     def isatty(self) -> bool:
-        """Return `True`, so a bar is drawn."""
+        """Return `True` to enable the progress bar."""
         return True
 
 
 class PlainLoop:
-    """The hand-written loop."""
+    """A hand-written training loop."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -67,7 +68,7 @@ class Alternating:
     """Timed blocks of batches for a Trainer, with hand-written blocks before, between and after.
 
     Attributes:
-        plain: The seconds of the hand-written blocks, one more than of the others.
+        plain: The seconds of the hand-written blocks. There is one more of them than of the others.
         ours: The seconds between yielding the first batch of a block and the request for the next
             block.
     """
@@ -129,7 +130,7 @@ class Rounds:
     def quiet(self) -> float:
         """The time that is added in undisturbed rounds: the difference of the first deciles.
 
-        Another program on the same core or cache makes rounds longer, never shorter.
+        Other programs on the same core or cache can make rounds only longer.
         """
         ours, plain = (statistics.quantiles(us, n=10)[0] for us in (self.ours, self.plain))
         return ours - plain
@@ -143,7 +144,7 @@ def paired(
     metric: bool,
     bar: bool = False,
 ) -> Rounds:
-    """Run a `fit` and the hand-written loop in turns."""
+    """Run a `fit` and the hand-written loop alternately."""
     data = Alternating(PlainLoop(make_model()), batches, WARM_UP + rounds)
     with redirect_stderr(Terminal() if bar else sys.stderr):
         trainer = Trainer(make_model(), metrics=None if metric else {}, device="cpu", progress=bar)
@@ -170,7 +171,7 @@ def once(batches: Batches, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=10)

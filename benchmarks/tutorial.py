@@ -1,8 +1,8 @@
-"""The time of examples/mnist.py relative to the script of a tutorial, as a ratio of paired runs.
+"""Compares the time of examples/mnist.py with that of a tutorial script, as a ratio of paired runs.
 
     FINETUNELIB_DATA=... python benchmarks/tutorial.py [--epochs 10] [--rounds 1]
 
-The scripts run alternately on the same data, as programs, including their imports. Prints JSON.
+The scripts run alternately on the same data, each as a program with its imports. Prints JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def seconds(*command: str) -> float:
-    """Return how long a program takes."""
+    """Return the seconds that a program takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What examples/mnist.py does, written as in tutorials, for benchmarks/tutorial.py.
+"""The steps of examples/mnist.py, written as in tutorials, for benchmarks/tutorial.py.
 
 python benchmarks/tutorial_script.py DATA_FOLDER OUTPUT_FOLDER EPOCHS
 """
@@ -16,7 +16,7 @@ from torchvision.datasets import MNIST
 
 
 class Net(nn.Module):
-    """784-500-10 with ReLU."""
+    """The 784-500-10 network with ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Net(nn.Module):
 def train(
     model: nn.Module, loader: DataLoader[object], optimizer: torch.optim.Optimizer, epochs: int
 ) -> None:
-    """Run the usual training loop."""
+    """Run a standard training loop."""
     criterion = nn.CrossEntropyLoss()
     for _ in range(epochs):
         model.train()

@@ -1,12 +1,12 @@
-"""Export every classification model of torchvision and some others, and verify each file.
+"""Export every torchvision classification model and some others, and verify each file.
 
     python tests/conformance/export.py [--again] [--only NAME]
 
-Each model gets weights whose outputs vary (see `export_models`), is exported with a dynamic batch
-as a user would, compared by the export itself, and once more with images that it had not seen.
-The results, and the page of the documentation that shows them, are written after each model, so
-that a run that was stopped goes on where it was; `--again` begins anew. The largest models take
-some gigabytes of memory and of the temporary folder.
+Each model has weights whose outputs vary (see `export_models`) and is exported with a dynamic
+batch. The file is verified by the export, and again with images that the export did not use. The
+results, and the documentation page that shows them, are written after each model. An interrupted
+run can be continued; `--again` starts from scratch. The largest models need some gigabytes of
+memory and of temporary disk space.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from finetunelib.export._metadata.describe import weights_sha256
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "export.json"
 PAGE = ROOT / "docs" / "concepts" / "exported-models.md"
-#: What the table on the page shows.
+#: An explanation of the table on the page.
 _MEANING = """\
 The weights are random but chosen to make the outputs vary: each BatchNorm has the statistics of
 images and small weights, which keeps rounding errors from growing, and the head is initialized
@@ -68,12 +68,12 @@ def models() -> list[ExportModel]:
 
 
 def key(case: ExportModel) -> str:
-    """Return what a model is called in the results."""
+    """Return the name of a model in the results."""
     return f"{case.library}/{case.name}"
 
 
 def check(case: ExportModel, folder: Path) -> dict[str, Any]:
-    """Export one model into a folder, and return what came of it."""
+    """Export one model into a folder, and return the result."""
     model, samples = case.build()
     found: dict[str, Any] = {
         "family": case.family,
@@ -84,7 +84,7 @@ def check(case: ExportModel, folder: Path) -> dict[str, Any]:
     started, processors = time.perf_counter(), time.process_time()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # "inconclusive" is one.
+            warnings.simplefilter("error", UserWarning)  # An inconclusive result is a warning.
             report = export_onnx(
                 model,
                 folder / "model.onnx",
@@ -111,12 +111,12 @@ def check(case: ExportModel, folder: Path) -> dict[str, Any]:
     }
     wrong = _wrong(case, report, before, weights_sha256(model))
     if unseen.status != "verified":
-        wrong.append(f"on images that were not exported with: {unseen}")
+        wrong.append(f"on images that the export did not use: {unseen}")
     return {**found, "status": "failed", "error": "; ".join(wrong)} if wrong else found
 
 
 def _wrong(case: ExportModel, report: ExportReport, before: str, after: str) -> list[str]:
-    """Return what else is not as it must be."""
+    """Return further errors of an export: fixed axes, a changed model, or a wrong hash."""
     wrong = [
         f"the axis 0 of `{info}` is not dynamic"
         for info in (*report.inputs, *report.outputs)
@@ -132,7 +132,7 @@ def _wrong(case: ExportModel, report: ExportReport, before: str, after: str) -> 
     if after != before:
         wrong.append("the export changed the model")
     if load_onnx_metadata(report.path)["weights_sha256"] != before:
-        wrong.append("the file tells of other weights")
+        wrong.append("the file contains the hash of other weights")
     return wrong
 
 
@@ -159,7 +159,7 @@ def write(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Return the page of the documentation that shows the results."""
+    """Return the documentation page that shows the results."""
     found: Mapping[str, Mapping[str, Any]] = content["models"]
     failed = {name: result for name, result in found.items() if result["status"] != "verified"}
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
@@ -204,7 +204,7 @@ def _table(found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         )
         size = f"{result['parameters'] / 1e6:.3g}"
         inputs = result["inputs"].replace(" x ", "\N{MULTIPLICATION SIGN}")
-        # Short, so that the errors are beside them on a narrow screen.
+        # Short names keep the errors visible on narrow screens.
         short = re.sub(r"^torchvision/|For\w+Classification$", "", name)
         lines.append(f"| {' | '.join([short, inputs, size, *numbers])} |")
     return lines
@@ -219,16 +219,16 @@ def _failures(failed: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    """Export what is missing or failed, and return 1 if a model is not verified."""
+    """Export the models without a verified result, and return 1 if a model is not verified."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--again", action="store_true", help="export models with a result too")
-    parser.add_argument("--only", help="export the models with this text in their names, anew")
+    parser.add_argument("--again", action="store_true", help="also export models with a result")
+    parser.add_argument("--only", help="export the models with this text in their names again")
     options = parser.parse_args()
     cases = {key(case): case for case in models()}
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.exists() else {}
     results = {} if options.again else {name: stored[name] for name in cases if name in stored}
     with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
-        check(own_models()[-1], Path(folder))  # The first export pays for the exporter's imports.
+        check(own_models()[-1], Path(folder))  # The first export is slower because of imports.
     for name, case in cases.items():
         known = name in results and results[name]["status"] == "verified"
         if options.only not in name if options.only else known:

@@ -1,8 +1,9 @@
-"""The models that exports are held against, with weights whose outputs vary from sample to sample.
+"""Models for tests of exports, with weights whose outputs vary from sample to sample.
 
-A model as torchvision initialises it may return nearly the same for every image (a head of zeros,
-running statistics of no data), and a file of it would agree with anything. So the BatchNorms get
-statistics of images, and the heads random weights. All is seeded; nothing is downloaded.
+With the default initialization of torchvision, a model may return almost the same for every image,
+because its head is zero or its running statistics are those of no data. Many files would agree with
+it. Therefore BatchNorm layers have the statistics of images, and heads have random weights. All
+models are seeded, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetunelib.finetuning import find_head
 
-#: What a model is called with.
+#: The inputs of a model.
 Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
-#: Images that a model is exported with; the other half is held against the file afterwards.
+#: The number of images for the export, and of all images. The rest is used for `verify_onnx`.
 ROWS = 3
 IMAGES = 8
 
-#: Sizes of images that are not 64: what the layers, or the windows of the attention, need.
+#: Image sizes other than 64, for models whose layers or attention windows need them.
 _SIZES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
 
 
@@ -37,12 +38,12 @@ class ExportModel:
     """A model to export.
 
     Attributes:
-        library: Where it is from.
-        name: What it is called there.
-        family: The models that are built alike.
-        inputs: The shapes of its inputs without the batch, in words.
-        build: Makes it in eval mode, with all the samples that there are for it.
-        dynamic_shapes: The axes beside the batch that are to be dynamic.
+        library: The library that defines it.
+        name: Its name in the library.
+        family: The architecture it belongs to.
+        inputs: A description of the shapes of its inputs, without the batch.
+        build: Returns the model in eval mode, and all its samples.
+        dynamic_shapes: The dynamic axes other than the batch.
     """
 
     library: str
@@ -54,7 +55,7 @@ class ExportModel:
 
 
 def rows(example: Example, start: int, stop: int) -> Example:
-    """Return some of the samples."""
+    """Return the samples from `start` to `stop`."""
     if isinstance(example, Tensor):
         return example[start:stop]
     if isinstance(example, dict):
@@ -63,7 +64,7 @@ def rows(example: Example, start: int, stop: int) -> Example:
 
 
 def torchvision_models() -> list[ExportModel]:
-    """Return all classification models of torchvision."""
+    """Return all torchvision classification models."""
     models = torchvision.models
     return [
         ExportModel(
@@ -79,7 +80,7 @@ def torchvision_models() -> list[ExportModel]:
 
 
 def transformers_models() -> list[ExportModel]:
-    """Return classifiers of images and of texts of transformers, with small configurations."""
+    """Return image and text classifiers of transformers, with small configurations."""
     text = {"input_ids": {1: "length"}, "attention_mask": {1: "length"}}
     return [
         *(
@@ -103,7 +104,7 @@ def transformers_models() -> list[ExportModel]:
 
 
 def own_models() -> list[ExportModel]:
-    """Return models that are written here: recurrent, and with several inputs and outputs."""
+    """Return two models defined here: a recurrent one, and one with several inputs and outputs."""
     return [
         ExportModel(
             "torch",
@@ -124,7 +125,7 @@ def own_models() -> list[ExportModel]:
 
 
 def wide(width: int) -> tuple[nn.Module, Tensor]:
-    """Return a model with a square layer, above 2 GB from a width of 22,400 on, and samples."""
+    """Return a model with a square layer, and samples. It exceeds 2 GB from a width of 22,400."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -138,9 +139,10 @@ def wide(width: int) -> tuple[nn.Module, Tensor]:
 
 
 def images(size: int, count: int = IMAGES, *, seed: int = 0) -> Tensor:
-    """Return images `(count, 3, size, size)` that differ in colour, in shapes and in noise.
+    """Return images `(count, 3, size, size)` that differ in color, shapes and noise.
 
-    Of noise alone a deep model sees the mean, which is the same in all of them.
+    For images of noise alone, a deep model returns almost the same outputs, because their means are
+    equal.
     """
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randn(count, 3, 1, 1, generator=generator)
@@ -150,10 +152,11 @@ def images(size: int, count: int = IMAGES, *, seed: int = 0) -> Tensor:
 
 
 def _torchvision(name: str, size: int) -> tuple[nn.Module, Tensor]:
-    # A vision transformer is built for one size of images.
+    # A vision transformer is built for one image size.
     own: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
     if name in ("googlenet", "inception_v3"):
-        own["init_weights"] = False  # Theirs takes minutes, and announces its end.
+        # The default initialization takes minutes and shows a warning.
+        own["init_weights"] = False
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
     _fill_statistics(model, size)
@@ -163,12 +166,12 @@ def _torchvision(name: str, size: int) -> tuple[nn.Module, Tensor]:
 
 
 def _fill_statistics(model: nn.Module, size: int) -> None:
-    """Give every BatchNorm statistics of images, and the weights that it may have after training.
+    """Give every BatchNorm the statistics of images, and weights like those of trained models.
 
-    Half of the images are as noisy as those that an export makes of its example. On images that
-    its statistics do not cover, and with weights near one, a deep model with random weights grows
-    from block to block, until its outputs are of rounding alone: a float64 copy of EfficientNet-B7
-    differs from it by two thirds of the outputs' spread.
+    Half of the images are as noisy as the samples that an export generates from its example. For
+    images that the statistics do not cover, and with weights near 1, the activations of a deep
+    model with random weights grow from block to block until rounding errors dominate its outputs.
+    The outputs of EfficientNet-B7 in float64 then differ by two thirds of their spread.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
@@ -190,10 +193,10 @@ def _fill_statistics(model: nn.Module, size: int) -> None:
 
 
 def _redraw_head(model: nn.Module, samples: Any) -> None:
-    """Give a model a random head, and branches of ConvNeXt that its output depends on."""
+    """Give a model a random head, and scale up the residual branches of ConvNeXt."""
     for name, parameter in model.named_parameters():
         if "layer_scale" in name:
-            nn.init.ones_(parameter)  # The 1e-6 that training begins with hides them.
+            nn.init.ones_(parameter)  # The initial 1e-6 would hide the branches.
     head = find_head(model, samples)
     assert isinstance(head.module, nn.Linear | nn.Conv2d)
     _normal(head.module)
@@ -206,7 +209,7 @@ def _normal(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def _texts(vocabulary: int) -> dict[str, Tensor]:
-    """Return texts of several lengths, filled up to the longest."""
+    """Return texts of several lengths, padded to the longest."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocabulary, (IMAGES, 12), generator=generator)
     lengths = torch.randint(4, 13, (IMAGES, 1), generator=generator)
@@ -235,7 +238,7 @@ def _from_config(
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(num_labels=5, **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of weights that were not loaded.
+        warnings.simplefilter("ignore")  # transformers warns about weights that were not loaded.
         model: nn.Module = getattr(transformers, f"{family}For{task}")(config)
     _redraw_head(model.eval(), example)
     return model, example
@@ -254,7 +257,7 @@ def _two_and_two() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 class _Recurrent(nn.Module):
-    """A classifier of texts that reads them in both directions."""
+    """A bidirectional recurrent classifier of texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +278,7 @@ class _Outputs(NamedTuple):
 
 
 class _TwoAndTwo(nn.Module):
-    """A classifier of an image with a few numbers about it, which returns what it saw too."""
+    """A classifier of an image and a vector, which also returns an embedding."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,10 +4,10 @@
 
 Each of the 80 models has random weights and is trained on two images of the smallest size that it
 accepts: three steps in a hand-written loop, which calls `model.train()` before each, and three in
-the Trainer. The frozen part must stay bit for bit, and the features of a sample must not depend on
-the rest of its batch. The results are written after each model, and a run that was stopped resumes
-there; `--again` starts from scratch. The largest models need some gigabytes of memory; all of them
-together take about ten minutes on one core.
+the Trainer. The frozen part must stay bitwise unchanged, and the features of a sample must not
+depend on the rest of its batch. The results are written after each model. An interrupted run can be
+continued; `--again` starts from scratch. The largest models need some gigabytes of memory. All of
+them together take about ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def head_tensors(model: nn.Module, frozen: Mapping[str, str]) -> dict[str, Tenso
 
 
 def mixed_features(model: nn.Module, images: Tensor) -> str:
-    """Return how a sample's features depend on two other samples, or an empty string."""
+    """Return how a sample's features depend on the other samples, or an empty string."""
     head = model.get_submodule(head_name(model))
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()[0]))
@@ -239,7 +239,7 @@ def mixed_features(model: nn.Module, images: Tensor) -> str:
     scale = beside_one.abs().max().item()
     if not 0.0 < scale < float("inf") or torch.equal(beside_one, of_another):
         return f"the features say nothing: they are the same for all images, or up to {scale}"
-    # Kernels may add in another order for another batch, which causes rounding errors of float32 in
+    # The order of sums may depend on the batch, which causes rounding errors of float32 in
     # up to a few hundred layers. BatchNorm in train mode or dropout changes values by 10% or more.
     off = (beside_one - beside_two).abs().max().item() / scale
     return (

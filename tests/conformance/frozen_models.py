@@ -3,7 +3,7 @@
     python tests/conformance/frozen_models.py
 
 Each model has random weights and small inputs. Its backbone is frozen by name and it is trained for
-three AdamW steps in a loop written by hand, which calls `model.train()` before each. Then
+three AdamW steps in a hand-written loop, which calls `model.train()` before each. Then
 `freeze_and_replace_head` is tried on a fresh model. Writes the JSON and the table of the
 documentation. Takes about two minutes on one core; needs the `test` extra.
 """
@@ -50,11 +50,11 @@ class Model:
     """A model to try.
 
     Attributes:
-        name: What users call it.
-        build: Builds it with random weights.
-        part: The backbone, as `freeze` takes it.
-        batch: Returns a batch: positional arguments, or named ones.
-        example: The inputs for the search of the head, or `None` to let it guess.
+        name: The usual name of the model.
+        build: Returns the model with random weights.
+        part: The backbone, as passed to `freeze`.
+        batch: Returns a batch of positional or named arguments.
+        example: The inputs for finding the head, or `None` to find it without inputs.
         at: The name of the head, if it has to be passed.
     """
 
@@ -68,7 +68,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one model; `problem` is empty if every claim held."""
+    """The result for one model; `problem` is empty if every check passed."""
 
     part: str
     frozen_tensors: int
@@ -152,7 +152,7 @@ def _from_config(model: str, config: str, options: Mapping[str, Any]) -> Callabl
 
 
 def models() -> list[Model]:
-    """Return the models to try: four detectors, three segmenters, two of speech, three of text."""
+    """Return four detectors, three segmenters, two audio models and three text models."""
     small = {"min_size": 96, "max_size": 96}
     speech, ctc = "Wav2Vec2ForSequenceClassification", "Wav2Vec2ForCTC"
     roberta, distilbert = "RobertaForSequenceClassification", "DistilBertForSequenceClassification"
@@ -205,7 +205,7 @@ def models() -> list[Model]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run a model on a batch, by name if it is a mapping."""
+    """Run a model on a batch. A mapping is passed as keyword arguments."""
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
@@ -244,7 +244,7 @@ def check(case: Model) -> Outcome:
 
 
 def _new_head(case: Model) -> str:
-    """Return what `freeze_and_replace_head` does to a fresh model, and with the head's name."""
+    """Return the outcome of `freeze_and_replace_head` for a fresh model, without and with `at=`."""
     found = _replaced(case, None)
     return (
         found if case.at is None else f"{found} With `at={case.at!r}`: {_replaced(case, case.at)}"
@@ -271,7 +271,7 @@ def _replaced(case: Model, at: str | None) -> str:
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Return the page of the documentation that shows the results."""
+    """Return the documentation page that shows the results."""
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     rows = [
         f"| {name} | `{one['part']}` | {one['frozen_tensors']} | {one['in_train_mode']} | "
@@ -302,7 +302,7 @@ def main() -> int:
     outcomes: dict[str, dict[str, Any]] = {}
     for case in models():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Removed auxiliary heads are named.
+            warnings.simplefilter("ignore", UserWarning)  # Removed auxiliary heads are reported.
             outcomes[case.name] = asdict(check(case))
         print(case.name, outcomes[case.name], flush=True)  # noqa: T201 - the output of a script
     content = {

@@ -1,7 +1,7 @@
-"""The models that head finding is tested on, each with its expected head.
+"""The models for tests of finding heads, each with its expected head.
 
-All are built without weights on the meta device, except for the text models of transformers: those
-read the values of their inputs, and are small.
+The models are built without weights on the meta device. Text models of transformers are an
+exception, because they read the values of their inputs. Those are small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchvision.models import regnet
 
 HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: Models of every family of timm, the smallest included, and variants with several heads.
+#: Models of every timm family, including the smallest, and variants with several heads.
 TIMM = [
     "beit_base_patch16_224",
     "caformer_s18",
@@ -236,7 +236,7 @@ TIMM = [
     "xcit_tiny_12_p8_224",
 ]
 
-#: Models with recurrent layers, which take minutes on the meta device because torch unrolls them.
+#: Models with recurrent layers, which torch unrolls on the meta device. This takes minutes.
 _WITH_DATA = ("sequencer2d_s",)
 
 #: Models whose outputs come from another layer in addition to that of `get_classifier()`.
@@ -289,7 +289,7 @@ def timm_models(names: list[str] = TIMM) -> list[HeadModel]:
 
 
 def transformers_models() -> list[HeadModel]:
-    """Return classifiers of images, texts, tokens and audio of transformers, with small configs."""
+    """Return image, text, token and audio classifiers of transformers with small configurations."""
     images = [
         HeadModel("transformers", name, _from_config(name, size, "meta"), _pixels, _hugging_face)
         for name, size in _IMAGE_CONFIGS.items()
@@ -420,7 +420,7 @@ def _classifier(model: nn.Module) -> list[nn.Module]:
 
 
 def _last_of_mlp(part: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """Return the layer that computes the classes, if a head has a hidden layer before it."""
+    """Return the last layer of a head, which may have a hidden layer before it."""
     return layers[-1:] if type(part).__name__ == "MlpHead" else layers
 
 

@@ -1,11 +1,11 @@
-"""Put a linear head behind each of PyTorch's own modules, freeze the module, and train the head.
+"""Freeze each of PyTorch's own modules under a new linear head, and train the head.
 
     python tests/conformance/modules.py [--only NAME]
 
-The modules and their inputs are those of PyTorch's own test suite (`module_db`). For each of them,
-the head must be found, the frozen tensors must stay bit for bit during three AdamW steps in train
-mode, the frozen module must compute what it computes in eval mode, and the weights must survive a
-round trip through a file. Takes about five minutes on one core. Needs the `test` extra.
+The modules and their inputs are those of PyTorch's own test suite (`module_db`). For each module,
+the head must be found, the frozen tensors must stay bitwise unchanged during three AdamW steps in
+train mode, the outputs of the frozen module must be those of eval mode, and the weights must
+survive a round trip through a file. Takes about five minutes on one core. Needs the `test` extra.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ STEPS = 3
 
 
 class WithHead(nn.Module):
-    """A module of PyTorch's, and a linear head on its first output.
+    """A PyTorch module with a linear head on its first output.
 
     Args:
         module: The module.
-        args: The positional arguments of its forward. The tensors among them are inputs, the
-            rest is fixed.
-        kwargs: The same by name.
+        args: The positional arguments of its forward. Tensors are inputs of the model; other values
+            are constants.
+        kwargs: The keyword arguments of its forward.
     """
 
     def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Case:
 
 
 def cases(only: str = "") -> Iterator[Case]:
-    """Yield each module with each of its inputs, if the output has rows, which a loss has not."""
+    """Yield each module with each of its inputs. Skips losses, whose outputs have no rows."""
     from torch.testing._internal.common_modules import module_db
 
     for info in module_db:
@@ -106,7 +106,7 @@ def cases(only: str = "") -> Iterator[Case]:
                     warnings.simplefilter("ignore")
                     rows = model.features(*model.inputs())
             except RuntimeError:
-                continue  # An input of another dtype than float32.
+                continue  # The input is not float32.
             if rows.dim() == 2 and rows.is_floating_point() and rows.numel():
                 model.head = nn.Linear(rows.shape[1], 5)
                 yield Case(f"{info.name}/{number}", model)
@@ -147,13 +147,13 @@ def _round_trip(model: WithHead) -> str:
         path = Path(folder) / "model.safetensors"
         save_weights(model, path)
         load_weights(other, path)
-    same = fingerprint(model) == fingerprint(other)  # Bit for bit, nan included.
+    same = fingerprint(model) == fingerprint(other)  # Bitwise, including NaN.
     return "" if same else "the weights changed in a file"
 
 
 def main() -> int:
     """Check all modules, write the results, and return 1 if one failed."""
-    parser = argparse.ArgumentParser(description="Freeze PyTorch's own modules behind a new head.")
+    parser = argparse.ArgumentParser(description="Freeze PyTorch's own modules under a new head.")
     parser.add_argument(
         "--only", default="", help="check the modules with this text in their names"
     )

@@ -1,4 +1,4 @@
-"""From a module to one verified file."""
+"""Export a module to one verified file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support_untouched import changed_since, snapshot
 
 
 class Tokens(nn.Module):
-    """A model of whole numbers below ten."""
+    """A model of integers below 10."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Tokens(nn.Module):
 
 
 class Exported(NamedTuple):
-    """An export that went well."""
+    """A successful export."""
 
     model: nn.Module
     example: Tensor
@@ -44,7 +44,7 @@ class Exported(NamedTuple):
 
 
 def _assert_equal(outputs: object, expected: Tensor) -> None:
-    # ONNX Runtime sums in another order, and rounds float32 to 1e-7 of numbers around 1.
+    # ONNX Runtime sums in another order, which causes relative rounding errors of about 1e-7.
     torch.testing.assert_close(torch.as_tensor(outputs), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -59,7 +59,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A linear model, exported for a batch of one and no other."""
+    """A linear model, exported with a fixed batch of 1."""
     model, example = linear(), samples(1, 4)
     path = tmp_path_factory.mktemp("fixed") / "linear.onnx"
     report = export_onnx(model, path, example, dynamic_batch=False)
@@ -68,14 +68,14 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def two_inputs(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    """A model of two inputs, exported from a tuple."""
+    """A model with two inputs, exported from a tuple."""
     path = tmp_path_factory.mktemp("two") / "two.onnx"
     example = (samples(2, 4), samples(2, 4, seed=2))
     return export_onnx(Difference(), path, example)
 
 
-def test_the_saved_graph_takes_any_batch(exported: Exported) -> None:
-    """In the file itself the first size of input and output is a name and no number."""
+def test_the_saved_graph_accepts_any_batch_size(exported: Exported) -> None:
+    """The first dimension of the inputs and outputs in the file has a name and no value."""
     graph = onnx.load(exported.report.path).graph
     sizes = [value.type.tensor_type.shape.dim[0] for value in (*graph.input, *graph.output)]
     assert [size.dim_param for size in sizes] == ["batch", "batch"]
@@ -83,17 +83,15 @@ def test_the_saved_graph_takes_any_batch(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_the_file_computes_the_model_at_sizes_that_were_not_traced(
-    exported: Exported, rows: int
-) -> None:
-    """The file agrees with the model in eval mode on new samples of other batch sizes."""
+def test_the_file_agrees_with_the_model_at_other_batch_sizes(exported: Exported, rows: int) -> None:
+    """New samples give the same outputs as the model in eval mode."""
     inputs = samples(rows, 4, seed=7)
     (outputs,) = run(exported.report.path, inputs)
     _assert_equal(outputs, outputs_of(exported.model, inputs))
 
 
-def test_the_file_stands_alone(exported: Exported) -> None:
-    """Nothing else lies in the folder, and the bytes run without it."""
+def test_the_file_is_self_contained(exported: Exported) -> None:
+    """The folder contains only this file, which ONNX Runtime can load from memory."""
     assert [entry.name for entry in exported.report.path.parent.iterdir()] == ["mlp.onnx"]
     content = exported.report.path.read_bytes()
     graph = onnx.load_from_string(content).graph
@@ -103,8 +101,8 @@ def test_the_file_stands_alone(exported: Exported) -> None:
     _assert_equal(outputs, outputs_of(exported.model, exported.example))
 
 
-def test_the_report_says_what_is_in_the_file(exported: Exported) -> None:
-    """Path, size, opset, inputs and outputs of the report are those of the file."""
+def test_the_report_describes_the_file(exported: Exported) -> None:
+    """Size, opset, inputs and outputs of the report are those of the file."""
     report = exported.report
     assert report.size == report.path.stat().st_size
     assert report.opset_version == onnx.load(report.path).opset_import[0].version
@@ -112,15 +110,15 @@ def test_the_report_says_what_is_in_the_file(exported: Exported) -> None:
     assert report.outputs == (TensorInfo("output", "float32", ("batch", 3)),)
 
 
-def test_the_file_was_verified_at_several_sizes(exported: Exported) -> None:
-    """The report holds a comparison at a batch of one, two and an odd number."""
+def test_the_file_is_verified_at_several_batch_sizes(exported: Exported) -> None:
+    """The batch sizes 1, 2 and 7 are compared."""
     verification = exported.report.verification
     assert verification is not None
     assert verification.status == "verified"
     assert verification.batch_sizes == (1, 2, 7)
 
 
-def test_dropout_is_off_in_the_file(exported: Exported) -> None:
+def test_dropout_is_disabled_in_the_file(exported: Exported) -> None:
     """A model in train mode is exported in eval mode."""
     operators = {node.op_type for node in onnx.load(exported.report.path).graph.node}
     assert "Dropout" not in operators
@@ -128,7 +126,7 @@ def test_dropout_is_off_in_the_file(exported: Exported) -> None:
 
 
 def test_a_fixed_batch_is_fixed_in_the_file(fixed: Exported) -> None:
-    """Without a dynamic batch the file takes the example's size and refuses another."""
+    """With `dynamic_batch=False`, the file accepts only the batch size of the example."""
     assert fixed.report.inputs[0].shape == (1, 4)
     assert fixed.report.outputs[0].shape == (1, 3)
     (outputs,) = run(fixed.report.path, fixed.example)
@@ -138,15 +136,15 @@ def test_a_fixed_batch_is_fixed_in_the_file(fixed: Exported) -> None:
 
 
 def test_a_fixed_batch_of_one_is_verified(fixed: Exported) -> None:
-    """A file for single samples is compared on different ones, so that their outputs vary."""
+    """Several single samples are compared, because one sample has no spread."""
     assert fixed.report.verification is not None
     assert fixed.report.verification.status == "verified"
     assert fixed.report.verification.batch_sizes == (1, 1)
 
 
 @pytest.mark.slow
-def test_a_fixed_batch_is_verified_on_samples_of_another_number(tmp_path: Path) -> None:
-    """More samples than the batch holds are compared in batches of its size."""
+def test_a_fixed_batch_is_verified_on_more_samples(tmp_path: Path) -> None:
+    """`sample_inputs` are split into batches of the fixed size."""
     report = export_onnx(
         linear(),
         tmp_path / "fixed.onnx",
@@ -160,7 +158,7 @@ def test_a_fixed_batch_is_verified_on_samples_of_another_number(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_inputs_of_different_first_sizes_are_exported_with_a_fixed_batch(tmp_path: Path) -> None:
-    """A recurrent model takes (time, batch, ...) and a state of (layers, batch, ...)."""
+    """A recurrent model has inputs (time, batch, ...) and a state (layers, batch, ...)."""
     model = seeded(lambda: nn.GRU(3, 4))
     example = (samples(5, 2, 3), samples(1, 2, 4))
     report = export_onnx(model, tmp_path / "gru.onnx", example, dynamic_batch=False)
@@ -169,8 +167,8 @@ def test_inputs_of_different_first_sizes_are_exported_with_a_fixed_batch(tmp_pat
     assert [info.shape for info in report.inputs] == [(5, 2, 3), (1, 2, 4)]
 
 
-def test_an_example_of_one_sample_gives_a_dynamic_batch(tmp_path: Path) -> None:
-    """A batch of one is not taken for a constant."""
+def test_an_example_of_one_sample_has_a_dynamic_batch(tmp_path: Path) -> None:
+    """A batch size of 1 is not exported as a constant."""
     model = linear()
     report = export_onnx(model, tmp_path / "one.onnx", samples(1, 4))
     assert report.inputs[0].shape == ("batch", 4)
@@ -179,22 +177,22 @@ def test_an_example_of_one_sample_gives_a_dynamic_batch(tmp_path: Path) -> None:
 
 
 def test_several_inputs_are_named_after_the_arguments(two_inputs: ExportReport) -> None:
-    """A tuple gives an input for each argument, all with the same dynamic batch."""
+    """Each tensor of a tuple becomes an input, and all have the same dynamic batch."""
     assert two_inputs.inputs == (
         TensorInfo("left", "float32", ("batch", 4)),
         TensorInfo("right", "float32", ("batch", 4)),
     )
 
 
-def test_several_inputs_are_not_mistaken_for_each_other(two_inputs: ExportReport) -> None:
-    """Fed by name, the file computes what the model does by name."""
+def test_several_inputs_are_not_confused(two_inputs: ExportReport) -> None:
+    """Each input of the file corresponds to the argument of the same name."""
     left, right = samples(5, 4, seed=7), samples(5, 4, seed=8)
     (outputs,) = run(two_inputs.path, left=left, right=right)
     _assert_equal(outputs, left - 2 * right)
 
 
-def test_a_dict_is_inputs_by_name_whatever_its_order(tmp_path: Path) -> None:
-    """A dict in another order than the arguments swaps nothing."""
+def test_a_dict_passes_inputs_by_name(tmp_path: Path) -> None:
+    """The dict may have another order than the arguments."""
     example = {"right": samples(2, 4), "left": samples(2, 4, seed=2)}
     report = export_onnx(Difference(), tmp_path / "dict.onnx", example)
     left, right = samples(5, 4, seed=7), samples(5, 4, seed=8)
@@ -203,8 +201,8 @@ def test_a_dict_is_inputs_by_name_whatever_its_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_that_were_given_are_used(tmp_path: Path) -> None:
-    """Inputs and outputs have the names that the user chose, in their order."""
+def test_custom_names_are_used(tmp_path: Path) -> None:
+    """Inputs and outputs have the names that the user passed, in their order."""
     report = export_onnx(
         Difference(),
         tmp_path / "named.onnx",
@@ -220,8 +218,8 @@ def test_names_that_were_given_are_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_arguments_without_names_take_those_of_the_dict(tmp_path: Path) -> None:
-    """A forward of `**kwargs` gives inputs by the names of the dict."""
+def test_keyword_arguments_have_the_names_of_the_dict(tmp_path: Path) -> None:
+    """The inputs of a forward with `**kwargs` have the names of the dict."""
 
     class Named(nn.Module):
         def forward(self, **tensors: Tensor) -> Tensor:
@@ -234,8 +232,8 @@ def test_arguments_without_names_take_those_of_the_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_arguments_without_any_name_are_numbered(tmp_path: Path) -> None:
-    """A forward of `*args` gives inputs that are counted."""
+def test_positional_arguments_without_names_are_numbered(tmp_path: Path) -> None:
+    """The inputs of a forward with `*args` are called `input`, `input_1`, and so on."""
 
     class Unnamed(nn.Module):
         def forward(self, *tensors: Tensor) -> Tensor:
@@ -248,8 +246,8 @@ def test_arguments_without_any_name_are_numbered(tmp_path: Path) -> None:
     assert report.verification.status == "verified"
 
 
-def test_a_structure_of_outputs_is_numbered_in_its_order(tmp_path: Path) -> None:
-    """The tensors of a dict with a tuple in it become outputs one after the other."""
+def test_nested_outputs_are_numbered_in_order(tmp_path: Path) -> None:
+    """The tensors of nested dicts and tuples become separate outputs."""
 
     def structure(x: Tensor) -> object:
         return {"zeta": x + 1, "alpha": (x * 2, x.sum(1))}
@@ -264,7 +262,7 @@ def test_a_structure_of_outputs_is_numbered_in_its_order(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_an_output_without_dimensions_is_exported(tmp_path: Path) -> None:
-    """One number for the whole batch is an output too."""
+    """The output may be one number for the whole batch."""
     report = export_onnx(Function(Tensor.mean), tmp_path / "mean.onnx", samples(2, 4))
     assert report.outputs == (TensorInfo("output", "float32", ()),)
     assert report.verification is not None
@@ -273,8 +271,8 @@ def test_an_output_without_dimensions_is_exported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_whole_numbers_are_exported(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Indices stay what they are, and the samples of the comparison stay in their range."""
+def test_integer_inputs_are_exported(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Inputs keep their dtype, and generated samples stay in the range of the example."""
     tokens = torch.tensor([[0, 9, 3], [4, 4, 7]], dtype=dtype)
     model = seeded(Tokens)
     report = export_onnx(model, tmp_path / "tokens.onnx", tokens)
@@ -290,14 +288,14 @@ def test_whole_numbers_are_exported(tmp_path: Path, dtype: torch.dtype) -> None:
     ("dtype", "tolerance"),
     [
         (torch.float64, 1e-12),
-        # Half precision keeps three digits, and the sums of the two engines differ in the last.
+        # Half precision has three decimal digits, and the two engines differ in the last one.
         (torch.float16, 1e-2),
     ],
 )
 def test_other_precisions_are_exported(
     tmp_path: Path, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """A model in half or double precision gives a file of that precision."""
+    """The file of a half or double precision model has the same precision."""
     model = linear().to(dtype)
     example = samples(2, 4).to(dtype)
     report = export_onnx(model, tmp_path / "model.onnx", example, tolerance=tolerance)
@@ -308,7 +306,7 @@ def test_other_precisions_are_exported(
 
 @pytest.mark.slow
 def test_without_verification_nothing_is_compared(tmp_path: Path) -> None:
-    """A file that would not agree is kept when no comparison was asked for, and says so."""
+    """With `verify=False` a file is kept even if it differs from the model."""
     report = export_onnx(
         seeded(Deceiving), tmp_path / "unverified.onnx", samples(2, 4), verify=False
     )
@@ -318,8 +316,8 @@ def test_without_verification_nothing_is_compared(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [18, 21])
-def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path, version: int) -> None:
-    """The file and the report have the version of the operators."""
+def test_the_requested_opset_is_used(tmp_path: Path, version: int) -> None:
+    """The file and the report have the requested opset version."""
     model = linear()
     report = export_onnx(model, tmp_path / "o.onnx", samples(2, 4), opset_version=version)
     assert report.opset_version == version
@@ -327,8 +325,8 @@ def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path, version: int) -
 
 
 @pytest.mark.slow
-def test_missing_folders_are_made(tmp_path: Path) -> None:
-    """A path in folders that do not exist yet is written."""
+def test_missing_folders_are_created(tmp_path: Path) -> None:
+    """Folders in the path are created if they do not exist."""
     model = linear()
     path = tmp_path / "a" / "b" / "model.onnx"
     assert export_onnx(model, str(path), samples(2, 4)).path == path
@@ -337,7 +335,7 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_frozen_model_with_a_new_head_is_exported(tmp_path: Path) -> None:
-    """What holds the frozen part in eval mode is no obstacle, and stays."""
+    """The hooks that keep the frozen part in eval mode remain."""
     model = build_mlp(4, [8], 3, normalization=nn.BatchNorm1d, dropout=0.5, seed=0)
     freeze_and_replace_head(model, head=seeded(lambda: nn.Linear(8, 5)))
     before = snapshot(model.train())
@@ -348,10 +346,10 @@ def test_a_frozen_model_with_a_new_head_is_exported(tmp_path: Path) -> None:
     assert changed_since(before, model) == []
 
 
-def test_a_success_replaces_the_former_file(tmp_path: Path) -> None:
-    """The new file takes the place of the old one, and nothing else stays."""
+def test_a_success_replaces_the_previous_file(tmp_path: Path) -> None:
+    """The new file replaces the previous one, and no other file remains."""
     path = tmp_path / "model.onnx"
-    path.write_bytes(b"the former file")
+    path.write_bytes(b"the previous file")
     report = export_onnx(linear(), path, samples(2, 4))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     assert path.stat().st_size == report.size
@@ -372,9 +370,9 @@ def test_the_tolerance_decides(tmp_path: Path, tolerance: float, agrees: bool) -
 
 
 @pytest.mark.slow
-def test_samples_are_what_is_compared_on(tmp_path: Path) -> None:
-    """A difference that only real samples show is found on them."""
-    # Outputs beyond 3 are cut off in the file: the example stays below, the samples do not.
+def test_samples_are_used_for_the_comparison(tmp_path: Path) -> None:
+    """A difference that occurs only on real samples is found."""
+    # The file clamps outputs to (-3, 3). Only the real samples exceed this range.
     model = seeded(lambda: Deceiving(lambda outputs: outputs.clamp(-3, 3)))
     example, real = 0.1 * samples(2, 4), 100 * samples(8, 4)
     export_onnx(model, tmp_path / "example.onnx", example)
@@ -384,7 +382,7 @@ def test_samples_are_what_is_compared_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_samples_make_a_comparison_conclusive(tmp_path: Path) -> None:
-    """Indices of one value prove nothing; samples of several do."""
+    """A constant example is inconclusive, but samples that vary are not."""
     example, real = torch.zeros(2, 3, dtype=torch.int64), torch.arange(30).reshape(10, 3) % 10
     report = export_onnx(seeded(Tokens), tmp_path / "tokens.onnx", example, sample_inputs=real)
     assert report.verification is not None
@@ -392,7 +390,7 @@ def test_samples_make_a_comparison_conclusive(tmp_path: Path) -> None:
 
 
 def test_outputs_that_do_not_vary_are_inconclusive_with_one_warning(tmp_path: Path) -> None:
-    """The file is kept, and a single warning at the caller's line names it."""
+    """The file is kept, and one warning at the caller's line names it."""
     path = tmp_path / "constant.onnx"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -407,7 +405,7 @@ def test_outputs_that_do_not_vary_are_inconclusive_with_one_warning(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_convolutional_model_is_exported(tmp_path: Path) -> None:
-    """Convolution, BatchNorm with moved statistics and pooling agree with the file."""
+    """The file agrees with a model of convolution, BatchNorm and pooling."""
     model = seeded(
         lambda: nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -420,8 +418,8 @@ def test_a_convolutional_model_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mask_beside_the_inputs_is_exported(tmp_path: Path) -> None:
-    """Truth values are inputs too."""
+def test_a_boolean_mask_is_exported(tmp_path: Path) -> None:
+    """Inputs may have the dtype bool."""
 
     class Masked(nn.Module):
         def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What cannot be exported, and that it leaves nothing behind."""
+"""Errors of `export_onnx`, which leave no files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from support_onnx import run
 
 
 @pytest.mark.slow
-def test_what_the_runtime_cannot_run_is_not_kept(tmp_path: Path) -> None:
-    """A file that cannot be compared is an error that says how to keep it."""
+def test_a_file_that_the_runtime_cannot_run_is_not_kept(tmp_path: Path) -> None:
+    """The error says how to keep a file without verification."""
     model = linear().bfloat16()
     with pytest.raises(ExportError) as caught:
         export_onnx(model, tmp_path / "bfloat16.onnx", samples(2, 4).bfloat16())
@@ -35,8 +35,8 @@ def test_what_the_runtime_cannot_run_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_opset_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    """The exporter falls back in silence; here it is an error with the number, and no file."""
+def test_an_unsupported_opset_is_an_error(tmp_path: Path) -> None:
+    """The exporter would use another opset; the error names the requested one."""
     model = linear()
     with pytest.raises(ExportError) as caught:
         export_onnx(model, tmp_path / "o.onnx", samples(2, 4), opset_version=99)
@@ -44,8 +44,8 @@ def test_an_opset_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_differs_from_the_model_is_an_error_with_the_numbers(tmp_path: Path) -> None:
-    """The message names the output, by how much it differs, and what was allowed."""
+def test_a_file_that_differs_from_the_model_is_an_error(tmp_path: Path) -> None:
+    """The message names the output, the difference and the tolerance."""
     with pytest.raises(ExportMismatchError) as caught:
         export_onnx(seeded(Deceiving), tmp_path / "model.onnx", samples(2, 4), tolerance=0.002)
     assert "`output`" in str(caught.value)
@@ -56,18 +56,18 @@ def test_a_file_that_differs_from_the_model_is_an_error_with_the_numbers(tmp_pat
 @pytest.mark.parametrize(
     ("make", "error", "former"),
     [
-        pytest.param(Branching, ExportError, b"former", id="exporter fails, former file"),
-        pytest.param(Deceiving, ExportMismatchError, b"former", id="file differs, former file"),
-        pytest.param(Deceiving, ExportMismatchError, None, id="file differs, no former file"),
+        pytest.param(Branching, ExportError, b"former", id="exporter fails, previous file"),
+        pytest.param(Deceiving, ExportMismatchError, b"former", id="file differs, previous file"),
+        pytest.param(Deceiving, ExportMismatchError, None, id="file differs, no previous file"),
     ],
 )
-def test_a_failure_leaves_the_folder_as_it_was(
+def test_a_failure_leaves_the_folder_unchanged(
     tmp_path: Path,
     make: Callable[[], nn.Module],
     error: type[ExportError],
     former: bytes | None,
 ) -> None:
-    """No file appears, no temporary one stays, and a former file keeps its bytes."""
+    """No file is added, and a previous file is unchanged."""
     path = tmp_path / "model.onnx"
     if former is not None:
         path.write_bytes(former)
@@ -78,7 +78,7 @@ def test_a_failure_leaves_the_folder_as_it_was(
 
 
 def test_a_batch_that_the_model_fixes_is_an_error(tmp_path: Path) -> None:
-    """A forward that writes the example's batch size down is found in the saved graph."""
+    """A batch size that the forward contains as a constant is found in the graph."""
     model = Function(lambda x: x.reshape(2, -1) + 1)
     with pytest.raises(ExportError) as caught:
         export_onnx(model, tmp_path / "baked.onnx", samples(2, 4))
@@ -88,8 +88,8 @@ def test_a_batch_that_the_model_fixes_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_output_without_the_batch_is_a_constant_that_is_named(tmp_path: Path) -> None:
-    """A table beside the outputs need not follow the batch: the file is right without it."""
+def test_an_output_without_a_batch_axis_is_reported(tmp_path: Path) -> None:
+    """A constant output is not an error. The verification names it."""
     table = samples(3, 4)
     report = export_onnx(Function(lambda x: (x + 1, table * 2)), tmp_path / "t.onnx", samples(2, 4))
     assert report.outputs[1].shape == (3, 4)
@@ -99,8 +99,8 @@ def test_an_output_without_the_batch_is_a_constant_that_is_named(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_graph_that_onnx_refuses_is_an_error(tmp_path: Path) -> None:
-    """An output with the name of the input makes no valid graph, also where nothing is compared."""
+def test_an_invalid_graph_is_an_error(tmp_path: Path) -> None:
+    """An input and an output must not have the same name, even with `verify=False`."""
     model = linear()
     names = ["same"]
     with pytest.raises(ExportError) as caught:
@@ -117,7 +117,7 @@ def test_a_graph_that_onnx_refuses_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_path_under_a_file_is_an_error(tmp_path: Path) -> None:
-    """A parent that is a file is named before any work is done."""
+    """The error names the parent, and is raised before the model is traced."""
     parent = tmp_path / "parent"
     parent.write_bytes(b"")
     with pytest.raises(PathNotWritableError) as caught:
@@ -125,30 +125,30 @@ def test_a_path_under_a_file_is_an_error(tmp_path: Path) -> None:
     assert f"`{parent}`" in str(caught.value)
 
 
-def test_a_folder_is_no_path_for_a_file(tmp_path: Path) -> None:
-    """A folder is named before any work is done."""
+def test_a_path_that_is_a_folder_is_an_error(tmp_path: Path) -> None:
+    """The error names the folder, and is raised before the model is traced."""
     with pytest.raises(PathNotWritableError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path, samples(2, 4))
     assert f"`{tmp_path}`" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.onnx.txt"])
-def test_another_ending_is_an_error(tmp_path: Path, name: str) -> None:
-    """A path that does not end in `.onnx` is named."""
+def test_another_file_extension_is_an_error(tmp_path: Path, name: str) -> None:
+    """The error names the path, which must end in `.onnx`."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / name, samples(2, 4))
     assert name in str(caught.value)
 
 
-def test_a_model_without_values_is_an_error(tmp_path: Path) -> None:
-    """Weights on the meta device are named before any work is done."""
+def test_a_model_on_the_meta_device_is_an_error(tmp_path: Path) -> None:
+    """The error is raised before the model is traced."""
     with pytest.raises(ExportError) as caught:
         export_onnx(nn.Linear(4, 3, device="meta"), tmp_path / "m.onnx", samples(2, 4))
     assert "meta" in str(caught.value)
 
 
-def test_something_else_than_a_module_is_an_error(tmp_path: Path) -> None:
-    """The type is named."""
+def test_a_model_that_is_not_a_module_is_an_error(tmp_path: Path) -> None:
+    """The error names the type."""
     with pytest.raises(InvalidTypeError) as caught:
         export_onnx(len, tmp_path / "model.onnx", samples(2, 4))  # type: ignore[arg-type]
     assert "builtin_function_or_method" in str(caught.value)
@@ -156,7 +156,7 @@ def test_something_else_than_a_module_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [nn.Linear(4, 3), build_mlp(4, [], 3)], ids=["torch", "own"])
 def test_an_example_of_a_wrong_shape_is_an_error(tmp_path: Path, model: nn.Module) -> None:
-    """The shape that the model cannot take is named."""
+    """The error contains the shape of the example."""
     with pytest.raises(InvalidInputError) as caught:
         export_onnx(model, tmp_path / "model.onnx", samples(2, 5))
     assert "(2, 5)" in str(caught.value)
@@ -164,7 +164,7 @@ def test_an_example_of_a_wrong_shape_is_an_error(tmp_path: Path, model: nn.Modul
 
 
 def test_an_example_of_too_many_inputs_is_an_error(tmp_path: Path) -> None:
-    """The argument and all its shapes are named."""
+    """The error names the argument and its shapes."""
     with pytest.raises(InvalidInputError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "model.onnx", (samples(2, 4), samples(2, 6)))
     assert "`example_input`" in str(caught.value)
@@ -172,8 +172,8 @@ def test_an_example_of_too_many_inputs_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", [None, 3, "text", [[1.0]], (), {}, {"x": None}])
-def test_an_example_that_is_no_tensor_is_an_error(tmp_path: Path, example: object) -> None:
-    """The argument and its type are named."""
+def test_an_example_that_is_not_a_tensor_is_an_error(tmp_path: Path, example: object) -> None:
+    """The error names the argument and its type."""
     with pytest.raises(InvalidTypeError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "model.onnx", example)  # type: ignore[arg-type]
     assert "`example_input`" in str(caught.value)
@@ -181,7 +181,7 @@ def test_an_example_that_is_no_tensor_is_an_error(tmp_path: Path, example: objec
 
 
 def test_samples_of_a_wrong_shape_are_an_error(tmp_path: Path) -> None:
-    """The argument and the shape are named, before anything is exported."""
+    """The error names the argument and the shape."""
     with pytest.raises(InvalidInputError) as caught:
         export_onnx(
             nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), sample_inputs=samples(2, 5)
@@ -191,7 +191,7 @@ def test_samples_of_a_wrong_shape_are_an_error(tmp_path: Path) -> None:
 
 
 def test_samples_of_another_number_of_inputs_are_an_error(tmp_path: Path) -> None:
-    """Both numbers are named."""
+    """The error contains the number of inputs of the samples and of the example."""
 
     class Optional(nn.Module):
         def forward(self, left: Tensor, right: Tensor | None = None) -> Tensor:
@@ -205,8 +205,8 @@ def test_samples_of_another_number_of_inputs_are_an_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("output", ["text", None, 3.0, ()])
-def test_outputs_that_are_no_tensors_are_an_error(tmp_path: Path, output: object) -> None:
-    """The type that the model returned is named."""
+def test_outputs_that_are_not_tensors_are_an_error(tmp_path: Path, output: object) -> None:
+    """The error names the type of the output."""
     with pytest.raises(InvalidTypeError) as caught:
         export_onnx(Function(lambda x: output), tmp_path / "model.onnx", samples(2, 4))
     assert type(output).__name__ in str(caught.value)
@@ -214,7 +214,7 @@ def test_outputs_that_are_no_tensors_are_an_error(tmp_path: Path, output: object
 
 @pytest.mark.parametrize("names", [[], ["a", "b"]])
 def test_a_wrong_number_of_input_names_is_an_error(tmp_path: Path, names: list[str]) -> None:
-    """The argument, its length and the right one are named."""
+    """The error names the argument and both numbers."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), input_names=names)
     assert f"`input_names` has {len(names)}" in str(caught.value)
@@ -223,7 +223,7 @@ def test_a_wrong_number_of_input_names_is_an_error(tmp_path: Path, names: list[s
 
 @pytest.mark.parametrize("names", [[], ["a", "b"]])
 def test_a_wrong_number_of_output_names_is_an_error(tmp_path: Path, names: list[str]) -> None:
-    """The argument, its length and the right one are named."""
+    """The error names the argument and both numbers."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), output_names=names)
     assert f"`output_names` has {len(names)}" in str(caught.value)
@@ -231,16 +231,16 @@ def test_a_wrong_number_of_output_names_is_an_error(tmp_path: Path, names: list[
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, float("nan")])
-def test_a_tolerance_that_nothing_meets_is_an_error(tmp_path: Path, tolerance: float) -> None:
-    """The tolerance must be above 0, and the value is named."""
+def test_a_tolerance_that_is_not_positive_is_an_error(tmp_path: Path, tolerance: float) -> None:
+    """The tolerance must be above 0, and the error contains the value."""
     with pytest.raises(InvalidArgumentError) as caught:
         export_onnx(nn.Linear(4, 3), tmp_path / "m.onnx", samples(2, 4), tolerance=tolerance)
     assert str(tolerance) in str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_file_that_differs_is_kept_for_a_look_where_that_was_asked(tmp_path: Path) -> None:
-    """In a folder beside the path, which the message names; the path itself stays free."""
+def test_a_file_that_differs_is_kept_on_request(tmp_path: Path) -> None:
+    """It is written to a separate folder, which the error names, and not to the path."""
     path = tmp_path / "model.onnx"
     with pytest.raises(ExportMismatchError, match=r"model\.mismatch"):
         export_onnx(seeded(Deceiving), path, samples(2, 4), keep_mismatch=True)
@@ -250,8 +250,8 @@ def test_a_file_that_differs_is_kept_for_a_look_where_that_was_asked(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_file_that_differs_names_the_node_and_the_module(tmp_path: Path) -> None:
-    """In the message and in the error's attributes."""
+def test_a_mismatch_names_the_node_and_the_module(tmp_path: Path) -> None:
+    """They are in the message and in the attributes of the error."""
     with pytest.raises(ExportMismatchError) as caught:
         verify_a_changed_head(tmp_path)
     assert caught.value.node is not None
@@ -260,7 +260,7 @@ def test_a_file_that_differs_names_the_node_and_the_module(tmp_path: Path) -> No
 
 
 def verify_a_changed_head(folder: Path) -> None:
-    """Change the bias of a model after its export, and compare."""
+    """Change the bias of a model after its export, and verify the file."""
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)))
     report = export_onnx(model, folder / "m.onnx", samples(2, 4))
     with torch.no_grad():
@@ -269,8 +269,8 @@ def verify_a_changed_head(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["a", "a"], "ab", [1, 2]])
-def test_names_must_be_different_texts(tmp_path: Path, names: list[str]) -> None:
-    """A name twice, one text for all, and numbers are refused with what they are."""
+def test_names_must_be_distinct_strings(tmp_path: Path, names: list[str]) -> None:
+    """Duplicate names, a single string and numbers are refused."""
     with pytest.raises((InvalidArgumentError, InvalidTypeError), match=r"`input_names`"):
         export_onnx(
             Difference(), tmp_path / "m.onnx", (samples(2, 4), samples(2, 4)), input_names=names

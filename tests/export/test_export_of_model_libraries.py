@@ -1,7 +1,7 @@
-"""Exports of torchvision's and transformers' models, and of others that are built unlike them.
+"""Exports of models of torchvision and transformers, and of two other kinds of models.
 
-Here the smallest model of each family of torchvision; `tests/conformance/export.py` exports all of
-them, by hand, and its stored results are looked at here.
+The tests export the smallest model of each torchvision family. The script
+`tests/conformance/export.py` exports all models, and its stored results are checked here.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def always_one_thread(one_thread: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLE, ids=key)
 def test_export_is_dynamic_and_verified(case: ExportModel, tmp_path: Path) -> None:
-    """The file computes what the model does, also for samples that it was not exported with."""
+    """The file agrees with the model, also on samples that the export did not use."""
     outcome = check(case, tmp_path)
     assert (outcome["status"], outcome.get("error")) == ("verified", None)
 
 
 class _Fixed(nn.Module):
-    """A model of which a part takes three samples and no other number."""
+    """A model with a part that accepts only batches of 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class _Reshape(nn.Module):
 
 
 @pytest.mark.slow
-def test_check_tells_of_a_fixed_batch(tmp_path: Path) -> None:
-    """The sweep can fail: a model that takes one batch size does, and its module is named."""
+def test_check_reports_a_fixed_batch(tmp_path: Path) -> None:
+    """A model that accepts only one batch size fails, and the error names the module."""
     case = _case(lambda: _Fixed().eval())
     outcome = check(case, tmp_path)
     assert outcome["status"] == "failed"
@@ -98,8 +98,8 @@ def test_check_tells_of_a_fixed_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_check_does_not_take_constant_outputs_for_verified(tmp_path: Path) -> None:
-    """The sweep can fail: a head of zeros agrees with any file, and counts as a failure."""
+def test_check_reports_constant_outputs(tmp_path: Path) -> None:
+    """A model with a head of zeros fails, because it would agree with many files."""
 
     def untrained() -> nn.Module:
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
@@ -115,15 +115,15 @@ def _case(build: Any) -> ExportModel:
     return ExportModel("torch", "own", "own", "3 x 32 x 32", lambda: (build(), images(32)))
 
 
-def test_images_differ_where_a_deep_model_looks() -> None:
-    """The means over an image, which is what is left after pooling, vary from image to image."""
+def test_images_differ_in_their_means() -> None:
+    """The mean of each channel, which remains after pooling, varies from image to image."""
     means = images(64).mean(dim=(2, 3))
     assert float(means.std(dim=0).min()) > 0.3
     assert torch.equal(images(64), images(64))
 
 
-def test_sample_holds_the_smallest_model_of_each_family() -> None:
-    """None of torchvision's families is left out."""
+def test_sample_contains_the_smallest_model_of_each_family() -> None:
+    """No torchvision family is missing."""
     sizes: dict[str, dict[str, int]] = {}
     for name, result in _stored().items():
         if name.startswith("torchvision/"):
@@ -135,7 +135,7 @@ def test_sample_holds_the_smallest_model_of_each_family() -> None:
 
 
 def test_stored_results_cover_every_model_and_all_are_verified() -> None:
-    """The run over all models is complete, dated, and every file computes what its model does."""
+    """The stored results are complete and have a date."""
     stored = _stored()
     assert {key(case) for case in models()} == stored.keys()
     assert len([name for name in stored if name.startswith("torchvision/")]) >= 80
@@ -144,7 +144,7 @@ def test_stored_results_cover_every_model_and_all_are_verified() -> None:
 
 
 def test_page_shows_the_stored_results() -> None:
-    """The table in the documentation is that of the stored results."""
+    """The table in the documentation matches the stored results."""
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert PAGE.read_text(encoding="utf-8") == page(content)
 

@@ -1,4 +1,4 @@
-"""A model that appears whole or not at all, in one file or in two."""
+"""Models are written atomically, as one file or as two."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from support_onnx import run
 
 @pytest.fixture
 def in_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every model be too large for one file."""
+    """Write every model as two files, as if it were too large for one."""
     monkeypatch.setattr("finetunelib.export._export.LARGEST_FILE", 0)
 
 
 def export(path: Path) -> ExportReport:
-    """Export a small model, of which the weight is large enough to be put aside."""
+    """Export a small model whose weight is large enough to be stored externally."""
     return export_onnx(seeded(lambda: nn.Linear(40, 30)), path, samples(2, 40))
 
 
@@ -34,13 +34,13 @@ def write_pair(path: Path, text: bytes) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return all files of a folder."""
+    """Return the content of each file in a folder."""
     return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
 
 
 @pytest.mark.usefixtures("in_two")
-def test_a_large_model_is_two_files_that_were_verified(tmp_path: Path) -> None:
-    """The report says so, the runtime reads both, and the file tells what it is."""
+def test_a_large_model_is_two_verified_files(tmp_path: Path) -> None:
+    """The report names both files, ONNX Runtime loads them, and the metadata is complete."""
     report = export(tmp_path / "m.onnx")
     assert set(contents(tmp_path)) == {"m.onnx", "m.onnx.data"}
     assert report.data_path == tmp_path / "m.onnx.data"
@@ -55,7 +55,7 @@ def test_a_large_model_is_two_files_that_were_verified(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_two")
 def test_the_pair_can_be_moved_together(tmp_path: Path) -> None:
-    """The graph names its weights by their name beside it, and by no path of this machine."""
+    """The graph refers to its weights by a file name in the same folder, without a local path."""
     export(tmp_path / "m.onnx")
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -65,10 +65,8 @@ def test_the_pair_can_be_moved_together(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(str(folder / "m.onnx"))
 
 
-def test_a_small_model_takes_the_place_of_a_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The weights of the former graph go with it."""
+def test_a_small_model_replaces_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights file of the previous graph is deleted."""
     with monkeypatch.context() as context:
         context.setattr("finetunelib.export._export.LARGEST_FILE", 0)
         export(tmp_path / "m.onnx")
@@ -77,26 +75,26 @@ def test_a_small_model_takes_the_place_of_a_pair(
     assert report.data_path is None
 
 
-def test_data_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """A file of that name that the former graph did not refer to stays."""
+def test_an_unrelated_data_file_is_kept(tmp_path: Path) -> None:
+    """A file with that name is kept if the previous graph did not refer to it."""
     export(tmp_path / "m.onnx")
     (tmp_path / "m.onnx.data").write_bytes(b"mine")
     export(tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").read_bytes() == b"mine"
 
 
-def test_a_pair_takes_the_place_of_a_pair(tmp_path: Path) -> None:
-    """Both files are new, and nothing else is there."""
+def test_a_pair_replaces_a_pair(tmp_path: Path) -> None:
+    """Both files are replaced, and no other file remains."""
     write_pair(tmp_path / "m.onnx", b"old")
     write_pair(tmp_path / "m.onnx", b"new")
     assert contents(tmp_path) == {"m.onnx": b"new", "m.onnx.data": b"new"}
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_no_graph_stands_beside_the_weights_of_another(
+def test_a_graph_never_has_the_weights_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """At each rename: the former pair, the new one, or no graph; and a failure undoes all."""
+    """Each rename leaves the old pair, the new pair or no graph, and errors are undone."""
     write_pair(tmp_path / "m.onnx", b"old")
     seen = []
     rename = Path.rename

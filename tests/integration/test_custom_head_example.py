@@ -1,4 +1,4 @@
-"""`examples/custom_head.py` as a program."""
+"""Run `examples/custom_head.py` as a program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_example_trains_and_exports_three_heads(tmp_path: Path) -> None:
-    """Each head learns the new digits, the rest is unchanged, and the ONNX file is verified."""
+    """Each head learns the new digits, the backbone is unchanged, and the file is verified."""
     done = run(tmp_path, "--dataset", "digits", "--steps", "60", "--output-dir", "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -42,7 +42,7 @@ def test_example_trains_and_exports_three_heads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_example_refuses_no_shots(tmp_path: Path) -> None:
-    """A wrong option exits with code 2 and names the value."""
+    """An invalid option exits with code 2 and names the value."""
     done = run(tmp_path, "--shots", "0")
     assert done.returncode == 2
     assert "--shots must be at least 1, got 0" in done.stderr
@@ -50,7 +50,7 @@ def test_example_refuses_no_shots(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_example_names_the_folder_if_mnist_is_missing(tmp_path: Path) -> None:
-    """A missing MNIST is an error, and nothing is downloaded."""
+    """If MNIST is missing, the example fails and downloads nothing."""
     done = run(tmp_path, "--dataset", "mnist", "--data-dir", "nowhere")
     assert done.returncode == 1
     assert "MNIST is not in nowhere" in done.stderr

@@ -1,4 +1,4 @@
-"""A training that is killed at any instant, and started again, ends with the same bits."""
+"""A training run that is killed and restarted gives bitwise the same result."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ KILLS = 5
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork"),
-    # Its threads are idle ones of torch and of other tests.
+    # The threads are idle threads of torch and of other tests.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def always_one_thread(one_thread: None) -> None:
-    """Run torch on one thread: a forked process must not wait for threads that it has not."""
+    """Run torch on one thread, because a forked process has no copies of the other threads."""
 
 
 class Reporter(Callback):
-    """Says through a pipe that the work begins, and counts its steps."""
+    """A callback that reports the start of training through a pipe and counts the steps."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -49,7 +49,7 @@ class Reporter(Callback):
 
 
 def work(combination: Combination, folder: Path, pipe: int) -> None:
-    """Train in this process, and write down the end."""
+    """Train in this process, and write the result."""
     reporter = Reporter(pipe)
     trained = combination.train(folder / "run", reporter, resume_from=folder / "run")
     result = pickle.dumps((bits(trained), reporter.steps))
@@ -59,10 +59,10 @@ def work(combination: Combination, folder: Path, pipe: int) -> None:
 
 
 def train_and_kill(combination: Combination, folder: Path, delay: float) -> bool:
-    """Train in a forked process, which is killed some seconds after its work has begun.
+    """Train in a forked process, and kill it `delay` seconds after training has started.
 
     Returns:
-        Whether it was killed before it was done.
+        Whether it was killed before it had finished.
     """
     folder.mkdir(exist_ok=True)
     reading, writing = os.pipe()
@@ -70,11 +70,11 @@ def train_and_kill(combination: Combination, folder: Path, delay: float) -> bool
     if child == 0:
         code = 1
         try:
-            os.setpgid(0, 0)  # Its workers are killed with it.
+            os.setpgid(0, 0)  # Data loader workers are killed with the process.
             os.close(reading)
             work(combination, folder, writing)
             code = 0
-        except BaseException:  # noqa: BLE001 - nothing of pytest may go on in this process
+        except BaseException:  # noqa: BLE001 - pytest must not continue in this process
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -94,21 +94,19 @@ def train_and_kill(combination: Combination, folder: Path, delay: float) -> bool
 
 
 def result_of(folder: Path) -> tuple[dict[str, Any], int]:
-    """Return the end of a training, and the steps of its last process."""
+    """Return the result of a training run, and the number of steps of its last process."""
     result: tuple[dict[str, Any], int] = pickle.loads((folder / "result").read_bytes())
     return result
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
-def test_a_killed_training_ends_with_the_same_bits(
-    tmp_path: Path, combination: Combination
-) -> None:
-    """Killed five times and started again with the same command, nothing differs.
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, combination: Combination) -> None:
+    """A run that is killed five times and restarted is bitwise equal to an uninterrupted run.
 
-    Weights, optimizer, averages and history are those of a run that nobody killed, and a process
-    that found a checkpoint does only the steps that were left.
+    Weights, optimizer, averages and history are compared. A process that finds a checkpoint takes
+    only the remaining steps.
     """
-    # Here, so that the kills fall into the work and not into a forked process's imports.
+    # Imports happen here, and not in the forked processes, which are killed during training.
     combination.train(tmp_path / "warm")
     combination = dataclasses.replace(combination, samples=12)
     begun = time.perf_counter()
@@ -122,7 +120,7 @@ def test_a_killed_training_ends_with_the_same_bits(
     while kills < KILLS or not saved:
         folder = tmp_path / str(rounds)
         rounds += 1
-        assert rounds < 20, "no kill ever left a checkpoint"
+        assert rounds < 20, "no killed process wrote a checkpoint"
         done = 0
         while kills < KILLS * rounds and train_and_kill(
             combination, folder, delays.uniform(0.0, 0.5 * seconds)

@@ -1,4 +1,4 @@
-"""`examples/mnist.py` as a program, on both datasets."""
+"""Run `examples/mnist.py` as a program on both datasets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def accuracies(output: str) -> list[float]:
 
 @pytest.mark.slow
 def test_example_runs_on_the_scikit_learn_digits(tmp_path: Path) -> None:
-    """Without MNIST, every step runs on the small digits and all files are written."""
+    """Every step runs on the small digits without MNIST, and all files are written."""
     done = run(tmp_path, "--dataset", "digits", "--epochs", "20", "--output-dir", "out")
     assert done.returncode == 0, done.stderr
     assert min(accuracies(done.stdout)) > 85.0
@@ -59,18 +59,18 @@ def test_example_runs_on_the_scikit_learn_digits(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.mnist
 def test_example_learns_mnist(tmp_path: Path, mnist_folder: Path) -> None:
-    """Two epochs on MNIST reach the accuracy of a hand-written loop."""
+    """After two epochs on MNIST, the accuracy is that of a hand-written loop."""
     done = run(tmp_path, "--dataset", "mnist", "--epochs", "2", FINETUNELIB_DATA=str(mnist_folder))
     assert done.returncode == 0, done.stderr
     pretrained, tuned = accuracies(done.stdout)
-    # The hand-written loop reaches 93.7% after two epochs; other machines may differ by a percent.
+    # The hand-written loop reaches 93.7%; other machines may differ by one percentage point.
     assert pretrained > 92.7
     assert tuned > 92.7
 
 
 @pytest.mark.slow
 def test_example_falls_back_if_mnist_cannot_be_downloaded(tmp_path: Path) -> None:
-    """If a proxy refuses every download, `auto` reports it and uses the small digits."""
+    """If a download fails, `auto` reports it and uses the small digits."""
     done = run(
         tmp_path,
         *("--data-dir", "nowhere", "--epochs", "1"),
@@ -86,9 +86,9 @@ def test_example_falls_back_if_mnist_cannot_be_downloaded(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_example_without_matplotlib_draws_nothing_and_says_so(tmp_path: Path) -> None:
-    """Every other step runs, and the output names the package to install."""
+    """The other steps run, and the output names the package to install."""
     (tmp_path / "hiding").mkdir()
-    # Python imports this module first, so matplotlib is not found.
+    # Python imports `sitecustomize` at startup, so matplotlib is not found.
     (tmp_path / "hiding" / "sitecustomize.py").write_text(
         "import sys\nsys.modules['matplotlib'] = None\n"
     )
@@ -101,7 +101,7 @@ def test_example_without_matplotlib_draws_nothing_and_says_so(tmp_path: Path) ->
 
 
 def test_example_refuses_no_epochs(tmp_path: Path) -> None:
-    """A wrong option exits with code 2 and names the value."""
+    """An invalid option exits with code 2 and names the value."""
     done = run(tmp_path, "--epochs", "0")
     assert done.returncode == 2
     assert "--epochs must be at least 1, got 0" in done.stderr

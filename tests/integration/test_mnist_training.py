@@ -1,4 +1,4 @@
-"""On real MNIST, training is the hand-written loop bit for bit, feature by feature."""
+"""On MNIST, training is bitwise equal to a hand-written loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.mnist]
 SEED = 3
 BATCH = 64
 SAMPLES = 6_400  # a hundred batches
-STEPS = 250  # two epochs and a half
+STEPS = 250  # two and a half epochs
 
 Pair = tuple[Tensor, Tensor]
 Batches = Callable[[int], Iterable[Any]]
@@ -32,7 +32,7 @@ Batches = Callable[[int], Iterable[Any]]
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run torch on so many threads, and on as many as before afterwards."""
+    """Run torch on this number of threads, and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -41,23 +41,23 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def digits(mnist_folder: Path) -> Pair:
-    """The first digits of MNIST, as the tutorial scales them."""
+    """The first digits of MNIST, scaled as in the tutorial."""
     dataset = MNIST(mnist_folder, train=True)
     return dataset.data[:SAMPLES].unsqueeze(1).float() / 255, dataset.targets[:SAMPLES]
 
 
 def model_of_the_tutorial() -> MLP:
-    """Return the network of 784, 500 and 10, with dropout so that randomness is seen too."""
+    """Return the 784-500-10 network, with dropout to detect differences in randomness."""
     return build_mlp(784, [500], 10, dropout=0.2, seed=0)
 
 
 def loader_of(data: Pair) -> DataLoader[Any]:
-    """Return a DataLoader that shuffles by the global generator."""
+    """Return a DataLoader that shuffles with the global generator."""
     return DataLoader(TensorDataset(*data), batch_size=BATCH, shuffle=True)
 
 
 def source(kind: str, data: Pair) -> tuple[Any, Batches]:
-    """Return data of a kind for the Trainer, and its batches for the loop written by hand."""
+    """Return one kind of data for the Trainer, and its batches for the hand-written loop."""
     if kind == "tensors":
         return data, TensorBatches(*data, batch_size=BATCH, seed=SEED).epoch
     if kind == "list":
@@ -71,7 +71,7 @@ def source(kind: str, data: Pair) -> tuple[Any, Batches]:
 def train_by_hand(
     model: nn.Module, batches: Batches, after_step: Callable[[], None] = lambda: None
 ) -> None:
-    """Train for `STEPS` steps as a tutorial does."""
+    """Train for `STEPS` steps with a hand-written loop."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     loss_fn = nn.CrossEntropyLoss()
     model.train()
@@ -92,7 +92,7 @@ def train_by_hand(
 
 
 def trained(data: Any, val: Any = None, **options: Any) -> Trainer:
-    """Return a Trainer that has made `STEPS` steps."""
+    """Return a Trainer that has taken `STEPS` steps."""
     trainer = Trainer(
         model_of_the_tutorial(), lr=0.05, batch_size=BATCH, seed=SEED, progress=False, **options
     )
@@ -101,15 +101,15 @@ def trained(data: Any, val: Any = None, **options: Any) -> Trainer:
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two models are equal bit for bit."""
+    """Return whether two models are bitwise equal."""
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", ["tensors", "list", "loader"])
-def test_training_on_mnist_is_the_hand_written_loop_bit_for_bit(kind: str, digits: Pair) -> None:
-    """Hundreds of steps, with every feature off."""
+def test_training_on_mnist_equals_the_hand_written_loop(kind: str, digits: Pair) -> None:
+    """The weights are bitwise equal after hundreds of steps without further features."""
     data, batches = source(kind, digits)
     expected = model_of_the_tutorial()
     train_by_hand(expected, batches)
@@ -118,8 +118,8 @@ def test_training_on_mnist_is_the_hand_written_loop_bit_for_bit(kind: str, digit
     assert same_weights(trainer.model, expected)
 
 
-def test_measuring_mnist_changes_nothing_of_the_weights(digits: Pair) -> None:
-    """Accuracy, validation and a report have no numeric effect over hundreds of steps."""
+def test_metrics_do_not_change_the_weights(digits: Pair) -> None:
+    """Accuracy, validation and history have no numeric effect over hundreds of steps."""
     data, batches = source("loader", digits)
     expected = model_of_the_tutorial()
     train_by_hand(expected, batches)
@@ -128,8 +128,8 @@ def test_measuring_mnist_changes_nothing_of_the_weights(digits: Pair) -> None:
     assert trainer.history["val_accuracy"][-1] > 0.9
 
 
-def test_average_of_a_training_on_mnist_is_the_hand_written_one(digits: Pair) -> None:
-    """The averages equal those of a loop that updates them itself, bit for bit."""
+def test_averages_on_mnist_equal_those_of_the_hand_written_loop(digits: Pair) -> None:
+    """The averages are bitwise equal to those of a loop that updates them itself."""
     data, batches = source("tensors", digits)
     expected, hand_ema = model_of_the_tutorial(), EMA(0.99)
     hand_ema.update(expected)
@@ -141,8 +141,8 @@ def test_average_of_a_training_on_mnist_is_the_hand_written_one(digits: Pair) ->
         assert same_weights(trainer.model, expected)
 
 
-def test_mnist_in_memory_trains_like_its_dataset(mnist_folder: Path) -> None:
-    """Bytes with a batch transform give the weights of the dataset's own ToTensor, bit for bit."""
+def test_mnist_in_memory_gives_the_same_weights(mnist_folder: Path) -> None:
+    """Bytes with a batch transform give bitwise the same weights as `ToTensor` in the dataset."""
     rows = range(1_280)
     from_images = trained(Subset(MNIST(mnist_folder, train=True, transform=ToTensor()), rows))
     kept = in_memory(

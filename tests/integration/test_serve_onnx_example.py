@@ -1,4 +1,4 @@
-"""`examples/serve_onnx.py`: from raw images to labels without PyTorch."""
+"""Run `examples/serve_onnx.py`, which predicts labels of raw images without PyTorch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def serve(
 
 
 def exported(model: nn.Module, raw: Tensor, folder: Path) -> Path:
-    """Export a classifier of raw digits with all that the example reads."""
+    """Export a classifier of raw digits with all metadata that the example reads."""
     report = export_onnx(
         model,
         folder / "digits.onnx",
@@ -62,7 +62,7 @@ def exported(model: nn.Module, raw: Tensor, folder: Path) -> Path:
 
 @pytest.fixture
 def raw() -> Tensor:
-    """Twenty images of noise, each of another brightness."""
+    """Twenty images of noise with different brightness."""
     generator = torch.Generator().manual_seed(0)
     light = torch.rand(20, 1, 1, 1, generator=generator)
     return (torch.rand(20, 1, 28, 28, generator=generator) * light * 255).to(torch.uint8)
@@ -72,7 +72,7 @@ def raw() -> Tensor:
 def test_example_serves_labels_without_torch(
     tmp_path: Path, raw: Tensor, without_torch: dict[str, str]
 ) -> None:
-    """Raw images go in, and the labels of the model come out with their probabilities."""
+    """For raw images, the example prints the labels of the model with their probabilities."""
     model = seeded(lambda: build_mlp(784, [16], 10))
     path = exported(model, raw, tmp_path)
     np.save(tmp_path / "images.npy", raw[:5].numpy())
@@ -85,10 +85,10 @@ def test_example_serves_labels_without_torch(
 
 
 @pytest.mark.slow
-def test_example_notices_a_file_that_computes_something_else(
+def test_example_detects_a_modified_file(
     tmp_path: Path, raw: Tensor, without_torch: dict[str, str]
 ) -> None:
-    """The self-test fails where a weight has changed, and nothing is served."""
+    """If a weight has changed, the self-test fails and no label is printed."""
     path = exported(seeded(lambda: build_mlp(784, [16], 10)), raw, tmp_path)
     model = onnx.load(path)
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "head.bias"]
@@ -100,8 +100,8 @@ def test_example_notices_a_file_that_computes_something_else(
     assert "computes different outputs here" in done.stderr
 
 
-def test_example_is_as_short_as_it_is_said_to_be() -> None:
-    """The body of its main function has at most fifteen lines."""
+def test_example_is_short() -> None:
+    """The main function has at most 15 lines, as the documentation says."""
     text = EXAMPLE.read_text("utf-8")
     body = re.search(r"def main.*?\n\n\n", text, re.DOTALL)
     assert body is not None
@@ -111,8 +111,8 @@ def test_example_is_as_short_as_it_is_said_to_be() -> None:
 
 @pytest.mark.slow
 @pytest.mark.mnist
-def test_raw_digits_get_the_labels_that_predict_gives(tmp_path: Path, mnist_folder: Path) -> None:
-    """Of 1,000 test images of MNIST the file and `predict` agree on 1,000."""
+def test_labels_of_raw_digits_equal_those_of_predict(tmp_path: Path, mnist_folder: Path) -> None:
+    """The file and `predict` agree on all of 1,000 test images of MNIST."""
     train, test = MNIST(mnist_folder, train=True), MNIST(mnist_folder, train=False)
 
     def normalised(images: Tensor) -> Tensor:

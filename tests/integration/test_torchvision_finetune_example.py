@@ -1,4 +1,4 @@
-"""`examples/torchvision_finetune.py` as a program."""
+"""Run `examples/torchvision_finetune.py` as a program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_images(folder: Path, *classes: str) -> None:
-    """Write four grey images of each class."""
+    """Write four gray images for each class."""
     generator = torch.Generator().manual_seed(0)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_example_fine_tunes_on_the_digits(tmp_path: Path) -> None:
 
 
 def test_example_accepts_a_folder_of_images(tmp_path: Path) -> None:
-    """A custom folder and a small model run, and the output says that the weights are random."""
+    """A custom folder and a small model work, and the output says that the weights are random."""
     write_images(tmp_path / "images" / "train", "dark", "light")
     write_images(tmp_path / "images" / "val", "dark", "light")
     done = run(
@@ -103,7 +103,7 @@ def test_example_suggests_similar_model_names(tmp_path: Path) -> None:
 
 
 def test_example_names_the_missing_folder(tmp_path: Path) -> None:
-    """A folder without train/ exits with code 1 and its name, without a traceback."""
+    """A folder without `train/` exits with code 1 and names the folder, without a traceback."""
     done = run(tmp_path, "--images", "nowhere")
     assert done.returncode == 1
     assert "`nowhere/train`" in done.stderr
@@ -111,7 +111,7 @@ def test_example_names_the_missing_folder(tmp_path: Path) -> None:
 
 
 def test_example_refuses_weights_of_another_model(tmp_path: Path) -> None:
-    """Weights that do not fit exit with code 1 and an error of the library, without a traceback."""
+    """Weights of another model exit with code 1 and a library error, without a traceback."""
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     done = run(tmp_path, "--dataset", "digits", "--weights", "other.pth")
     assert done.returncode == 1

@@ -5,7 +5,7 @@ python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 tests=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp "$tests/test_public_api.py" "$tests/integration/test_whole_road.py" \
+cp "$tests/test_public_api.py" "$tests/integration/test_end_to_end.py" \
   "$tests/finetuning/_weights/test_load.py" "$folder"
 cd "$folder"
 printf '[pytest]\nmarkers =\n    slow: slow\n' > pytest.ini

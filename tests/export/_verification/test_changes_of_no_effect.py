@@ -1,4 +1,4 @@
-"""Changes of a file that change nothing of what it computes: it is still verified."""
+"""A file with changes that do not affect its outputs is still verified."""
 
 from __future__ import annotations
 
@@ -112,15 +112,15 @@ def _gemm_as_matmul(model: ModelProto) -> None:
     ],
 )
 def test_a_change_of_no_effect_is_verified(mlp: Exported, tmp_path: Path, change: Mutation) -> None:
-    """What computes the same is the same, whatever it looks like."""
+    """Only what the file computes is compared, and not its structure."""
     assert verify(mlp, change, tmp_path / "changed.onnx").status == "verified"
 
 
 @pytest.mark.parametrize("change", [_identity, _renamed_nodes, _unused, _weights_as_constants])
-def test_a_change_of_no_effect_hides_no_other(
+def test_a_change_of_no_effect_does_not_hide_another(
     mlp: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Mutation
 ) -> None:
-    """Beside harmless changes, the one that matters is located."""
+    """An error is located even if the file also has harmless changes."""
     trace_once(monkeypatch, _programs)
 
     def mutate(model: ModelProto) -> None:
@@ -134,7 +134,7 @@ def test_a_change_of_no_effect_hides_no_other(
 def test_a_node_without_a_name_is_named_by_its_output(
     mlp: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX lets nodes have no names; their values always have."""
+    """Names of nodes are optional in ONNX, but names of values are not."""
     trace_once(monkeypatch, _programs)
 
     def mutate(model: ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""A ResNet's file that was changed after its export: each change is found, the module named."""
+"""Changes to the exported file of a ResNet are found and located."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _reversed(values: Any) -> Any:
     return values[::-1]
 
 
-#: What is changed, the node that is then found, and the modules whose work that node does.
+#: For each change, the function that makes it, the node found, and the modules it computes.
 RESNET: dict[str, tuple[Mutation, str | None, str]] = {
     "the first weights 1% larger": (
         weights("conv1.weight", lambda w: w * 1.01),
@@ -74,12 +74,12 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "node_Conv_330",
         "layer4.1.conv2, layer4.1.bn2",
     ),
-    "one output channel zeroed": (
+    "one output channel set to zero": (
         weights("layer1.1.conv2.weight", lambda w: w * (np.arange(64) != 7).reshape(-1, 1, 1, 1)),
         "node_Conv_300",
         "layer1.1.conv2, layer1.1.bn2",
     ),
-    "the weights of two layers exchanged": (
+    "the weights of two layers swapped": (
         swapped_weights("layer3.0.conv2.weight", "layer3.1.conv1.weight"),
         "node_Conv_314",
         "layer3.0.conv2, layer3.0.bn2",
@@ -89,12 +89,12 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "node_Conv_316",
         "layer3.0.downsample.0, layer3.0.downsample.1",
     ),
-    "a folded bias zeroed": (
+    "a folded bias set to zero": (
         weights("layer2.0.conv1.weight_bias", lambda b: b * 0),
         "node_Conv_302",
         "layer2.0.conv1, layer2.0.bn1",
     ),
-    "half of the input channels lost": (
+    "half of the input channels removed": (
         weights("layer1.0.conv1.weight", lambda w: w[:, :32]),
         "node_Conv_294",
         "layer1.0.conv1, layer1.0.bn1",
@@ -105,25 +105,25 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "node_linear",
         "fc",
     ),
-    "a Relu taken out before a Conv": (
+    "a Relu removed before a Conv": (
         removed("relu_1"),
         "node_Conv_296",
         "layer1.0.relu, layer1.0.conv2, layer1.0.bn2",
     ),
-    "a Relu taken out before Conv and Add": (
+    "a Relu removed before Conv and Add": (
         removed("relu_2"),
         "node_Conv_298",
         "layer1.0.relu, layer1.1.conv1, layer1.1.bn1",
     ),
-    "the last Relu taken out": (removed("relu_16"), "node_mean", "layer4.1.relu, avgpool"),
-    "the first Relu taken out": (removed("relu"), "node_max_pool2d", "relu, maxpool"),
-    "a Relu made an Identity": (operator("relu_7", "Identity"), "node_relu_7", "layer2.1.relu"),
-    "a Relu made a LeakyRelu": (
+    "the last Relu removed": (removed("relu_16"), "node_mean", "layer4.1.relu, avgpool"),
+    "the first Relu removed": (removed("relu"), "node_max_pool2d", "relu, maxpool"),
+    "a Relu replaced by Identity": (operator("relu_7", "Identity"), "node_relu_7", "layer2.1.relu"),
+    "a Relu replaced by LeakyRelu": (
         operator("relu_5", "LeakyRelu", alpha=0.01),
         "node_relu_5",
         "layer2.0.relu",
     ),
-    "a Relu made a Sigmoid": (operator("relu", "Sigmoid"), "node_relu", "relu"),
+    "a Relu replaced by Sigmoid": (operator("relu", "Sigmoid"), "node_relu", "relu"),
     "strides that change a shape": (
         attributes("getitem_3", strides=[2, 2]),
         "node_Conv_294",
@@ -139,12 +139,12 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "node_Conv_292",
         "conv1, bn1",
     ),
-    "pads on one side": (
+    "padding on one side": (
         attributes("getitem_6", pads=[0, 0, 2, 2]),
         "node_Conv_296",
         "layer1.0.conv2, layer1.0.bn2",
     ),
-    "no pads, which the runtime refuses to load": (
+    "no padding, which the runtime refuses to load": (
         attributes("getitem_6", pads=[0, 0, 0, 0]),
         "node_Conv_296",
         "layer1.0.conv2, layer1.0.bn2",
@@ -154,7 +154,7 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "node_Conv_322",
         "layer4.0.conv1, layer4.0.bn1",
     ),
-    "groups, which the runtime stops at": (
+    "groups, which raise an error in the runtime": (
         attributes("getitem_9", group=2),
         "node_Conv_298",
         "layer1.1.conv1, layer1.1.bn1",
@@ -176,7 +176,7 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "maxpool",
     ),
     "another operand of an Add": (rewired("add_121", 1, "max_pool2d"), "node_add_121", "layer1.1"),
-    "a residual taken out": (removed("add_243"), "node_relu_8", "layer2.1, layer2.1.relu"),
+    "a residual connection removed": (removed("add_243"), "node_relu_8", "layer2.1, layer2.1.relu"),
     "Gemm's alpha": (attributes("output", alpha=1.05), "node_linear", "fc"),
     "the axes of the mean": (
         weights("val_227", lambda axes: np.array([1, 2], axes.dtype)),
@@ -189,7 +189,7 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
         "(the model)",
     ),
     "the batch fixed at the input": (fixed_input(2), None, "conv1"),
-    "a factor of 1.01 put in": (
+    "a factor of 1.01 inserted": (
         inserted("relu_3", ("Mul", {}, [1.01])),
         "inserted_Mul",
         "layer1.1.relu",
@@ -213,13 +213,13 @@ RESNET: dict[str, tuple[Mutation, str | None, str]] = {
 def test_a_change_of_a_resnet_is_found_and_located(
     resnet: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """The error names the node that was changed, or the one that takes over, and the modules."""
+    """The error names the changed node, or the one that replaces it, and its modules."""
     trace_once(monkeypatch, _programs)
     check_found(resnet, RESNET[change][0], tmp_path / "changed.onnx", *RESNET[change][1:])
 
 
-def test_a_change_is_located_in_a_trace_of_its_own(resnet: Exported, tmp_path: Path) -> None:
-    """The model is traced again, where no program of the export is at hand."""
+def test_a_change_is_located_without_the_exported_program(resnet: Exported, tmp_path: Path) -> None:
+    """If the program of the export is not available, the model is traced again."""
     check_found(
         resnet, operator("relu_7", "Abs"), tmp_path / "changed.onnx", "node_relu_7", "layer2.1.relu"
     )

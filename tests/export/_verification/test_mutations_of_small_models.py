@@ -1,4 +1,4 @@
-"""Changed files of small models: what is found and where, and what changes nothing."""
+"""Changes to the exported files of small models are found and located."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _programs: dict[str, Any] = {}
 
 
 class Attention(nn.Module):
-    """A small causal transformer, whose mask holds infinities."""
+    """A small causal transformer whose mask contains infinities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Gate(nn.Module):
-    """A model with values that hardly vary, as in a squeeze-and-excitation that was not trained."""
+    """A model with values that hardly vary, as in an untrained squeeze-and-excitation block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def _by(factor: float) -> Any:
     return lambda values: values * np.float32(factor)
 
 
-#: The model, what is changed, the node that is found, and the modules whose work that node does.
+#: For each change, the model, the function that makes it, the node found, and its modules.
 CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
     "a bias of the MLP": (
         "mlp",
@@ -136,7 +136,7 @@ CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
         "node_linear",
         "norm, qkv",
     ),
-    "query and key exchanged": (
+    "query and key swapped": (
         "attention",
         rewired("transpose", 0, "split_split_0"),
         "node_transpose",
@@ -154,14 +154,14 @@ CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
         "node_div",
         "(the model)",
     ),
-    "the mask taken out": (
+    "the mask removed": (
         "attention",
         removed("masked_fill", source=2),
         "node_softmax",
         "(the model)",
     ),
     "the projection's weights": ("attention", weights("val_15", _by(1.1)), "node_linear_1", "out"),
-    "the residual taken out": (
+    "the residual connection removed": (
         "attention",
         removed("add_52", source=1),
         "node_mean",
@@ -191,13 +191,13 @@ CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
         "node_softmax",
         "postprocessing",
     ),
-    "the softmax made a sigmoid": (
+    "the softmax replaced by a sigmoid": (
         "pipeline",
         operator("probabilities", "Sigmoid"),
         "node_softmax",
         "postprocessing",
     ),
-    "a Dropout that was left on": (
+    "an active Dropout": (
         "pipeline",
         inserted("relu", ("Mul", {}, [0.9])),
         "inserted_Mul",
@@ -210,16 +210,16 @@ CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
 def test_a_change_is_found_and_located(
     made: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """The error names the node that was changed, or the one that takes over, and the modules."""
+    """The error names the changed node, or the one that replaces it, and its modules."""
     trace_once(monkeypatch, _programs)
     model, mutation, found, module = CHANGES[change]
     check_found(made[model], mutation, tmp_path / "changed.onnx", found, module)
 
 
-def test_a_change_is_located_where_the_weights_lie_beside(
+def test_a_change_is_located_in_a_model_with_external_weights(
     made: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The values of a large model are computed with the weights of its second file."""
+    """The values are computed with the weights of the second file."""
     trace_once(monkeypatch, _programs)
 
     def mutate(model: ModelProto) -> None:
@@ -237,20 +237,20 @@ def test_a_change_is_located_where_the_weights_lie_beside(
     assert "large.bin" in {entry.name for entry in tmp_path.iterdir()}
 
 
-def test_what_hardly_varies_is_not_taken_for_a_departure(tmp_path: Path) -> None:
-    """The rounding of such values is large beside their range, and hides no change behind them."""
+def test_values_that_hardly_vary_are_not_reported(tmp_path: Path) -> None:
+    """Their rounding errors are large relative to their range, but a later change is found."""
     gate = exported(tmp_path, seeded(Gate), samples(7, 4))
     change = one_weight("head.bias", 0.1)
     check_found(gate, change, tmp_path / "changed.onnx", "node_linear_1", "head")
 
 
-def test_a_run_that_fails_writes_nothing(
+def test_a_failing_run_prints_nothing(
     made: dict[str, Exported],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What the runtime has to say is in the error, and not on stderr as well."""
+    """The error of ONNX Runtime is part of the exception and is not printed."""
     trace_once(monkeypatch, _programs)
     fixed = weights("val_6", lambda shape: np.array([2, 144], shape.dtype))
     check_found(made["pipeline"], fixed, tmp_path / "changed.onnx", "node_Reshape_8", "2")

@@ -1,4 +1,4 @@
-"""The five functions one after the other, as a user of the installed package calls them."""
+"""The five entry points in sequence, as a user of the installed package calls them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetunelib.finetuning import load_weights, save_weights
 
 
 def blobs(classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return 40 points around each of some corners of a cube, which a small model separates."""
+    """Return 40 points around each of several corners of a cube, which a small model separates."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(classes).repeat(40)
     corners = torch.tensor([[float(c >> bit & 1) for bit in range(3)] for c in range(classes)])
@@ -23,8 +23,8 @@ def blobs(classes: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.slow
-def test_five_functions_take_a_model_from_nothing_to_the_viewer(tmp_path: Path) -> None:
-    """Build, train, save, load, fine-tune, export and view; each step does what it says."""
+def test_build_train_fine_tune_export_and_view(tmp_path: Path) -> None:
+    """Both models are accurate, the frozen backbone is unchanged, and the file is verified."""
     train, val = blobs(8, seed=1), blobs(8, seed=2)
     model = build_mlp(3, [32], 8, seed=0)
     history = Trainer(model, lr=0.1, batch_size=16, progress=False).fit(train, val, epochs=20)
