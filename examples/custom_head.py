@@ -210,7 +210,7 @@ def fine_tune(
 ) -> Result:
     """Train a new head on a copy of the model, and check that nothing else has changed."""
     model = copy.deepcopy(pretrained)
-    torch.manual_seed(seed)  # Initialises the new head.
+    torch.manual_seed(seed)  # Initializes the new head.
     place = add_head(model)
     trainer = Trainer(model, lr=0.02, batch_size=10, seed=seed, progress=False)
     before = trainer.evaluate(test)["accuracy"]

@@ -57,7 +57,7 @@ def main() -> int:
     restored = build_mlp(784, [500], 10)
     print(f"4. Loaded into a new model: {load_weights(restored, weights)}", flush=True)
 
-    torch.manual_seed(options.seed)  # Initialises the new head.
+    torch.manual_seed(options.seed)  # Initializes the new head.
     tuned = freeze_and_replace_head(restored, num_classes=10)
     trainer = Trainer(tuned, lr=0.005, batch_size=100, seed=options.seed)
     history = trainer.fit(train, test, epochs=options.epochs)

@@ -52,7 +52,7 @@ ENOUGH = 0.8
 #: The folders to search for MNIST, in this order.
 FOLDERS = (os.environ.get("FINETUNELIB_DATA") or "data", "../shared/datasets")
 
-#: Converts bytes to the inputs of torchvision models: [0, 1], normalised as for ImageNet.
+#: Converts bytes to the inputs of torchvision models: [0, 1], normalized as for ImageNet.
 NORMALIZE = v2.Compose(
     [
         v2.ToDtype(torch.float32, scale=True),
@@ -104,7 +104,7 @@ def parse_options() -> argparse.Namespace:
     if options.model not in known:
         close = ", ".join(difflib.get_close_matches(options.model, known)) or "resnet18"
         parser.error(
-            f"--model must be one of torchvision's {len(known)} classification models, got "
+            f"--model must be one of the {len(known)} classification models of torchvision, got "
             f"{options.model!r}. Similar names: {close}"
         )
     return options
@@ -127,7 +127,7 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
     else:
         print(f"Weights: {load_weights(model, weights, minimum_match=ENOUGH)}", flush=True)
 
-    torch.manual_seed(options.seed)  # Initialises the new head.
+    torch.manual_seed(options.seed)  # Initializes the new head.
     samples = torch.stack([val[row][0] for row in range(min(len(val), 100))])
     tuned = freeze_and_replace_head(model, len(classes), example_input=samples[:2])
     stop = EarlyStopping("val_accuracy", patience=4, restore_best=True)
@@ -150,7 +150,7 @@ def fine_tune(options: argparse.Namespace, images: Path, weights: Path | None) -
 
 
 def read_images(folder: Path, size: int) -> tuple[InMemoryDataset, list[str]]:
-    """Return the images of a folder, in memory and normalised per batch, and their classes."""
+    """Return the images of a folder, in memory and normalized per batch, and their classes."""
     transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     try:
         dataset = ImageFolder(str(folder), transform)

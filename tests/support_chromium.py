@@ -71,7 +71,7 @@ _MIDDLE = """(() => {
     return [box.x + box.width / 2, box.y + box.height / 2];
 })()"""
 
-#: Resolves with the names and values in Netron's sidebar, when it has been drawn and stands still.
+#: Resolves with the names and values in Netron's sidebar, when it is drawn and no longer moves.
 _SIDEBAR = """new Promise((resolve) => {
     let before = null;
     const look = () => {

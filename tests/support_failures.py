@@ -149,7 +149,7 @@ class Watch:
         assert capfd.readouterr() == ("", "")
 
 
-#: Where a failure is put, what raises there, and what the user sees.
+#: The function that fails, what it does instead, and the exception that the user gets.
 FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
     "the exporter's call is interrupted": (
         "torch.onnx.export",
@@ -219,7 +219,7 @@ FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
         raising(RuntimeError("no values")),
         RuntimeError,
     ),
-    "the self-test cannot be made": (
+    "the self-test cannot be created": (
         "finetunelib.export._export.self_test_of",
         raising(MemoryError()),
         MemoryError,
@@ -240,7 +240,7 @@ FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
         raising(PermissionError(errno.EACCES, "Permission denied")),
         PathNotWritableError,
     ),
-    "no temporary file can be made": (
+    "no temporary file can be created": (
         "tempfile.mkstemp",
         raising(full()),
         PathNotWritableError,

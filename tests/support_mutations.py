@@ -58,7 +58,7 @@ def one_weight(name: str, by: float) -> Mutation:
 
 
 def swapped_weights(first: str, second: str) -> Mutation:
-    """Exchange two initializers of the same shape."""
+    """Swap two initializers of the same shape."""
 
     def mutate(model: ModelProto) -> None:
         for n in model.graph.node:

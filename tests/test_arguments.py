@@ -34,7 +34,7 @@ def test_a_model_that_is_not_a_module_is_an_error(value: object, named: str) -> 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, np.int64(1)])
 def test_only_an_int_is_a_whole_number(value: Any) -> None:
-    """`True` and numpy's integers are not."""
+    """`True` and NumPy integers are not whole numbers."""
     assert is_whole(1)
     assert not is_whole(value)
     with pytest.raises(InvalidTypeError, match="`depth`"):
@@ -49,7 +49,7 @@ def test_a_number_below_the_least_is_an_error() -> None:
 
 
 def test_a_lazy_parameter_is_named() -> None:
-    """By its dotted name in the whole model."""
+    """The error contains its qualified name in the model."""
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
     assert "`1.weight`" in (uninitialized(model) or "")
     assert "`body.1.weight`" in (uninitialized(model, "body") or "")

@@ -14,7 +14,7 @@ def test_eight_names_are_listed_and_the_rest_is_counted() -> None:
 
 
 def test_quoted_names_are_in_backquotes() -> None:
-    """As all names in messages."""
+    """This is the format of names in all messages."""
     assert quoted(["a.weight", "b"]) == "`a.weight`, `b`"
 
 

@@ -155,8 +155,8 @@ def test_reseed_with_another_seed_changes_all_three() -> None:
     assert all(one != other for one, other in zip(first, second, strict=True))
 
 
-def test_reseed_takes_every_derived_seed() -> None:
-    """Seeds have 63 bits, but NumPy's global generator takes 32."""
+def test_reseed_accepts_every_derived_seed() -> None:
+    """Seeds have 63 bits, but the global generator of NumPy accepts only 32."""
     with random_state_preserved():
         reseed(2**63 - 1)
         first = draw_everywhere()

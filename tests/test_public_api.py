@@ -125,7 +125,7 @@ def test_exported_names_are_the_documented_ones(package: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name != "__version__"])
-def test_every_name_says_its_public_path(name: str) -> None:
+def test_every_name_has_its_public_path(name: str) -> None:
     """Tracebacks, pickles and docs show the path that users import from."""
     value = getattr(importlib.import_module(PATHS[name]), name)
     assert isinstance(value, type | types.FunctionType)
@@ -158,7 +158,7 @@ CALLS_NEED = (
 
 
 def test_import_loads_nothing_that_only_a_call_needs() -> None:
-    """Other packages and most parts come later, so that the import costs little beside torch."""
+    """Other packages and most modules are imported when they are used."""
     code = f"import json, sys; {IMPORT}; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -64,7 +64,7 @@ from finetunelib.finetuning import find_head
 
 print(find_head(pretrained, inputs[:2]))
 
-torch.manual_seed(0)  # Initialises the new head.
+torch.manual_seed(0)  # Initializes the new head.
 model = copy.deepcopy(pretrained)
 freeze_and_replace_head(model, num_classes=2, example_input=inputs[:2])
 print([name for name, parameter in model.named_parameters() if parameter.requires_grad])
@@ -93,7 +93,7 @@ from finetunelib.visualization import plot_history
 figure = plot_history({"new head": history, "random weights": from_nothing})
 
 # %%
-# Pretrained features help if they fit the new task. A network that recognises the ten digits
+# Pretrained features help if they fit the new task. A network that recognizes the ten digits
 # already knows which of them are odd. If it had been trained on the digits 0 to 4, and the new task
 # were the digits 5 to 9, the two curves would be close: strokes in such small images are quickly
 # learned. We chose this task because it suits fine-tuning; not every task gains as much.

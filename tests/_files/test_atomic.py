@@ -127,7 +127,7 @@ def test_check_writable_names_a_read_only_folder(
     def may_not(path: os.PathLike[str], mode: int) -> bool:
         return Path(path) != tmp_path
 
-    # Not by chmod: root may write to read-only folders.
+    # chmod does not work here, because root may write to read-only folders.
     monkeypatch.setattr(os, "access", may_not)
     with pytest.raises(PathNotWritableError) as caught:
         check_writable(tmp_path / "missing" / "new.bin")
@@ -407,7 +407,7 @@ def test_path_of_another_type_is_rejected(path: Any) -> None:
     "name", ["a\0b", "a" * 256, "é" * 128, "\ud800"], ids=["NUL", "long", "long bytes", "surrogate"]
 )
 def test_path_that_no_file_can_have_is_rejected(tmp_path: Path, name: str) -> None:
-    """Neither checking, reading nor writing such a path raises an error of Python's own."""
+    """Checking, reading or writing such a path raises an error of the library."""
     with pytest.raises(PathNotWritableError):
         check_writable(tmp_path / name)
     with pytest.raises(PathNotWritableError):
@@ -444,7 +444,7 @@ def test_longest_name_in_wide_characters_is_written(tmp_path: Path) -> None:
 
 
 def test_folder_whose_name_is_too_long_is_rejected(tmp_path: Path) -> None:
-    """A folder is replaced under longer names, so its own name may have a few bytes less."""
+    """A folder has a longer name while it is replaced, so its own name must be a little shorter."""
     with (
         pytest.raises(PathNotWritableError, match="at most"),
         atomic_folder(tmp_path / ("a" * 250), names=["file"]),
@@ -457,7 +457,7 @@ def test_folder_whose_name_is_too_long_is_rejected(tmp_path: Path) -> None:
 
 
 def test_link_is_written_through(tmp_path: Path) -> None:
-    """The file that a link leads to gets the content, and the link stays a link."""
+    """The target of a link gets the content, and the link is kept."""
     (tmp_path / "real").mkdir()
     target, link = tmp_path / "real" / "a.bin", tmp_path / "link.bin"
     target.write_bytes(b"previous")
@@ -469,8 +469,8 @@ def test_link_is_written_through(tmp_path: Path) -> None:
     assert names_in(tmp_path / "real") == ["a.bin"]
 
 
-def test_link_that_leads_nowhere_is_written_through(tmp_path: Path) -> None:
-    """The missing file is created, and the link stays a link."""
+def test_broken_link_is_written_through(tmp_path: Path) -> None:
+    """The missing target is created, and the link is kept."""
     (tmp_path / "link.bin").symlink_to("a/b.bin")
     write_atomically(tmp_path / "link.bin", b"new")
     assert (tmp_path / "a" / "b.bin").read_bytes() == b"new"
@@ -478,7 +478,7 @@ def test_link_that_leads_nowhere_is_written_through(tmp_path: Path) -> None:
 
 
 def test_loop_of_links_is_rejected(tmp_path: Path) -> None:
-    """Links that lead to each other lead to no file."""
+    """Links that refer to each other have no target."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(PathNotWritableError):
@@ -488,7 +488,7 @@ def test_loop_of_links_is_rejected(tmp_path: Path) -> None:
 
 
 def test_link_to_a_folder_is_written_through(tmp_path: Path) -> None:
-    """The folder that a link leads to is replaced, and the link stays a link."""
+    """The target folder of a link is replaced, and the link is kept."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").write_bytes(b"previous")
     (tmp_path / "link").symlink_to("real", target_is_directory=True)

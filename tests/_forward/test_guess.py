@@ -185,7 +185,7 @@ def test_no_input_is_guessed_without_a_first_layer() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 5, 500])
 def test_tokens_are_in_the_vocabulary(tokens: int) -> None:
-    """Also if the vocabulary is very small."""
+    """This holds even if the vocabulary is very small."""
     for inputs in likely_inputs(nn.Embedding(tokens, 3)):
         assert inputs.dtype == torch.int64
         assert 0 <= inputs.min() <= inputs.max() < tokens
@@ -230,7 +230,7 @@ def test_example_of_the_user_is_run_unchanged() -> None:
 
 @pytest.mark.parametrize("size", [224, 32, 28, 64])
 def test_sizes_are_tried_until_one_fits(size: int) -> None:
-    """For a model that takes images of one size only."""
+    """The model accepts only images of one size."""
     inputs, outputs = run_on_example(classifier_of_images(size), None)
     assert isinstance(inputs.args[0], Tensor)
     assert inputs.args[0].shape == (2, 1, size, size)
@@ -257,7 +257,7 @@ def test_given_function_is_called_instead_of_the_model() -> None:
 
 
 def test_outputs_may_be_in_logits() -> None:
-    """As in the outputs of transformers."""
+    """The outputs may have a `logits` attribute, as in transformers."""
     logits = torch.ones(2, 4)
     _, outputs = run_on_example(Returning(SimpleNamespace(logits=logits)), None)
     assert outputs is logits

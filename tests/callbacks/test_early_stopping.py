@@ -73,7 +73,7 @@ def train(
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
-def test_training_stops_after_so_many_epochs_without_improvement(patience: int) -> None:
+def test_training_stops_after_patience_epochs_without_improvement(patience: int) -> None:
     """The best epoch is the second, and `patience` more follow."""
     stopping = EarlyStopping("val_score", patience=patience)
     assert len(train([1.0, 2.0, *[1.5] * 9], stopping)) == 2 + patience
@@ -256,7 +256,7 @@ def test_invalid_option_is_an_error_that_names_it(options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("monitor", ["val_los", "loss", "val_f1"])
 def test_monitor_that_is_not_measured_is_an_error_before_the_first_step(monitor: str) -> None:
-    """The message shows the wrong name and the available ones, and no step is made."""
+    """The message shows the wrong name and the available ones, and no step is taken."""
     model = network()
     untouched = Untouched(model)
     trainer = quiet_trainer(model, callbacks=[EarlyStopping(monitor)])

@@ -156,7 +156,7 @@ def test_tensorboard_that_was_never_opened_hides_no_error(tmp_path: Path) -> Non
         quiet_trainer(plain_network(), callbacks=callbacks).fit(points(8), epochs=1)
 
 
-def test_tensorboard_changes_nothing_of_the_weights(tmp_path: Path) -> None:
+def test_tensorboard_does_not_change_the_weights(tmp_path: Path) -> None:
     """Writing has no numeric effect."""
     logged, alone = network(), network()
     quiet_trainer(logged, callbacks=[TensorBoardLogger(tmp_path)]).fit(points(), epochs=2)

@@ -1,4 +1,4 @@
-"""Follow the Start page like a new user: its commands in a shell, its code in that environment.
+"""Run the commands and the code of the Start page, as a new user would.
 
     python tests/docs/follow_start.py                              # docs/start/quickstart.md
     python tests/docs/follow_start.py docs/start/quickstart.zh-CN.md

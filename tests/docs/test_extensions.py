@@ -1,4 +1,4 @@
-"""The extensions in docs/_ext: lists of the pages that use a name, and links to source files."""
+"""The extensions in docs/_ext, which list the pages that use a name and link to source files."""
 
 from __future__ import annotations
 

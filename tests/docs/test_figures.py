@@ -51,8 +51,8 @@ def shown_as(value: float, like: str, *, percent: bool) -> str:
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_a_marked_figure_is_that_of_its_file(page: Path) -> None:
-    """A number on a page is that of its file, rounded to the digits shown."""
+def test_a_marked_figure_agrees_with_its_file(page: Path) -> None:
+    """A number on a page equals that in its file, rounded to the digits shown."""
     text = page.read_text(encoding="utf-8")
     found = list(_MARK.finditer(text))
     assert len(found) == text.count("<!-- figure:"), "A mark has no number in front of it."

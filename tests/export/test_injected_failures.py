@@ -1,4 +1,4 @@
-"""After an export that fails at any step, everything is as it was before."""
+"""An export that fails at any step leaves everything unchanged."""
 
 from __future__ import annotations
 

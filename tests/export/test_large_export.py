@@ -39,7 +39,7 @@ def test_model_above_2_gb_is_a_verified_pair(
     assert data.stat().st_size > 2**31
     assert report.data_path == data
     assert report.size == path.stat().st_size + data.stat().st_size
-    assert "its weights in model.onnx.data beside it" in str(report)
+    assert "weights in model.onnx.data" in str(report)
     assert report.verification is not None
     assert report.verification.status == "verified"
     printed = capfd.readouterr()

@@ -115,15 +115,15 @@ def test_labels_of_raw_digits_equal_those_of_predict(tmp_path: Path, mnist_folde
     """The file and `predict` agree on all of 1,000 test images of MNIST."""
     train, test = MNIST(mnist_folder, train=True), MNIST(mnist_folder, train=False)
 
-    def normalised(images: Tensor) -> Tensor:
+    def normalized(images: Tensor) -> Tensor:
         return (images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
 
     trainer = Trainer(build_mlp(784, [64], 10, seed=0), batch_size=100, progress=False)
-    trainer.fit((normalised(train.data[:6000]), train.targets[:6000]), epochs=2)
+    trainer.fit((normalized(train.data[:6000]), train.targets[:6000]), epochs=2)
     raw = test.data[:1000].unsqueeze(1)
     path = exported(trainer.model, raw, tmp_path)
 
-    predicted = trainer.predict(normalised(test.data[:1000])).argmax(1)
+    predicted = trainer.predict(normalized(test.data[:1000])).argmax(1)
     session = onnxruntime.InferenceSession(str(path))
     (scores,) = session.run(None, {session.get_inputs()[0].name: raw.numpy()})
     assert (np.asarray(scores).argmax(1) == predicted.numpy()).sum() == 1000

@@ -20,7 +20,7 @@ def main(wheel: str) -> int:
         if problem and not problem.endswith(": "):
             sys.stderr.write(f"{wheel}: {problem}\n")
     if "License-Expression: MIT" not in description:
-        sys.stderr.write(f"{wheel}: the licence is not in the metadata\n")
+        sys.stderr.write(f"{wheel}: the license is not in the metadata\n")
         return 1
     return 1 if foreign or missing else 0
 

@@ -1,6 +1,6 @@
 """The lowest supported versions of the dependencies, as constraints for pip.
 
-They are read from pyproject.toml and stand nowhere else.
+They are read from pyproject.toml, the only file that contains them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def lowest_versions(project: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: If a requirement is not of the form `name>=version`, or two disagree.
     """
-    floors: dict[str, str] = {}
+    lowest: dict[str, str] = {}
     for requirement in requirements(project):
         match = re.fullmatch(r"([A-Za-z0-9._-]+)>=([0-9.]+)", requirement)
         if match is None:
             raise ValueError(f"A requirement must be name>=version, got {requirement!r}.")
-        name, floor = match.groups()
-        if floors.setdefault(name, floor) != floor:
-            raise ValueError(f"{name} has two floors: {floors[name]} and {floor}.")
-    return floors
+        name, version = match.groups()
+        if lowest.setdefault(name, version) != version:
+            raise ValueError(f"{name} has two lower bounds: {lowest[name]} and {version}.")
+    return lowest
 
 
 def requirements(project: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The Pythons that the package supports, and their paths on this machine."""
+"""The supported Python versions, and their paths on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def supported_pythons(project: Mapping[str, Any]) -> list[str]:
 
 
 def find_python(version: str) -> str | None:
-    """Return the path of a Python of this version that can make environments, or None."""
+    """Return the path of a Python of this version that can create environments, or `None`."""
     return next((path for path in candidates(version) if is_usable(path, version)), None)
 
 

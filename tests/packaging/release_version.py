@@ -1,8 +1,8 @@
 """Comparing the version with the changelog.
 
-The version stands in `finetunelib/__init__.py` alone. It is that of the changelog's topmost
-release, or of the one being prepared; with a tag it has to be released: a dated heading, and
-nothing left over.
+Only `finetunelib/__init__.py` contains the version. It is that of the changelog's latest release,
+or of the one being prepared. With a tag, the release must have a dated heading, and [Unreleased]
+must be empty.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_version(root: Path) -> str:
     text = (root / "src" / "finetunelib" / "__init__.py").read_text(encoding="utf-8")
     found = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if len(found) != 1:
-        raise SystemExit(f"`__version__` must be assigned once, but is {len(found)} times.")
+        raise SystemExit(f"`__version__` must be assigned once, got {len(found)} assignments.")
     return str(found[0])
 
 
@@ -47,7 +47,7 @@ def headings(changelog: str) -> list[Heading]:
 def problems(version: str, changelog: str, tag: str | None = None) -> list[str]:
     """Return what is wrong with a version, given the changelog and the tag, if any."""
     if not NUMBER.fullmatch(version):
-        return [f"`__version__` must be three numbers such as 1.2.3, but is {version!r}."]
+        return [f"`__version__` must be three numbers such as 1.2.3, got {version!r}."]
     sections = headings(changelog)
     releases = [section for section in sections if section.name != "Unreleased"]
     found = [
@@ -60,7 +60,7 @@ def problems(version: str, changelog: str, tag: str | None = None) -> list[str]:
         return found
     numbers = [as_numbers(release.name) for release in releases]
     if numbers != sorted(set(numbers), reverse=True):
-        found.append("The changelog's releases must stand newest first, each once.")
+        found.append("The changelog must list each release once, newest first.")
     unreleased = any(section.name == "Unreleased" and section.has_entries for section in sections)
     newest = releases[0].name if releases else "0.0.0"
     if as_numbers(version) < as_numbers(newest):
@@ -76,7 +76,7 @@ def problems_of_tag(version: str, newest: str, tag: str, *, unreleased: bool) ->
     """Return what is wrong with a tag as the name of this version."""
     found = []
     if tag != f"v{version}":
-        found.append(f"The tag must be v{version}, but is {tag!r}.")
+        found.append(f"The tag must be v{version}, got {tag!r}.")
     if version != newest:
         found.append(f"The changelog's topmost release must be {version}.")
     elif unreleased:

@@ -43,7 +43,7 @@ def test_pull_requests_are_checked_on_every_supported_python() -> None:
 
 
 def test_pull_requests_run_every_check() -> None:
-    """What `make check` runs, and the tests; each command is a target of the Makefile."""
+    """Pull requests run the tests and the targets of `make check`."""
     text = (ROOT / "Makefile").read_text()
     steps = steps_of(load(GITHUB / "workflows" / "checks.yml"))
     commands = [step["run"].split() for step in steps if "run" in step]
@@ -55,13 +55,13 @@ def test_pull_requests_run_every_check() -> None:
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_workflows_have_no_more_permissions_than_they_need(file: Path) -> None:
-    """Reading the code is the default; a job that needs more says so itself."""
+    """By default, workflows can only read the code; a job that needs more declares it."""
     assert load(file)["permissions"] in ({}, {"contents": "read"})
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_actions_are_pinned(file: Path) -> None:
-    """To a major version, or a release branch of one."""
+    """Actions are pinned to a major version or a release branch."""
     uses = [step["uses"] for step in steps_of(load(file)) if "uses" in step]
     assert uses
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", action) for action in uses)

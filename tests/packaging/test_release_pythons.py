@@ -1,4 +1,4 @@
-"""The supported Pythons, and finding them."""
+"""The supported Python versions, and finding them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_shim_that_does_not_run_leads_to_the_newest_of_pyenv(machine: Path) -> N
     assert find_python(HERE) == str(machine / "pyenv/versions" / f"{HERE}.10" / "bin/python")
 
 
-def test_program_of_another_version_is_not_taken(machine: Path) -> None:
+def test_program_of_another_version_is_not_used(machine: Path) -> None:
     """The name of a program is not enough."""
     script(machine / "bin" / "python3.999", f'exec "{sys.executable}" "$@"')
     assert find_python("3.999") is None

@@ -34,7 +34,7 @@ def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: st
         ("1.1.0", PENDING, None, "1.1.0 is released, but [Unreleased] has entries"),
         ("1.2", PENDING, None, "'1.2'"),
         ("1.2.0", PENDING, "v1.2.0", "topmost release must be 1.2.0"),
-        ("1.1.0", RELEASED, "1.1.0", "v1.1.0, but is '1.1.0'"),
+        ("1.1.0", RELEASED, "1.1.0", "v1.1.0, got '1.1.0'"),
         ("1.1.0", PENDING, "v1.1.0", "[Unreleased] must be empty"),
         (
             "1.1.0",
@@ -42,7 +42,7 @@ def test_version_that_fits_has_no_problems(version: str, changelog: str, tag: st
             None,
             "[1.1.0] needs a version",
         ),
-        ("1.1.0", RELEASED.replace("1.0.0", "1.1.0"), None, "newest first, each once"),
+        ("1.1.0", RELEASED.replace("1.0.0", "1.1.0"), None, "each release once, newest first"),
     ],
 )
 def test_version_that_does_not_fit_is_named(
@@ -74,5 +74,5 @@ def test_version_is_read_from_one_assignment(tmp_path: Path) -> None:
     (package / "__init__.py").write_text('__version__ = "1.1.0"\n')
     assert read_version(tmp_path) == "1.1.0"
     (package / "__init__.py").write_text('__version__ = "1.1.0"\n__version__ = "1.2.0"\n')
-    with pytest.raises(SystemExit, match="but is 2 times"):
+    with pytest.raises(SystemExit, match="got 2 assignments"):
         read_version(tmp_path)

@@ -71,7 +71,7 @@ def size_of(module: Path) -> int:
 
 
 def test_folders_have_few_modules() -> None:
-    """A reader sees the subjects of a package, and not a long alphabetical list."""
+    """Larger folders are divided by subject."""
     counts = Counter(name_of(module.parent) for module in MODULES if module.name != "__init__.py")
     assert {folder: n for folder, n in counts.items() if n > MODULES_PER_FOLDER} == {}
 
@@ -106,7 +106,7 @@ def test_functions_are_short() -> None:
 
 
 def test_classes_have_few_fields() -> None:
-    """Fields of a dataclass, and arguments of a constructor."""
+    """The limit applies to dataclass fields and to constructor arguments."""
     many = {}
     for module in MODULES:
         for name, node in definitions(ast.parse(module.read_text())):
@@ -122,6 +122,6 @@ def test_classes_have_few_fields() -> None:
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager"])
-def test_no_module_is_named_after_nothing(word: str) -> None:
-    """Such a name says nothing about what is inside."""
+def test_no_module_has_a_generic_name(word: str) -> None:
+    """Names such as `utils` do not say what a module contains."""
     assert [name_of(module) for module in MODULES if word in module.stem] == []

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """Delete compiled code, so that no test depends on another."""
+    """Delete compiled code. Tests do not depend on each other."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()

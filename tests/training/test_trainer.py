@@ -490,7 +490,7 @@ def test_workers_do_not_change_the_weights(kind: str) -> None:
 
 
 class SharedStream(IterableDataset[Any]):
-    """Yields its samples from the first worker only, so that none is read twice."""
+    """Yields its samples from the first worker only, to read each sample once."""
 
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()

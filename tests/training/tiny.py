@@ -48,12 +48,12 @@ def quiet_trainer(model: nn.Module, **options: Any) -> Trainer:
 
 
 def batches_of(data: Pair, epoch: int = 0, *, seed: int = 0) -> list[tuple[Tensor, ...]]:
-    """Return the batches that a Trainer makes from tensors in an epoch."""
+    """Return the batches that a Trainer creates from tensors in an epoch."""
     return list(TensorBatches(*data, batch_size=BATCH, seed=seed).epoch(epoch))
 
 
 def cut(tensor: Tensor, size: int = BATCH) -> list[Tensor]:
-    """Return the rows of a tensor in pieces of `size`, the last of which may be short."""
+    """Split the rows of a tensor into pieces of `size`, the last of which may be shorter."""
     return [tensor[start : start + size] for start in range(0, len(tensor), size)]
 
 

@@ -32,7 +32,7 @@ def freeze_and_replace_head(
     dropout in front of the head; `head=nn.Sequential(nn.Dropout(0.2), nn.Linear(...))` adds one
     that is active in training. A second call gives the model another head.
 
-    PyTorch initialises the new layer from the global random state: `torch.manual_seed(0)` before
+    PyTorch initializes the new layer from the global random state: `torch.manual_seed(0)` before
     the call gives the same head each time. Attributes of the model that store the old number of
     classes (`num_classes`, `config.num_labels`) are updated.
 

@@ -61,9 +61,9 @@ def test_a_file_with_mean_and_std_accepts_raw_images(
     """The file accepts uint8 images and returns what the pipeline in Python returns."""
     model, report = pipeline
     raw = images(5, 3, 8, 8, seed=9)
-    normalised = v2.functional.normalize(raw.float() / 255, list(MEAN), list(STD))
+    normalized = v2.functional.normalize(raw.float() / 255, list(MEAN), list(STD))
     with torch.no_grad():
-        expected = model.eval()(normalised).softmax(1).numpy()
+        expected = model.eval()(normalized).softmax(1).numpy()
     (output,) = run(report.path, raw)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
     assert report.inputs[0].dtype == "uint8"
@@ -82,7 +82,7 @@ def test_a_softmax_returns_probabilities(pipeline: tuple[nn.Module, ExportReport
 def test_the_metadata_describes_preprocessing_and_postprocessing(
     pipeline: tuple[nn.Module, ExportReport],
 ) -> None:
-    """The metadata contains the mean and the softmax, so that users do not apply them again."""
+    """The metadata contains the mean and the softmax, which users must not apply again."""
     metadata = load_onnx_metadata(pipeline[1].path)
     assert "mean=[0.5, 0.4, 0.3]" in str(metadata["preprocessing"])
     assert metadata["postprocessing"] == "softmax"
@@ -172,7 +172,7 @@ def test_images_that_are_already_scaled_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("preprocessing", "error", "named"),
     [
-        ("normalise", InvalidTypeError, "str"),
+        ("normalize", InvalidTypeError, "str"),
         ((0.5,), InvalidTypeError, "tuple"),
         (("a", 1.0), InvalidTypeError, "'a'"),
         ((0.5, 0.0), InvalidArgumentError, r"0\.0"),

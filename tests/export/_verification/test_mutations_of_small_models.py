@@ -167,7 +167,7 @@ CHANGES: dict[str, tuple[str, Mutation, str, str]] = {
         "node_mean",
         "(the model)",
     ),
-    "the mean for the normalisation": (
+    "the mean for the normalization": (
         "pipeline",
         weights("preprocessing.mean", lambda mean: mean + np.float32(0.1)),
         "node_sub_2",

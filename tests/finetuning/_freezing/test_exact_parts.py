@@ -1,4 +1,4 @@
-"""`freeze` holds exactly the named parts, and `unfreeze` gives back what `freeze` took."""
+"""`freeze` affects only the named parts, and `unfreeze` undoes only what `freeze` did."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_detector_with_a_frozen_backbone_returns_losses(name: str) -> None:
     assert fingerprint(model) == before
 
 
-# Models that return something else in train mode
+# Models whose outputs differ in train mode
 
 
 @pytest.mark.parametrize("kind", [Losses, Branches])
@@ -238,11 +238,11 @@ def test_all_names_of_a_tied_tensor_are_reported_at_once() -> None:
     assert all(f"`{name}.weight`" in str(caught.value) for name in "abcd")
 
 
-# What unfreeze gives back
+# What unfreeze makes trainable
 
 
 def test_fixed_parameter_stays_fixed() -> None:
-    """`unfreeze` makes trainable what `freeze` fixed, and no more."""
+    """`unfreeze` makes only those parameters trainable that `freeze` fixed."""
     model = nn.Sequential(Fixed(), nn.Linear(4, 3))
     before = trainable(model)
     freeze(model)
@@ -274,7 +274,7 @@ def test_pattern_names_parameters_only_outside_matched_modules(
     assert trainable(model) == expected
 
 
-def test_parameter_frozen_by_itself_is_given_back_with_its_module() -> None:
+def test_parameter_frozen_by_itself_is_unfrozen_with_its_module() -> None:
     """`freeze(model, "*.bias")` is undone by `unfreeze(model)`."""
     model = Net()
     freeze(model, "*.bias")
@@ -283,7 +283,7 @@ def test_parameter_frozen_by_itself_is_given_back_with_its_module() -> None:
 
 
 def test_freezing_twice_remembers_what_was_trainable_first() -> None:
-    """The second call does not take the frozen parameters for fixed ones."""
+    """The second call does not mistake frozen parameters for fixed ones."""
     model = Net()
     freeze(model, "layer")
     freeze(model)
@@ -293,7 +293,7 @@ def test_freezing_twice_remembers_what_was_trainable_first() -> None:
 
 @pytest.mark.parametrize("call", ["freeze", "unfreeze"])
 def test_part_that_stays_fixed_is_reported(call: str) -> None:
-    """A warning names a part that is to be trained and has no trainable parameter."""
+    """A warning names a part without trainable parameters after `unfreeze`."""
     model = Net().requires_grad_(False)
     calls: dict[str, Callable[[], object]] = {
         "freeze": lambda: freeze(model, except_="head"),

@@ -139,7 +139,7 @@ def test_frozen_part_stays_bit_for_bit_and_the_rest_learns() -> None:
 
 
 def test_freezing_after_a_backward_pass_stops_pending_updates() -> None:
-    """Earlier gradients and momentum do not change a part that was frozen since."""
+    """Earlier gradients and momentum do not change a part that was frozen afterwards."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     train(model, optimizer)

@@ -44,13 +44,13 @@ def always_one_thread(one_thread: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_training_moves_the_head_and_nothing_else(name: str) -> None:
-    """Three steps by hand and three in the Trainer leave the frozen part and its features alone."""
+    """Three steps in each loop leave the frozen part and its features unchanged."""
     outcome = check(name)
     assert (outcome.loop, outcome.trainer) == ("", "")
 
 
 def test_stored_results_cover_every_model() -> None:
-    """The stored run covers all torchvision models, and nothing moved in any of them."""
+    """The results cover all torchvision models, and no frozen tensor changed."""
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
     assert set(names()) <= stored.keys()
     assert {name for name, found in stored.items() if found["loop"] or found["trainer"]} == set()

@@ -50,8 +50,8 @@ def test_a_state_unfreezes_what_it_does_not_contain() -> None:
     assert is_frozen(other, "0")
 
 
-def test_an_author_s_own_fixed_parameter_stays_fixed_after_unfreeze() -> None:
-    """`unfreeze` gives back only what `freeze` took, also after the state was restored."""
+def test_a_parameter_fixed_by_its_author_stays_fixed_after_unfreeze() -> None:
+    """`unfreeze` undoes only what `freeze` did, also after the state was restored."""
     one, other = network(), network()
     one[0].bias.requires_grad_(False)
     freeze(one, "0")
@@ -105,7 +105,7 @@ def test_a_missing_part_changes_nothing() -> None:
     ],
 )
 def test_data_of_another_form_is_refused(saved: dict[str, Any]) -> None:
-    """A missing list, a text and a number are not lists of names."""
+    """A missing list, a string and a number are not lists of names."""
     with pytest.raises(FreezeError):
         FrozenState.from_dict(saved)
 
@@ -139,10 +139,10 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 
 @pytest.mark.parametrize("before", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("saved", CHANGES.values(), ids=CHANGES)
-def test_a_state_decides_whatever_was_frozen_before(
+def test_a_state_overrides_what_was_frozen_before(
     saved: Callable[[nn.Module], object], before: Callable[[nn.Module], object]
 ) -> None:
-    """The model is frozen like the saved one, and `unfreeze` gives back the same."""
+    """The model is frozen like the saved one, and `unfreeze` has the same effect."""
     source, model = network(), network()
     saved(source)
     before(model)

@@ -139,10 +139,10 @@ def test_training_gives_frozen_parameters_no_gradient() -> None:
 def test_freezing_after_a_backward_pass_stops_an_optimizer_with_momentum(
     optimizer_of: Callable[[object], torch.optim.Optimizer],
 ) -> None:
-    """Earlier gradients and momentum do not change a part that was frozen since."""
+    """Earlier gradients and momentum do not change a part that was frozen afterwards."""
     model = net()
     optimizer = optimizer_of(list(model.parameters()))
-    train(model, optimizer)  # Leaves both momentum and gradients behind.
+    train(model, optimizer)  # This leaves momentum and gradients.
     freeze_and_replace_head(model, num_classes=3)
     before = frozen_state(model)
     optimizer.step()

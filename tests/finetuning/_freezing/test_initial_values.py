@@ -113,7 +113,7 @@ def test_second_file_gives_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("errors")
 def test_tensor_that_was_trained_or_set_by_hand_gives_no_warning(tmp_path: Path) -> None:
-    """Its values are not the initial ones any more."""
+    """Its values are no longer the initial ones."""
     model = loaded(tmp_path, "0", "1")
     model[2].load_state_dict(nn.Linear(6, 6).state_dict())
     freeze(model, ["0", "2"])

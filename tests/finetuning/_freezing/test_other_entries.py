@@ -1,4 +1,4 @@
-"""Frozen modules are in eval mode whichever method enters them, and so are their copies."""
+"""Frozen modules and their copies are in eval mode whichever of their methods is called."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGETS = torch.arange(12) % 3
 
 
 class Body(nn.Module):
-    """A feature extractor with BatchNorm and two ways in."""
+    """A feature extractor with BatchNorm and two methods that run it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -58,8 +58,8 @@ def test_a_change_of_either_inner_tensor_changes_the_digest(inner: str) -> None:
     assert fingerprint(model)["0.weight"] != before["0.weight"]
 
 
-def test_two_wrapped_tensors_are_not_taken_for_tied() -> None:
-    """Of two wrapped weights of one shape, one can be frozen alone."""
+def test_two_wrapped_tensors_are_not_treated_as_tied() -> None:
+    """Of two wrapped weights with the same shape, one can be frozen alone."""
     layers = nn.Linear(4, 4), nn.Linear(4, 4)
     for layer in layers:
         weight = layer.weight.detach()

@@ -420,7 +420,7 @@ def test_head_may_be_a_convolution_of_any_dimension(
     ids=lambda module: type(module).__name__,
 )
 def test_layers_after_the_head_are_skipped(after: nn.Module) -> None:
-    """A layer that normalises or reshapes the outputs is not the head."""
+    """A layer that normalizes or reshapes the outputs is not the head."""
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), after)
     assert find_head(model).name == "2"
 
@@ -431,7 +431,7 @@ def test_scale_of_the_outputs_is_skipped() -> None:
 
 
 def test_head_without_a_bias_is_found() -> None:
-    """A matrix product without a bias is recognised."""
+    """A matrix product without a bias is recognized."""
     assert find_head(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3, bias=False))).name == "1"
 
 
@@ -826,7 +826,7 @@ def test_scripted_model_is_refused_with_the_names_of_its_layers() -> None:
     """The parts of a compiled program cannot be replaced."""
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That scripting goes out of use.
+        warnings.simplefilter("ignore")  # torch.jit.script is deprecated.
         scripted = torch.jit.script(model)
     with pytest.raises(HeadNotFoundError, match=r"torch\.jit.*`0`, `2`"):
         find_head(scripted)

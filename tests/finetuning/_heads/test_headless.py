@@ -99,7 +99,7 @@ def test_last_layer_before_an_activation_is_not_a_head(activation: nn.Module) ->
     ],
     ids=["function", "gelu", "sin", "clamp", "maximum", "gate", "pooled"],
 )
-def test_activation_without_a_module_is_recognised(end: Callable[[Tensor], Tensor]) -> None:
+def test_activation_without_a_module_is_recognized(end: Callable[[Tensor], Tensor]) -> None:
     """The operations count, not the modules."""
     with pytest.raises(HeadNotFoundError, match="`last`"):
         find_head(Ending(end))
@@ -192,7 +192,7 @@ def test_new_classifier_of_a_model_without_classes_is_a_head() -> None:
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Softmax(-1)], ids=repr)
-def test_activation_is_recognised_in_a_model_that_does_not_run(activation: nn.Module) -> None:
+def test_activation_is_recognized_in_a_model_that_does_not_run(activation: nn.Module) -> None:
     """The modules after the layer in its Sequential decide."""
 
     class Two(nn.Module):

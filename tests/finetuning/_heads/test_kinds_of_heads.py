@@ -1,4 +1,4 @@
-"""Heads that are not plain real-valued layers, and models whose forward is particular."""
+"""Heads that are not plain real-valued layers, and models with an unusual forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Cosine(nn.Linear):
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution that standardises its weight."""
+    """A convolution that standardizes its weight."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)

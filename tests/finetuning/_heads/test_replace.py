@@ -101,7 +101,7 @@ def convolutional(**options: Any) -> nn.Sequential:
     )
 
 
-def normalised() -> nn.Sequential:
+def normalized() -> nn.Sequential:
     """Return a model with a BatchNorm in front of its head."""
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
@@ -177,7 +177,7 @@ def test_only_the_new_head_is_trainable() -> None:
 
 def test_everything_but_the_head_keeps_its_values() -> None:
     """Replacing the head changes no parameter or buffer of the rest."""
-    model = normalised()
+    model = normalized()
     before = copy.deepcopy(model[:3].state_dict())
     freeze_and_replace_head(model, num_classes=7)
     after = model[:3].state_dict()
@@ -185,7 +185,7 @@ def test_everything_but_the_head_keeps_its_values() -> None:
 
 
 def test_new_head_is_drawn_from_the_global_generator() -> None:
-    """PyTorch initialises the head, and the dry runs draw no random numbers before it."""
+    """PyTorch initializes the head, and the dry runs draw no random numbers before it."""
     state = torch.get_rng_state()
     model = freeze_and_replace_head(build_mlp(4, [5], 3, dropout=0.5, seed=0), num_classes=7)
     after = torch.get_rng_state()
@@ -440,7 +440,7 @@ def test_wrong_head_of_a_model_that_is_its_own_head_is_an_error() -> None:
 
 def test_replacing_alone_freezes_nothing() -> None:
     """`requires_grad` and modes stay the same."""
-    model = normalised()
+    model = normalized()
     model.get_parameter("0.bias").requires_grad_(False)
     assert replace_head(model, num_classes=7) is model
     assert model(torch.ones(2, 4)).shape == (2, 7)
@@ -449,7 +449,7 @@ def test_replacing_alone_freezes_nothing() -> None:
 
 
 def test_replacing_alone_creates_the_same_head() -> None:
-    """Both functions initialise the new layer in the same way."""
+    """Both functions initialize the new layer in the same way."""
     models = []
     for function in (replace_head, freeze_and_replace_head):
         torch.manual_seed(3)
@@ -460,7 +460,7 @@ def test_replacing_alone_creates_the_same_head() -> None:
 
 def test_replacing_alone_keeps_a_frozen_model_frozen() -> None:
     """The new head is trainable, and the rest is not."""
-    model = freeze_and_replace_head(normalised(), num_classes=7)
+    model = freeze_and_replace_head(normalized(), num_classes=7)
     replace_head(model, num_classes=2)
     assert trainable(model) == {"3.weight", "3.bias"}
     statistics = model.get_buffer("1.running_mean").clone()
@@ -700,7 +700,7 @@ def test_second_call_replaces_the_head_again() -> None:
 
 def test_second_call_adds_no_second_hook() -> None:
     """The frozen modules keep their number of hooks."""
-    model = freeze_and_replace_head(normalised(), num_classes=7)
+    model = freeze_and_replace_head(normalized(), num_classes=7)
     before = {name: len(part._forward_pre_hooks) for name, part in model.named_modules()}
     freeze_and_replace_head(model, num_classes=2)
     assert {name: len(part._forward_pre_hooks) for name, part in model.named_modules()} == before
@@ -822,7 +822,7 @@ def test_example_may_be_one_sample(batch: int) -> None:
 
 
 def test_frozen_batchnorm_without_statistics_is_an_error_that_names_it() -> None:
-    """A layer that always normalises by the batch statistics cannot be frozen."""
+    """A layer that always normalizes by the batch statistics cannot be frozen."""
     model = nn.Sequential(
         nn.Linear(4, 6),
         nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
@@ -835,7 +835,7 @@ def test_frozen_batchnorm_without_statistics_is_an_error_that_names_it() -> None
 
 
 def test_batchnorm_without_statistics_is_accepted_in_the_head() -> None:
-    """A trained layer may normalise by the batch statistics."""
+    """A trained layer may normalize by the batch statistics."""
     head = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 7))
     model = freeze_and_replace_head(build_mlp(4, [5], 3), head=head)
     assert model(torch.rand(2, 4)).shape == (2, 7)
@@ -866,14 +866,14 @@ def raising(width: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "request_", "error"),
     [
-        (normalised, {}, FinetuneLibError),
-        (normalised, {"num_classes": 0}, FinetuneLibError),
-        (normalised, {"num_classes": 7, "at": "nowhere"}, FinetuneLibError),
-        (normalised, {"num_classes": 7, "example_input": torch.ones(2, 9)}, FinetuneLibError),
-        (normalised, {"head": lambda width: None}, FinetuneLibError),
-        (normalised, {"head": raising}, KeyError),
-        (normalised, {"head": nn.Linear(9, 7)}, FinetuneLibError),
-        (normalised, {"head": nn.Linear(9, 7), "at": "3"}, FinetuneLibError),
+        (normalized, {}, FinetuneLibError),
+        (normalized, {"num_classes": 0}, FinetuneLibError),
+        (normalized, {"num_classes": 7, "at": "nowhere"}, FinetuneLibError),
+        (normalized, {"num_classes": 7, "example_input": torch.ones(2, 9)}, FinetuneLibError),
+        (normalized, {"head": lambda width: None}, FinetuneLibError),
+        (normalized, {"head": raising}, KeyError),
+        (normalized, {"head": nn.Linear(9, 7)}, FinetuneLibError),
+        (normalized, {"head": nn.Linear(9, 7), "at": "3"}, FinetuneLibError),
         (Classifier, {"head": nn.Linear(9, 7), "at": "classifier"}, FinetuneLibError),
         (TwoHeads, {"num_classes": 7}, FinetuneLibError),
         (without_statistics, {"num_classes": 7}, FinetuneLibError),
@@ -897,7 +897,7 @@ def test_refused_model_is_not_changed(
 ) -> None:
     """Its head, values, modes, gradients and `requires_grad` stay the same.
 
-    The random state may differ: a new layer may have been initialised before the error.
+    The random state may differ: a new layer may have been initialized before the error.
     """
     subject = model()
     subject(torch.rand(3, 4, generator=torch.Generator().manual_seed(0))).sum().backward()

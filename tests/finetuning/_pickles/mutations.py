@@ -111,7 +111,7 @@ def _checkpoint(folder: Path) -> Target:
 
 
 def _load_checkpoint(folder: Path) -> object:
-    """Read a state whose digests are made to agree with it."""
+    """Load a state after updating its digests."""
     manifest = json.loads((folder / "manifest.json").read_text())
     content = (folder / "state.pt").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -149,7 +149,7 @@ def mutate(content: bytes, other: bytes, generator: random.Random) -> bytes:
 
 
 def program(generator: random.Random) -> bytes:
-    """Return a pickle of random instructions, with numbers and names that invite trouble."""
+    """Return a pickle of random instructions, with numbers and names that may cause errors."""
     code = handmade.START + handmade.EMPTY_DICT + handmade.text("weight")
     for _ in range(generator.randrange(1, 200)):
         code += generator.choice(_PIECES)(generator)

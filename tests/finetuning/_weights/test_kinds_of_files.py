@@ -206,7 +206,7 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def test_other_tensors_of_a_checkpoint_are_not_taken_for_weights(tmp_path: Path) -> None:
+def test_other_tensors_of_a_checkpoint_are_not_mistaken_for_weights(tmp_path: Path) -> None:
     """Optimizer states, statistics and scores do not make the file ambiguous."""
     saved, loaded = mlp(1), mlp(2)
     path = write({"state_dict": state_of(saved), "epoch": 3, **OTHERS}, tmp_path)

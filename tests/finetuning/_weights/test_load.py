@@ -114,7 +114,7 @@ def files_limited_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# There and back
+# Round trips
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def files_limited_to(size: int) -> Iterator[None]:
     [mlp, Buffers, Tied, lambda fill: nn.Linear(3, 2, dtype=torch.bfloat16)],
     ids=["mlp", "dtypes", "tied", "bfloat16"],
 )
-def test_saved_weights_come_back_bit_for_bit(
+def test_saved_weights_are_restored_bit_for_bit(
     tmp_path: Path, make: Callable[[int], nn.Module]
 ) -> None:
     """Parameters and buffers of any dtype and layout are equal after saving and loading."""
@@ -132,7 +132,7 @@ def test_saved_weights_come_back_bit_for_bit(
     assert equal_states(saved, loaded)
 
 
-def test_special_values_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_special_values_are_restored_bit_for_bit(tmp_path: Path) -> None:
     """Infinities, the sign of zero and the payload of NaN are preserved."""
     values = torch.tensor([float("inf"), -0.0, 1e-45, float("nan")])
     saved, loaded = nn.Linear(4, 1, bias=False), nn.Linear(4, 1, bias=False)
@@ -171,7 +171,7 @@ def test_tied_weights_are_found_under_either_name(tmp_path: Path, name: str) -> 
     assert torch.equal(model.head.weight, torch.ones(7, 4))
 
 
-def test_buffer_that_is_a_part_of_another_comes_back(tmp_path: Path) -> None:
+def test_buffer_that_is_a_part_of_another_is_restored(tmp_path: Path) -> None:
     """Tensors that share a part of their memory are saved too."""
     model = Views(2.0)
     load_weights(model, save_weights(Views(1.0), tmp_path / "a.safetensors"))
@@ -179,7 +179,7 @@ def test_buffer_that_is_a_part_of_another_comes_back(tmp_path: Path) -> None:
     assert torch.equal(model.part, torch.ones(2))
 
 
-def test_model_without_tensors_comes_back(tmp_path: Path) -> None:
+def test_model_without_tensors_is_restored(tmp_path: Path) -> None:
     """A model without tensors matches completely."""
     report = load_weights(nn.ReLU(), save_weights(nn.ReLU(), tmp_path / "a.safetensors"))
     assert (report.loaded, report.missing) == ((), ())
@@ -201,7 +201,7 @@ def test_saved_file_is_read_by_safetensors(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(path).keys() == model.state_dict().keys()
 
 
-def test_save_makes_missing_folders(tmp_path: Path) -> None:
+def test_save_creates_missing_folders(tmp_path: Path) -> None:
     """Missing parent folders are created."""
     assert save_weights(mlp(0), tmp_path / "a" / "b" / "c.safetensors").is_file()
 
@@ -493,7 +493,7 @@ def test_refused_file_leaves_the_model_bit_for_bit(tmp_path: Path) -> None:
     assert moved(before, model) == set()
 
 
-# load_weights: what is no weights file
+# load_weights: files without weights
 
 
 class Canary:

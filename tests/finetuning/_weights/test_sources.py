@@ -133,7 +133,7 @@ def test_malformed_index_is_corrupt(tmp_path: Path, text: str) -> None:
         load_weights(mlp(2), tmp_path / INDEX)
 
 
-# Safetensors whose header lies
+# Safetensors with a wrong header
 
 
 def test_index_that_is_too_long_is_rejected(
@@ -272,7 +272,7 @@ def test_entry_of_another_type_is_named(tmp_path: Path) -> None:
 
 
 def test_model_does_not_depend_on_the_file(tmp_path: Path) -> None:
-    """Writing over the file later changes nothing of the model, also of one from the meta device.
+    """Writing over the file later does not change the model, even if it was on the meta device.
 
     A mapping of the file would show the new bytes, or end the program.
     """
@@ -311,7 +311,7 @@ class Sources(Enum):
 
 def weights_of(url: str) -> Enum:
     """Return a member of an enum like torchvision's."""
-    make: Any = Sources  # Any: type checkers know no enums that are made by a call.
+    make: Any = Sources  # Any: type checkers do not support enums that are created by a call.
     member: Enum = next(iter(make("Weights", {"V1": Source(url)})))
     return member
 

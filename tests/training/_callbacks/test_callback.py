@@ -180,7 +180,7 @@ def test_start_of_an_epoch_comes_before_its_data_is_read() -> None:
             return 8
 
     class Tell(Callback):
-        """Passes the epoch to the sampler."""
+        """Passes the number of the epoch to the sampler."""
 
         def on_epoch_start(self, context: TrainContext) -> None:
             sampler.epoch = context.state.epoch
@@ -214,7 +214,7 @@ class Look(Recorder):
         self.seen[hook].append((state.epoch, state.step, len(context.history)))
 
 
-def test_counters_are_those_of_the_moment() -> None:
+def test_counters_are_current() -> None:
     """Epochs are counted when they end, steps and rows when they are complete."""
     look = Look()
     quiet_trainer(plain_network(), callbacks=[look]).fit(points(8), points(8), epochs=2)
@@ -250,7 +250,7 @@ def test_context_shows_the_objects_of_the_trainer() -> None:
 
 
 @pytest.mark.parametrize("val", [None, points(4)], ids=["no validation", "validation"])
-def test_measures_are_the_columns_of_the_rows_to_come(val: Any) -> None:
+def test_measures_are_the_columns_of_the_history(val: Any) -> None:
     """The names are known from the start, with and without validation."""
     measures: list[str] = []
 
@@ -286,7 +286,7 @@ def test_repr_of_a_context_is_one_line() -> None:
 
 
 def test_request_within_an_epoch_ends_it_after_the_step() -> None:
-    """No further step is made; the epoch is validated and its row written."""
+    """No further step is taken; the epoch is validated and its row written."""
     recorder = Recorder()
     trainer = quiet_trainer(plain_network(), callbacks=[Stop("on_step_end", 3), recorder])
     history = trainer.fit(points(), points(8), epochs=5)
@@ -373,7 +373,7 @@ def test_error_in_a_hook_restores_modes_random_states_and_gradients(hook: str) -
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_error_in_a_hook_does_not_keep_other_callbacks_from_the_end(hook: str) -> None:
+def test_error_in_a_hook_does_not_prevent_on_fit_end(hook: str) -> None:
     """`on_fit_end` is called for all other callbacks."""
     first, last = Recorder(), Recorder()
     with pytest.raises(CallbackError, match=f"`{hook}`"):
@@ -384,7 +384,7 @@ def test_error_in_a_hook_does_not_keep_other_callbacks_from_the_end(hook: str) -
     assert last.calls[-1] == "on_fit_end"
 
 
-def test_error_of_validation_does_not_keep_callbacks_from_its_end() -> None:
+def test_error_of_validation_does_not_prevent_on_validation_end() -> None:
     """`on_validation_end` is called for each callback if validation fails."""
     first, last = Recorder(), Recorder()
     with pytest.raises(CallbackError, match="`on_validation_end`"):

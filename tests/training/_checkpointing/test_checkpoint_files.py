@@ -411,7 +411,7 @@ def test_training_on_a_full_disk_ends_with_a_clear_error(tmp_path: Path) -> None
 
 
 def test_state_that_does_not_fit_says_why(tmp_path: Path) -> None:
-    """The message contains the reason of the system, and not the assertion of torch's writer."""
+    """The message contains the error of the system, and not the assertion in `torch.save`."""
     with files_limited_to(50_000), pytest.raises(PathNotWritableError) as caught:
         large_files(tmp_path / "one", STATE, 1)
     assert "File too large" in str(caught.value)
@@ -530,7 +530,7 @@ def test_a_run_that_crashes_at_any_call_resumes_bit_for_bit(
 ) -> None:
     """After a crash at any call of a run, it resumes and ends with the same bits."""
     combination = dataclasses.replace(combination, samples=4)
-    combination.train(tmp_path / "first")  # What is imported late writes its bytecode now.
+    combination.train(tmp_path / "first")  # Late imports write their bytecode now.
     whole: list[Trainer] = []
     calls = calls_of(lambda: whole.append(combination.train(tmp_path / "whole")))
     expected = bits(whole[0])

@@ -227,7 +227,7 @@ def test_a_finished_run_returns_its_history_immediately(tmp_path: Path) -> None:
     assert resumed.history == first.history
 
 
-def test_an_empty_folder_means_from_the_beginning(
+def test_an_empty_folder_starts_from_scratch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same command starts and restarts a run, and one line reports a new start."""

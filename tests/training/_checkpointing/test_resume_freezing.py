@@ -75,7 +75,7 @@ def test_a_script_that_freezes_something_else_ends_with_the_same_bits(
     assert history.certificate is not None
 
 
-def test_a_part_that_was_unfrozen_later_trains_on(tmp_path: Path) -> None:
+def test_a_part_that_was_unfrozen_later_is_trained(tmp_path: Path) -> None:
     """A script that freezes at its top resumes the phase in which everything was trained."""
 
     class Unfreeze(Callback):
@@ -120,7 +120,7 @@ def test_a_script_of_two_phases_survives_a_kill_in_either(
     assert same_weights(whole, script(tmp_path / "part"))
 
 
-def test_phases_in_folders_of_their_own_survive_a_kill_in_either(tmp_path: Path) -> None:
+def test_phases_in_separate_folders_survive_a_kill_in_either(tmp_path: Path) -> None:
     """Each phase has its own Trainer and folder, as the documentation shows."""
 
     def script(folder: Path, kill_at: int = 0) -> nn.Module:
@@ -138,7 +138,7 @@ def test_phases_in_folders_of_their_own_survive_a_kill_in_either(tmp_path: Path)
     assert same_weights(whole, script(tmp_path / "part"))
 
 
-def test_one_line_says_what_is_frozen_again(
+def test_one_line_reports_what_is_frozen_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loading a checkpoint into a model that is frozen differently is reported once."""

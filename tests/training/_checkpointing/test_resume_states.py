@@ -513,7 +513,7 @@ def test_differences_are_reported_before_anything_changes(tmp_path: Path) -> Non
     path = first.save_checkpoint(tmp_path / "one")
     other = trainer(seed=2)
     before = weights_of(other.model)
-    with pytest.raises(UserWarning, match="seed 1 -> 2"):  # As the tests' settings have it.
+    with pytest.raises(UserWarning, match="seed 1 -> 2"):  # Warnings are errors in these tests.
         other.load_checkpoint(path)
     assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
     assert other.state.epoch == 0

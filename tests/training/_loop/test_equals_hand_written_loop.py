@@ -1,4 +1,4 @@
-"""Training with every feature off equals a hand-written loop, bit for bit."""
+"""Training without optional features is bitwise equal to a hand-written loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def threads(request: pytest.FixtureRequest, one_thread: None) -> Iterator[int]:
 
 
 def train_by_hand(model: nn.Module, batches: Batches, *, epochs: int = EPOCHS) -> list[float]:
-    """Train as a tutorial does, and return the mean loss of every epoch."""
+    """Train with a hand-written loop, and return the mean loss of each epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loss_fn = nn.CrossEntropyLoss()
     means = []

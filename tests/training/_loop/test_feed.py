@@ -117,12 +117,12 @@ def test_loader_is_opened_once_per_epoch() -> None:
     assert history["step"] == [2, 4]
 
 
-def test_data_without_a_batch_is_refused_before_callbacks_hear_of_it() -> None:
+def test_data_without_a_batch_is_refused_before_callbacks_are_called() -> None:
     """An iterable may turn out to be empty only when it is read."""
     started: list[str] = []
 
     class Note(Callback):
-        """Notes the start."""
+        """Records the start of a run."""
 
         def on_fit_start(self, context: TrainContext) -> None:
             started.append("fit")

@@ -1,4 +1,4 @@
-"""Hooks that are called in order, and hooks that end a block."""
+"""Groups of hooks: their order, errors and random numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def context(epoch: int = 0) -> Any:
 
 
 def test_hooks_of_a_moment_are_called_in_order() -> None:
-    """Each gets the context, and the first error ends the moment."""
+    """Each hook gets the context, and the first error stops the others."""
     calls: list[Any] = []
 
     def fail(_: Any) -> None:

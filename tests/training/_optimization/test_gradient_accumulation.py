@@ -2,7 +2,7 @@
 
 If two orders of adding are compared, models and inputs are float64. The remaining difference is the
 rounding of the relative weights of micro-batches, which are float32: 1e-7 of a value. A mean with
-wrong weights differs by percents.
+wrong weights differs by some percent.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_frozen_backbone_keeps_its_bits(optimizer: Any) -> None:
 
 
 def test_parameter_frozen_between_two_fits_keeps_its_bits() -> None:
-    """Momentum of an earlier `fit` does not change a parameter that was frozen since."""
+    """Momentum of an earlier `fit` does not change a parameter that was frozen afterwards."""
     model = plain_network()
     trainer = quiet_trainer(model, lr=0.1)
     trainer.fit(points(), epochs=1)

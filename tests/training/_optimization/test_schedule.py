@@ -197,7 +197,7 @@ def test_plateau_uses_the_validation_loss() -> None:
     """With validation data, its loss is used."""
     rates = Rates()
     inputs, targets = points()
-    opposite = (inputs, (targets + 1) % 3)  # Its loss rises where that of training falls.
+    opposite = (inputs, (targets + 1) % 3)  # Its loss increases while the training loss decreases.
     history = quiet_trainer(plain_network(), lr=0.1, lr_scheduler=plateau, callbacks=[rates]).fit(
         (inputs, targets), opposite, epochs=6
     )

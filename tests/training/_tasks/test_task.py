@@ -382,7 +382,7 @@ class Sentences:
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(3, 20, (samples, 5), generator=generator)
         self.labels = torch.arange(samples) % 3
-        self.tokens[:, 1] = self.labels  # One token tells the class.
+        self.tokens[:, 1] = self.labels  # One token determines the class.
 
     def __len__(self) -> int:
         return len(self.labels)

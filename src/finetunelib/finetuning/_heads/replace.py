@@ -36,7 +36,7 @@ def replace_head(
 
     `finetunelib.freeze_and_replace_head` does the same and freezes the rest.
 
-    PyTorch initialises the new layer from the global random state, and nothing else here draws
+    PyTorch initializes the new layer from the global random state, and nothing else here draws
     from it: `torch.manual_seed(0)` before the call gives the same head each time. If a module
     around the head, or its `config`, stores the old number of classes as `num_classes` or
     `num_labels` (or `vocab_size`, for a CTC model), it is updated. The label names and the
