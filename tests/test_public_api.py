@@ -64,7 +64,6 @@ PATHS = {
     "plot_predictions": "finetunelib.visualization",
     "summary": "finetunelib.visualization",
     "AmbiguousHeadError": "finetunelib.errors",
-    "CallbackError": "finetunelib.errors",
     "CheckpointError": "finetunelib.errors",
     "CorruptFileError": "finetunelib.errors",
     "DataError": "finetunelib.errors",

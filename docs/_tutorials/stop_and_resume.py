@@ -57,12 +57,10 @@ class PowerCut(Callback):
             raise RuntimeError("power cut")
 
 
-from finetunelib.errors import CallbackError
-
 folder = Path(tempfile.mkdtemp())
 try:
     train(folder, PowerCut())
-except CallbackError as error:
+except RuntimeError as error:
     print(error)
 print(sorted(path.name for path in folder.iterdir()))
 

@@ -16,7 +16,6 @@
     │   ├── CorruptFileError      (ValueError)         the file is damaged or of another type
     │   └── WeightsMismatchError  (ValueError)         the weights are those of another model
     ├── CheckpointError           (ValueError)         a checkpoint cannot be saved or loaded
-    ├── CallbackError             (RuntimeError)       a callback raised an exception
     ├── PathNotWritableError      (OSError)            the path cannot be written to
     ├── ExportError               (RuntimeError)       the model cannot be exported
     │   └── ExportMismatchError                        its outputs differ from the model's
@@ -37,7 +36,6 @@ from finetunelib._escapes import escaped
 
 __all__ = [
     "AmbiguousHeadError",
-    "CallbackError",
     "CheckpointError",
     "CorruptFileError",
     "DataError",
@@ -156,10 +154,6 @@ class WeightsMismatchError(WeightsError, ValueError):
 
 class CheckpointError(FinetuneLibError, ValueError):
     """A checkpoint is damaged, belongs to another run, or could not be resumed exactly."""
-
-
-class CallbackError(FinetuneLibError, RuntimeError):
-    """A callback raised an exception, which is chained; the message names the callback."""
 
 
 class PathNotWritableError(FinetuneLibError, OSError):

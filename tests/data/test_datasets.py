@@ -14,7 +14,9 @@ from torchvision.transforms import v2
 
 from finetunelib._typing import SizedDataset
 from finetunelib.data import TensorBatches
-from finetunelib.data._datasets import DatasetBatches, ReadyBatches, batch_stream, collate
+from finetunelib.data._datasets import DatasetBatches
+from finetunelib.data._ready import ReadyBatches, batch_stream
+from finetunelib.data._samples import collate
 
 
 class Numbers(Dataset[int]):

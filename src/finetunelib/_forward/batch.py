@@ -12,6 +12,9 @@ from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidTypeError
 
+#: A longer sequence is described by its length.
+_SHOWN = 8
+
 
 def split(batch: Batch) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch.
@@ -79,3 +82,14 @@ def describe(value: object) -> str:
     if isinstance(value, Mapping):
         return f"a mapping with the keys {', '.join(map(repr, value))}"
     return f"of type {type(value).__name__}"
+
+
+def shapes_of(value: Any) -> str:
+    """Return the shapes and dtypes of the tensors in a batch, for a message."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key!r}: {shapes_of(part)}" for key, part in value.items())
+    if isinstance(value, tuple | list) and len(value) <= _SHOWN:
+        return f"({', '.join(map(shapes_of, value))})"
+    return describe(value)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from finetunelib.data._batches import Batches
-from finetunelib.data._datasets import DatasetBatches, ReadyBatches, batch_stream
+from finetunelib.data._datasets import DatasetBatches
 from finetunelib.data._in_memory import InMemoryDataset
+from finetunelib.data._ready import ReadyBatches, batch_stream
+from finetunelib.data._samples import CollateFunction
 from finetunelib.data._tensors import TensorBatches, is_tensor_like
 from finetunelib.errors import EmptyDataError, InvalidTypeError
 
@@ -23,6 +26,7 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
     seed: int,
     pin_memory: bool = False,
     inputs_only: bool = False,
+    collate_fn: CollateFunction | None = None,
 ) -> Batches:
     """Return a user's data as batches.
 
@@ -37,6 +41,7 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
         seed: The seed of the order of an epoch, together with its number.
         pin_memory: Whether to copy batches of a dataset into pinned memory.
         inputs_only: Whether data without targets is allowed.
+        collate_fn: Makes a batch of the samples of a dataset. `None` stacks them.
 
     Raises:
         InvalidTypeError: If the data is of none of these types.
@@ -54,9 +59,9 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
     if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
     # Exact types only: a subclass may change its samples.
-    if type(data) is TensorDataset:
+    if type(data) is TensorDataset and collate_fn is None:
         return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
-    if type(data) is InMemoryDataset:
+    if type(data) is InMemoryDataset and collate_fn is None:
         return TensorBatches(
             *data.tensors,
             batch_size=batch_size,
@@ -65,7 +70,12 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
         )
     if isinstance(data, IterableDataset):
         return batch_stream(
-            data, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
+            data,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=collate_fn,
+            name=name,
         )
     _check_iterable(data, name)
     if _is_dataset(data):
@@ -75,12 +85,16 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
             num_workers=num_workers,
             seed=seed,
             pin_memory=pin_memory,
+            collate_fn=collate_fn,
+            name=name,
         )
-    return ReadyBatches(data)
+    return ReadyBatches(data, name)
 
 
 def _check_iterable(data: Any, name: str) -> None:
     """Check that data is a dataset or an iterable of batches, and is not empty."""
+    if advice := _advice(data):
+        raise InvalidTypeError(f"`{name}` is {_describe(data)}. {advice}")
     if isinstance(data, tuple | str | bytes | dict) or not _is_iterable(data):
         raise InvalidTypeError(
             f"`{name}` must be a tuple of two tensors (inputs, targets), a Dataset, a DataLoader "
@@ -93,6 +107,36 @@ def _check_iterable(data: Any, name: str) -> None:
         )
     if _length(data) == 0:
         raise EmptyDataError(f"`{name}` is empty: {_describe(data)} of length 0.")
+
+
+def _advice(data: Any) -> str | None:
+    """Return what to write instead of data of a frequent but unsupported type, or `None`."""
+    if isinstance(data, str | os.PathLike):
+        return (
+            "The Trainer does not read files. For a folder with one subfolder of images for each "
+            "class, pass torchvision.datasets.ImageFolder(folder, transform=...)."
+        )
+    if isinstance(data, tuple) and len(data) == 2 and any(map(_is_table, data)):
+        parts = ", ".join(
+            f'{part}.to_numpy("{dtype}")' if _is_table(value) else part
+            for part, dtype, value in zip(
+                ("inputs", "targets"), ("float32", "int64"), data, strict=True
+            )
+        )
+        return f"Pass arrays: `({parts})`."
+    if _is_table(data):
+        return (
+            'Pass arrays: `(table[inputs].to_numpy("float32"), table[target].to_numpy())`, or for '
+            '`predict` only `table.to_numpy("float32")`.'
+        )
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, list) for part in data):
+        return "Pass tensors: `(torch.tensor(inputs), torch.tensor(targets))`."
+    return None
+
+
+def _is_table(value: object) -> bool:
+    """Return whether a value is a data frame or a column of pandas, polars or pyarrow."""
+    return callable(getattr(value, "to_numpy", None)) and not isinstance(value, Dataset)
 
 
 def _length(data: Any) -> int | None:

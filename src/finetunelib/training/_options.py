@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from finetunelib._typing import OptimizerFactory
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
+from finetunelib.data._samples import CollateFunction
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._measuring.metrics import Metric
@@ -67,12 +68,14 @@ class DataOptions:
         num_workers: The number of processes that read a dataset.
         seed: Determines the order of an epoch together with its number.
         pin_memory: Whether batches are copied to page-locked memory first.
+        collate_fn: Makes a batch of the samples of a dataset. `None` stacks them.
     """
 
     batch_size: int
     num_workers: int
     seed: int
     pin_memory: bool
+    collate_fn: CollateFunction | None = None
 
     def batches(self, data: Data, name: str, *, inputs_only: bool = False) -> Batches:
         """Return the batches of an argument called `name`."""
@@ -84,6 +87,7 @@ class DataOptions:
             seed=self.seed,
             pin_memory=self.pin_memory,
             inputs_only=inputs_only,
+            collate_fn=self.collate_fn,
         )
 
 

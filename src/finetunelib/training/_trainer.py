@@ -21,6 +21,7 @@ from finetunelib._public import public
 from finetunelib._typing import LossFunction, OptimizerFactory, StrPath
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Data
+from finetunelib.data._samples import CollateFunction, check_collate
 from finetunelib.errors import CheckpointError, FileMissingError, InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import check_callbacks
@@ -95,6 +96,9 @@ class Trainer:
         batch_size: The number of samples in a batch, for data that the Trainer splits into
             batches. At least 1.
         num_workers: The number of processes that read a Dataset; 0 reads it in this process.
+        collate_fn: Makes a batch of a list of samples of a Dataset, for samples that cannot be
+            stacked, such as sentences of different lengths. `None` stacks them as PyTorch does.
+            It is not used for tensors and for ready batches.
         device: Where to run: `"auto"` (an accelerator if there is one) or a PyTorch device.
         precision: `"fp32"`, or mixed precision: `"bf16-mixed"`, or `"fp16-mixed"` with a scaled
             loss.
@@ -142,6 +146,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         batch_size: int = 64,
         num_workers: int = 0,
+        collate_fn: CollateFunction | None = None,
         device: str | torch.device = "auto",
         precision: PrecisionName = "fp32",
         gradient_accumulation_steps: int = 1,
@@ -157,6 +162,7 @@ class Trainer:
         )
         check_at_least(0, num_workers=num_workers)
         check_whole(seed=seed)
+        check_collate(collate_fn)
         optimizer_options = OptimizerOptions(optimizer, lr, lr_scheduler, lr_scheduler_interval)
         optimizer_options.check(model)
         chosen_task = choose_task(task, loss_fn)
@@ -170,7 +176,9 @@ class Trainer:
             callbacks=callback_list,
             metrics=metrics_by_name,
             optimizer=optimizer_options,
-            data=DataOptions(batch_size, num_workers, seed, chosen_device.type == "cuda"),
+            data=DataOptions(
+                batch_size, num_workers, seed, chosen_device.type == "cuda", collate_fn
+            ),
             clipping=clipping,
             accumulation_steps=gradient_accumulation_steps,
             seed=seed,
@@ -258,7 +266,7 @@ class Trainer:
             InvalidInputError: If the model cannot take the inputs.
             InvalidTargetError: If the default loss cannot take the targets.
             CheckpointError: If the checkpoint is damaged, or belongs to a different run.
-            CallbackError: If a callback raised.
+            Exception: If the model, a metric or a callback raised it; its notes say where.
             PathNotWritableError: If a checkpoint that a callback requested cannot be written.
             TrainingInterrupted: If Ctrl-C or SIGTERM ended training, after the current step.
 

@@ -29,7 +29,6 @@ from torch import nn
 from finetunelib import Trainer
 from finetunelib.callbacks import ModelCheckpoint
 from finetunelib.errors import (
-    CallbackError,
     CheckpointError,
     FileMissingError,
     PathNotWritableError,
@@ -474,7 +473,7 @@ def test_a_folder_that_becomes_read_only_ends_the_training(
         def on_checkpoint(self, context: TrainContext) -> None:
             monkeypatch.setattr(os, "access", refuse(tmp_path))
 
-    with pytest.raises(CallbackError, match="read-only"):
+    with pytest.raises(PathNotWritableError, match="read-only"):
         trainer(callbacks=[ModelCheckpoint(tmp_path), Lock()]).fit(DATA, epochs=2)
     assert newest_in(tmp_path).history["epoch"] == [1]
     assert hidden(tmp_path) == []

@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAUROC
 from finetunelib import Trainer, build_mlp, freeze_and_replace_head
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
 from finetunelib.data._batches import Data
-from finetunelib.errors import CallbackError
+from finetunelib.errors import CheckpointError
 from finetunelib.finetuning import fingerprint
 from finetunelib.training import Accuracy, Callback, TrainContext
 from training._loop.stopping import StopAfter, Stopped
@@ -304,7 +304,7 @@ def test_what_cannot_resume_exactly_is_refused_when_fit_starts(
 ) -> None:
     """Checkpoints inside an epoch that would not lead to the same bits are refused."""
     trainer = case.trainer(ModelCheckpoint(tmp_path, every_n_steps=1))
-    with pytest.raises(CallbackError, match=named):
+    with pytest.raises(CheckpointError, match=named):
         trainer.fit(case.data(), epochs=1)
     assert trainer.state.step == 0
 
@@ -328,7 +328,7 @@ def test_the_trainer_saves_no_checkpoint_in_the_middle_of_a_fit(tmp_path: Path) 
             trainer.save_checkpoint(tmp_path / "inside")
 
     trainer = case.trainer(Saves())
-    with pytest.raises(CallbackError, match="request_checkpoint"):
+    with pytest.raises(CheckpointError, match="request_checkpoint"):
         case.fit(trainer)
     assert not (tmp_path / "inside").exists()
 

@@ -18,7 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from finetunelib import Trainer, build_mlp, freeze_and_replace_head
 from finetunelib.callbacks import EMA, EarlyStopping, ModelCheckpoint
-from finetunelib.errors import CallbackError, CheckpointError, TrainingInterrupted
+from finetunelib.errors import CheckpointError, InvalidArgumentError, TrainingInterrupted
 from finetunelib.training import Callback, TrainContext
 from training._loop.stopping import SaveAt
 from training.tiny import points, quiet_trainer, same_weights, weights_of
@@ -187,7 +187,7 @@ def test_early_stopping_changes_no_weights_in_a_fit_that_it_refused(tmp_path: Pa
     other = trainer(EarlyStopping(restore_best=True))
     other.load_checkpoint(path)
     before = weights_of(other.model)
-    with pytest.raises(CallbackError, match="val_loss"):
+    with pytest.raises(InvalidArgumentError, match="val_loss"):
         other.fit(DATA, epochs=1)
     assert all(torch.equal(before[n], t) for n, t in other.model.state_dict().items())
 
@@ -414,7 +414,7 @@ def test_a_metric_that_is_a_module_without_its_own_state_is_refused(tmp_path: Pa
             self.total = 0.0
 
     saving = ModelCheckpoint(tmp_path, every_n_steps=2)
-    with pytest.raises(CallbackError, match="'sum'"):
+    with pytest.raises(CheckpointError, match="'sum'"):
         trainer(saving, metrics={"sum": Summing()}).fit(DATA, epochs=1)
 
 
@@ -447,7 +447,7 @@ def test_non_persistent_buffers_are_restored(tmp_path: Path) -> None:
 def test_persistent_workers_are_refused_between_epochs_too(tmp_path: Path) -> None:
     """Their random states continue from epoch to epoch, and a new process cannot restore them."""
     loader = DataLoader(PAIRS, 4, num_workers=1, persistent_workers=True)
-    with pytest.raises(CallbackError, match="persistent_workers"):
+    with pytest.raises(CheckpointError, match="persistent_workers"):
         trainer(ModelCheckpoint(tmp_path)).fit(loader, epochs=1)
 
 
@@ -465,7 +465,7 @@ def test_a_state_that_cannot_be_saved_is_found_when_fit_starts(tmp_path: Path) -
     """Not after an epoch of training."""
     saving = ModelCheckpoint(tmp_path)
     made = trainer(saving, lr_scheduler=lambda optimizer: LambdaLR(optimizer, Rate()))
-    with pytest.raises(CallbackError, match="table"):
+    with pytest.raises(CheckpointError, match="table"):
         made.fit(DATA, epochs=1)
     assert made.state.step == 0
 
@@ -479,7 +479,7 @@ def test_no_checkpoint_is_loaded_in_the_middle_of_a_fit(tmp_path: Path) -> None:
             made.load_checkpoint(path)
 
     made = trainer(Loads())
-    with pytest.raises(CallbackError, match="while `fit` is running"):
+    with pytest.raises(CheckpointError, match="while `fit` is running"):
         made.fit(DATA, epochs=1)
 
 

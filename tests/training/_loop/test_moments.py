@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from finetunelib.errors import CallbackError
 from finetunelib.training._loop.moments import (
     Moment,
     ended_by,
@@ -53,11 +52,12 @@ def test_hook_that_fails_at_the_end_hides_no_error_of_the_block(error: BaseExcep
 
     def fail(given: Any) -> None:
         calls.append(given)
-        raise CallbackError("second")
+        raise ValueError("second")
 
     with pytest.raises(type(error)) as caught, ended_by(fail, context()):
         raise error
     assert caught.value is error
+    assert "ValueError: second" in caught.value.__notes__[-1]
     assert len(calls) == 1
 
 

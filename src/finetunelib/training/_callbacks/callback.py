@@ -15,8 +15,8 @@ class Callback:
     """Base class of callbacks, which run code at certain points of a training run.
 
     Override the hooks that you need. The Trainer calls its callbacks in the order in which they
-    were passed, and gives each hook a `TrainContext`. An exception in a hook ends the run, as a
-    `CallbackError` that names the callback.
+    were passed, and gives each hook a `TrainContext`. An exception in a hook ends the run. It
+    arrives unchanged, with a note that names the callback, the hook, the epoch and the step.
 
     Example:
         >>> import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from finetunelib.errors import CallbackError, InvalidTypeError
+from finetunelib.errors import InvalidTypeError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
 
@@ -13,7 +13,8 @@ class Callbacks:
     """The callbacks of a training run, with one function per hook that calls them in order.
 
     An exception in a hook keeps later callbacks from being called, except in the hooks that end
-    something: those are called for every callback, and then the first exception is raised.
+    something: those are called for every callback, and then the first exception is raised. It
+    keeps its type, and a note names the callback, the hook, the epoch and the step.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
@@ -78,20 +79,19 @@ def _caller(
     ]
 
     def call(context: TrainContext) -> None:
-        failure: CallbackError | None = None
+        failure: Exception | None = None
         for callback in overriding:
             try:
                 getattr(callback, hook)(context)
             # A hook is user code and may raise anything.
             except Exception as error:
-                named = CallbackError(
-                    f"The callback {type(callback).__name__} failed in `{hook}`: "
-                    f"{type(error).__name__}: {error}"
+                error.add_note(
+                    f"In `{hook}` of the callback {type(callback).__name__}, after "
+                    f"{context.state.epoch} epochs and {context.state.step} steps."
                 )
-                named.__cause__ = error
                 if not ends:
-                    raise named from error
-                failure = failure or named
+                    raise
+                failure = failure or error
         if failure is not None:
             raise failure
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 
+from finetunelib._forward.batch import shapes_of
 from finetunelib._preserve import derive_seed, random_states, reseed, set_random_states
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
@@ -126,3 +127,9 @@ class EpochFeed:
 
     def _reseed(self, state: TrainState) -> None:
         reseed(derive_seed(self.seed, state.epoch))
+
+
+def place_of(state: TrainState, window: Window) -> str:
+    """Return the place of a failed update, for the note of its exception."""
+    batches = "; ".join(map(shapes_of, window))
+    return f"In epoch {state.epoch + 1}, step {state.step + 1}, on {batches}."

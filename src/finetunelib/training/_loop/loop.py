@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetunelib.training._callbacks.context import TrainContext
-from finetunelib.training._loop.feed import EpochFeed
+from finetunelib.training._loop.feed import EpochFeed, place_of
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.moments import Moments
 from finetunelib.training._loop.report import EpochReport
@@ -65,7 +65,11 @@ class FitLoop:
         with report.epoch(context):
             windows = self.feed.windows(state)  # A new epoch, or the rest of one.
             for window in self.limits.windows(windows, context):
-                self.step(window, self.train_metrics.update)
+                try:
+                    self.step(window, self.train_metrics.update)
+                except Exception as error:  # It comes from the user's model, loss or metrics.
+                    error.add_note(place_of(state, window))
+                    raise
                 state.batch += len(window)
                 report.advance(window)
                 self.moments.step_end(context)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from finetunelib._preserve import derive_seed, random_state_preserved, reseed
-from finetunelib.errors import CallbackError
 from finetunelib.training._callbacks.context import TrainContext
 
 Hook: TypeAlias = Callable[[TrainContext], None]
@@ -66,9 +65,12 @@ def ended_by(hook: Hook, context: TrainContext) -> Iterator[None]:
     """Call a hook at the end of a block without hiding an error in the block."""
     try:
         yield
-    except BaseException:
-        with contextlib.suppress(CallbackError):
+    except BaseException as error:
+        try:
             hook(context)
+        except Exception as second:  # noqa: BLE001 - a hook may raise anything
+            where = " ".join(getattr(second, "__notes__", ()))
+            error.add_note(f"Afterwards {type(second).__name__}: {second} {where}".rstrip())
         raise
     hook(context)
 

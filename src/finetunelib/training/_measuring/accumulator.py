@@ -34,8 +34,12 @@ class MetricAccumulator:
             outputs = output.outputs
             # A metric that stores outputs must not keep the graph of every batch alive.
             outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
-            for metric in self._metrics.values():
-                metric.update(outputs, output.targets)
+            for name, metric in self._metrics.items():
+                try:
+                    metric.update(outputs, output.targets)
+                except Exception as error:
+                    error.add_note(f"In the metric {name!r}.")
+                    raise
 
     @property
     def names(self) -> tuple[str, ...]:
