@@ -41,6 +41,9 @@ RETIRED = {
     r"\bdepart(?:s|ed|ures?)?\b": "differ, mismatch",
     r"\bmakes? of (?:it|them|a|an|the|its)\b|\bmade of (?:it|them)\b": "produce from",
     r"\bstands?\b(?! for| in for| out)": "be, appear",
+    r"\bgiv(?:es?|ing|en) back\b|\bgave back\b": "undo, restore, return",
+    r"\b(?:is|are|be|was|were) (?:not )?taken for\b": "be mistaken for, be treated as",
+    r"\bheld against\b": "compare with",
     r"\bl(?:ies?|ying) (?:in|at|on|below|above|beside|beyond|there|here)\b": "be, be stored",
     # Words.
     r"\banew\b": "again, from scratch",
@@ -50,6 +53,7 @@ RETIRED = {
     r"(?:^|[.:;] )besides,": "also",
     r"\b(?:a|an|the|its|this|whose) former\b": "previous, existing",
     r"\bothers than\b": "other than",
+    r"\bso many(?:-th\b|\b(?! that\b| \w+ that\b))": "this many",
     r"\b(?:some|any|no)thing else than\b": "anything other than",
     r"\bbut for (?:the|a|an|one|what|lists)\b": "except for",
     r"\b(?:is|are|was|were) as (?:it was|they were)\b": "unchanged",
@@ -63,12 +67,17 @@ RETIRED = {
     r'(?:^|[.:;|] |""")who (?!is\b|was\b|are\b|has\b)\w+s\b': "anyone who, if you",
     r"\b(?:one|a) (?:line|row|page|file|value|weight|name|number|text) an? (?:epoch|step|class|"
     r"sample|batch|tensor|module|question|image|layer|pixel|output|row)\b": "one ... per",
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|\d+) \w+s an? (?:byte|epoch|step|class|"
+    r"sample|batch|image|pixel|row)\b": "... per",
     r"\bone an? (?:epoch|step|class|sample|batch|tensor|module|question|image)\b": "one per",
     r"(?<!there )\b(?:is|are|was|were) no (?:plain )?(?:module|tensor|pair|mapping|string|function|"
     r"class|list|tuple|name|file|folder|path|text|number|dict|Linear|nn\.Module|weights? file|"
-    r"error|statement|measurement|batch|model|image|loss|metric|dataset|checkpoint)s?\b": "is not",
+    r"error|statement|measurement|batch|model|image|loss|metric|dataset|checkpoint|obstacle|failure|"
+    r"agreement|proof|certificate|multiple|overflow|path)s?\b": "is not",
     r", but (?:it )?(?:is|are|has|have|was|were|got|holds?|gave) [{`]": ", got X",
     r", so that\b": "so; a new sentence",
+    r'(?:^|\. |""")Where [^.,]{3,60}, (?:it|its|the|an?|this|these|they|one)\b': "if",
+    r"\balso where\b": "even if",
     r"\bwhere (?:there (?:is|are) (?:one|none|any)|(?:that|it) is so)\b|, if so\b": "if any",
     r"\bmakes? no sense\b": "is invalid",
 }
@@ -83,6 +92,8 @@ FILES = [
         for file in sorted(DOCS.rglob(f"*.{ending}"))
         if file.relative_to(DOCS).parts[0] not in ("_build", "tutorials")
     ),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "examples").glob("*.py")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md")),
     ROOT / "CHANGELOG.md",
 ]
@@ -115,6 +126,10 @@ def test_a_file_contains_no_retired_word(file: Path) -> None:
         "one row a sample",
         "It is no module.",
         "Who resumes must wait",
+        "It is taken for a constant.",
+        "at most so many bytes",
+        "seven bits a byte",
+        "Where nothing else is known, the model is traced.",
     ],
 )
 def test_a_retired_phrase_is_found(text: str) -> None:
@@ -131,6 +146,9 @@ def test_a_retired_phrase_is_found(text: str) -> None:
         "takes up to four bytes",
         "`*` stands for any name",
         "other than",
+        "mistaken for a constant",
+        "There are so many that they are not listed.",
+        "Where to run: `cpu` or an accelerator.",
     ],
 )
 def test_ordinary_english_is_not_reported(text: str) -> None:

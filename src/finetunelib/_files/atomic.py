@@ -43,8 +43,8 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
 
     The content is flushed to disk before the file is renamed: after a crash there is either the
     previous file or the complete new one. If the block raises, the temporary file is removed and
-    the previous file is unchanged. If `path` is a symbolic link, the file that it leads to is
-    written, and the link is kept.
+    the previous file is unchanged. If `path` is a symbolic link, its target is written, and
+    the link is kept.
 
     Raises:
         PathNotWritableError: If the file cannot be written or renamed (disk full, permissions).

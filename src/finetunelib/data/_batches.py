@@ -56,7 +56,7 @@ class Batches(Protocol):
 
         Args:
             number: The number of the epoch that is read next.
-            name: What the data is called, for messages.
+            name: The name of the data, for messages.
 
         Raises:
             EmptyDataError: If there is no batch.

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # A checker is to see the names above, and no others.
+if not TYPE_CHECKING:  # Type checkers see only the names above.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),

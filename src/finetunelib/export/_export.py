@@ -144,7 +144,7 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
         >>> report.verification.status, report.inputs[0].shape
         ('verified', ('batch', 4))
     """
-    # Imported here, for `import finetunelib` to cost little.
+    # Imported here because the package should stay fast to import.
     from finetunelib.export._verified_file import write_verified
 
     file = check_path(path)
@@ -212,7 +212,7 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
 
 @contextlib.contextmanager
 def _showing(plan: Plan, size: int) -> Iterator[Progress]:
-    """Show the progress of exporting a model of so many bytes, if it is large."""
+    """Show the progress of an export if the model, of this size in bytes, is large."""
     started = time.monotonic()
     progress = choose_progress(size > _LARGE)
     progress.start(f"Exporting {plan.file.name}", 2)

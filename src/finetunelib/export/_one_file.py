@@ -87,7 +87,7 @@ def _write_data(tensor: Any, stream: IO[bytes]) -> None:
 
 
 def _varint(number: int) -> bytes:
-    """Return a number as Protocol Buffers write it, seven bits a byte."""
+    """Return a number as Protocol Buffers write it, seven bits per byte."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Digests of tensors, and the record on a model of what a weights file gave it."""
+"""Digests of tensors, and the record of the tensors that a model loaded from weights files."""
 
 from __future__ import annotations
 

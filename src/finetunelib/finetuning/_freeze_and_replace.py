@@ -86,7 +86,7 @@ def freeze_and_replace_head(
 
     finish = partial(_freeze_rest, is_named=at is not None)
     request = HeadRequest(num_classes, head, at, example_input)
-    # Another class comes back only if the model is its own head and `head` is of another one.
+    # Another class is returned only if the model is its own head and `head` is of another one.
     return cast("Model", replace_and_finish(model, request, finish))
 
 

@@ -36,7 +36,7 @@ class StayInEvalMode:
     """The `train` method of a frozen module: its own mode stays eval, its children follow.
 
     The hook sees only calls of the module itself. This also covers methods that enter the module
-    by another way, such as `forward_features`.
+    in another way, such as `forward_features`.
     """
 
     def __init__(self, module: nn.Module, replaced: Callable[..., Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""The `Trainer` (at the top level), what it is made of and gives back, and what users extend."""
+"""The results of a `Trainer` (which is at the top level), and what users extend it with."""
 
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext

@@ -1,4 +1,4 @@
-"""What the user chose for a Trainer, checked."""
+"""The options of a Trainer, checked."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrainerOptions:
-    """What the user chose for training. It never changes."""
+    """The options of a Trainer. They never change."""
 
     callbacks: Sequence[Callback]
     metrics: Mapping[str, Metric]

@@ -1,4 +1,4 @@
-"""The Trainer: checks what the user passed, keeps what changes, and delegates to the loop."""
+"""The Trainer: checks its arguments, stores the state of training, and delegates to the loop."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ def test_integer_beyond_the_range_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 65504.0])
 def test_value_within_the_range_is_loaded(tmp_path: Path, value: float) -> None:
-    """Values that are not finite in the file are no overflow, nor is the largest of the dtype."""
+    """Infinity in the file is not an overflow, and neither is the largest value of the dtype."""
     model = nn.Linear(1, 1).half()
     state = {"weight": torch.tensor([[value]]), "bias": torch.zeros(1)}
     load_weights(model, write(state, tmp_path))

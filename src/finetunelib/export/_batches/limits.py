@@ -14,10 +14,10 @@ from finetunelib.export._tracing.assumptions import Assumptions
 #: The sizes that an axis may have, `None` for no limit.
 Limits = tuple[int, int | None]
 
-#: How many sizes that contradict an assumption are tried.
+#: The number of sizes to try that contradict an assumption.
 _MOST_TRIES = 24
 
-#: A limit holds if the assumption fails for so many further sizes, too.
+#: A limit holds if the assumption also fails for this many further sizes.
 _FURTHER = 16
 
 
@@ -90,7 +90,7 @@ def check_declared(assumptions: Assumptions, axes: Axes) -> None:
 
 def _note(name: str, size: int) -> str:
     return (
-        f"This is at the size {size} of the axis `{name}`: the forward branches on that size, and "
+        f"The difference is at size {size} of the axis `{name}`: the forward branches on it, and "
         "the exported graph contains one branch only. Remove the branch, or declare the range of "
         f"the axis with `torch.export.Dim({name!r}, min=..., max=...)` in `dynamic_shapes`."
     )

@@ -30,10 +30,11 @@ from finetunelib.export._request.rows import BatchAxes, batch_size
 #: The rows of a batch at other sizes than the example's, and of a batch of real samples.
 _FEW, _MANY = 2, 64
 
-#: A batch of real samples has about so many values at most, if it has more rows than the example.
+#: The approximate largest number of values in a batch of real samples with more rows than the
+#: example.
 _MOST_VALUES = 4_000_000
 
-#: A size far from the example's is tried if it makes the inputs at most so many times larger.
+#: A size far from the example's is tried if it makes the inputs at most this many times larger.
 _MOST_TIMES = 16
 
 
@@ -58,7 +59,7 @@ class Run:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs a model on batches of a sampler, and knows which sizes it accepts."""
+    """Runs a model on batches of a sampler, and records which sizes it accepts."""
 
     model: nn.Module
     sampler: Sampler
@@ -133,7 +134,7 @@ def first_runs(runner: Runner) -> tuple[Runner, list[Run]]:
     varying, runs = _runs_at(runner, LEVELS[0], sizes)
     if len(runs) == len(sizes):
         return varying, runs
-    # Which sizes does the model accept, whatever the values?
+    # Find the sizes that the model accepts, whatever the values.
     sizes = _accepted_sizes(runner, sizes)
     for level in LEVELS:
         varying, runs = _runs_at(runner, level, sizes)

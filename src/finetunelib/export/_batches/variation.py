@@ -1,4 +1,4 @@
-"""Varies the rows of an example, in steps that stay closer and closer to what was passed."""
+"""Varies the rows of an example, in levels that stay closer and closer to the example."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ from finetunelib.export._verification.outcome import Verification
 from finetunelib.export._verification.rounding import outputs_after_rounding
 from finetunelib.export._verification.runtime import RunError, run_session
 
-#: Runs are compared in groups with at most so many bytes of outputs.
+#: Runs are compared in groups with at most this many bytes of outputs.
 _GROUP = 1 << 29
 
 
 @dataclass(slots=True)
 class FileComparison:
-    """A file that is compared with a model, run by run, and what was found so far.
+    """The comparison of a file with a model, run by run, and its findings so far.
 
     Attributes:
         session: The ONNX Runtime session of the file.

@@ -37,7 +37,7 @@ def freeze(
 
     The parameters of a frozen module do not require gradients, and their current gradients are
     dropped. The module and all of its submodules stay in eval mode also after `model.train()` and
-    whichever method enters them: BatchNorm uses its running statistics and dropout is off,
+    whichever of their methods is called: BatchNorm uses its running statistics and dropout is off,
     functional dropout included. Copies and pickles of the model are frozen as well; a state dict
     is not.
 

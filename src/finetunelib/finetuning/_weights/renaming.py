@@ -120,11 +120,11 @@ def _candidates(comparison: NameComparison) -> Iterator[tuple[str, dict[str, str
                 f"Some of the model's names begin with `{new}`",
                 {first: new + first for first in firsts if f"{new}{first}" != first},
             )
-    reason = "Names differ in what they call a norm's tensors"
+    reason = "Names of a norm's tensors differ"
     yield reason, _other_leaves(comparison)
     reason = "Shapes match in the same order under other names (check that the layers do too)"
     yield reason, _same_shapes(comparison)
-    yield "Names differ by little", _close_names(comparison)
+    yield "Names differ slightly", _close_names(comparison)
 
 
 def _prefixes(comparison: NameComparison) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ def suggest(comparison: NameComparison) -> Suggestions:
     found += [*_embeddings(comparison), *_head(comparison, renamed=renaming is not None)]
     found += _shapes(comparison)
     if not found and not comparison.match.sources:
-        found.append("No name and no shape fits: the file seems to be of another model.")
+        found.append("No name or shape matches: the file seems to belong to another model.")
     return Suggestions(tuple(found), {} if renaming is None else renaming.rename)
 
 

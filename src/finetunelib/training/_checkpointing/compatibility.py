@@ -84,7 +84,7 @@ def check_same_groups(
         raise CheckpointError(
             f"`{path}` has an optimizer with {saved_sizes} parameters (one number for each "
             f"group), but this run's optimizer has {sizes}. Build the model and the parameter "
-            "groups as they were."
+            "groups in the same way."
         )
 
 

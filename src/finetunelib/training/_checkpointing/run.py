@@ -37,7 +37,7 @@ from finetunelib.training._state import TrainState
 
 @dataclass(slots=True)
 class RunRecord:
-    """How far a run is. It exists before the optimizer is built.
+    """The progress of a run. It exists before the optimizer is built.
 
     Attributes:
         state: The counters of epochs and steps.
@@ -115,9 +115,9 @@ class TrainingRun:
     def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> str:
         """Restore the run from a checkpoint. The next `fit` continues from there.
 
-        The parts of the model that were frozen are frozen again, and no others. Only if the model
-        is already at the checkpoint, because the same script has trained it up to there, what it
-        froze or unfroze since then is kept.
+        The parts of the model that were frozen are frozen again, and no others. An exception is a
+        model that is already at the checkpoint, because the same script has trained it up to there:
+        what the script froze or unfroze since then is kept.
 
         Args:
             checkpoint: The checkpoint.
@@ -201,7 +201,7 @@ class TrainingRun:
             raise CheckpointError(
                 f"`{path}` is a checkpoint of a different model: {error}"
             ) from error
-        # A state of another form can make the `load_state_dict` of its owner fail in any way.
+        # A state of an unknown form can make the `load_state_dict` of its owner fail in any way.
         except Exception as error:
             self._load_small_states(before)
             raise CheckpointError(

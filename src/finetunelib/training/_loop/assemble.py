@@ -40,8 +40,8 @@ def assemble(
     """Return the loop of one `fit`.
 
     Args:
-        options: What the user chose.
-        run: What is trained.
+        options: The options of the Trainer.
+        run: The run to train.
         evaluator: The model with its task, as `evaluate` uses it.
         data: The data to train on and to validate with.
         limits: When to stop.

@@ -58,7 +58,7 @@ class Interruption:
 
     Attributes:
         signals: The signals of this `fit`.
-        before_stop: What callbacks do first, which may include a last checkpoint.
+        before_stop: Calls callbacks before the run ends; they may request a last checkpoint.
     """
 
     signals: Signals

@@ -48,7 +48,7 @@ def _in_train_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[None]:
-    """Put a certificate of the tensors that stayed frozen during the block into the history.
+    """Store a certificate of the tensors that stayed frozen during the block in the history.
 
     A run that fails after its first step gets no certificate, because the final check never ran.
     """

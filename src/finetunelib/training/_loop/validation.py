@@ -28,7 +28,7 @@ class Validation(Protocol):
         ...
 
     def check_data(self) -> None:
-        """Raise if the data cannot be used, before an epoch of training is spent."""
+        """Raise if the data cannot be used. It is called before the first epoch."""
         ...
 
     def run(self, context: TrainContext) -> dict[str, float]:

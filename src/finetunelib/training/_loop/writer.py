@@ -19,7 +19,7 @@ class CheckpointWriter:
     """Writes checkpoints of a run at its current position.
 
     Attributes:
-        run: What is saved.
+        run: The run to save.
         position: Returns where the run is in its data.
         on_checkpoint: Called after each checkpoint.
     """

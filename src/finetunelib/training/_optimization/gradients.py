@@ -96,7 +96,7 @@ class NormClipping:
     """Scales all gradients by one factor if their common norm is too large.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
-    networks", 2013, by `torch.nn.utils.clip_grad_norm_`.
+    networks", 2013, implemented by `torch.nn.utils.clip_grad_norm_`.
     """
 
     def __init__(self, max_norm: float) -> None:

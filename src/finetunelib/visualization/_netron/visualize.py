@@ -86,7 +86,7 @@ def visualize(
         >>> '<meta name="file" content="/data/MLP.onnx">' in page
         True
     """
-    # Imported here, for `import finetunelib` to cost little.
+    # Imported here because the package should stay fast to import.
     from finetunelib.visualization._netron.server import NetronServer
 
     _check_arguments(host, port, proxy)
