@@ -112,6 +112,77 @@ def test_progress_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     report_a_phase(choose_progress(True))
 
 
+class WritesOnly:
+    """Lacks every method of a stream except `write`."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+
+class Failing(io.StringIO):
+    """Raises an error when it is written to, like a broken pipe or a stream of ASCII."""
+
+    def __init__(self, terminal: bool, kind: type[Exception], *values: object) -> None:
+        super().__init__()
+        self.terminal, self.kind, self.values = terminal, kind, values
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        raise self.kind(*self.values)
+
+
+def test_stream_without_isatty_and_flush_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger's stream that only has `write` receives the closing line."""
+    stream = WritesOnly()
+    monkeypatch.setattr(sys, "stderr", stream)
+    report_a_phase(choose_progress(True))
+    assert stream.text == "epoch 1 is done\n"
+
+
+def test_closed_stream_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was closed before or during a phase raises nothing."""
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    report_a_phase(choose_progress(True))
+    make_bars_eager(monkeypatch)
+    closed_later = open_terminal(monkeypatch)
+    progress = choose_progress(True)
+    progress.start("epoch 1", 2)
+    closed_later.close()
+    progress.advance()
+    progress.finish("epoch 1 is done")
+    progress.start("epoch 2", None)
+    progress.abort()
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["bar", "lines"])
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(BrokenPipeError, (32, "broken")), (UnicodeEncodeError, ("ascii", "\u2588", 0, 1, "no"))],
+    ids=["pipe", "encoding"],
+)
+def test_error_of_the_stream_ends_the_output_only(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
+    values: tuple[object, ...],
+    terminal: bool,
+) -> None:
+    """A stream that cannot be written to raises nothing, in any phase."""
+    make_bars_eager(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", Failing(terminal, kind, *values))
+    progress = choose_progress(True)
+    report_a_phase(progress)
+    progress.start("epoch 2", None)
+    progress.abort()
+
+
 # The three classes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from finetunelib._escapes import one_line
 
@@ -18,6 +18,20 @@ def listed(names: Sequence[str]) -> str:
 def quoted(names: Sequence[str]) -> str:
     """Return the names as `listed` does, each in backquotes."""
     return listed([f"`{name}`" for name in names])
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that a misspelled or shortened one most probably means, or `None`.
+
+    A name that begins with the misspelled one comes first: `val_acc` means `val_accuracy`.
+    """
+    candidates = list(names)
+    longer = [candidate for candidate in candidates if candidate.startswith(name)]
+    if name and longer:
+        return min(longer, key=len)
+    import difflib  # Needed for messages only.
+
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
 def first_line(error: BaseException) -> str:

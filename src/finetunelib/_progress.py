@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -87,21 +88,61 @@ def choose_progress(enabled: bool) -> Progress:
     # A program without a console has no stderr.
     if not enabled or sys.stderr is None:
         return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() or in_notebook() else LineProgress()
+    return BarProgress() if _is_terminal(sys.stderr) or in_notebook() else LineProgress()
+
+
+#: The errors of a stream that was closed, is a broken pipe, cannot encode a character, or lacks a
+#: method of a file. Output is not worth a training run, so they end the output only.
+_STREAM_ERRORS = (OSError, ValueError, AttributeError, TypeError)
+
+
+class _Stderr:
+    """Writes to a stream, and discards what cannot be written."""
+
+    def __init__(self, stream: Any) -> None:  # Any: a program may replace stderr by any object.
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text if possible, and return its length."""
+        with contextlib.suppress(*_STREAM_ERRORS):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream if possible."""
+        with contextlib.suppress(*_STREAM_ERRORS):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal; one that was closed or has no `isatty` is not."""
+    try:
+        return bool(stream.isatty())
+    except _STREAM_ERRORS:
+        return False
 
 
 def _write_line(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    stream = _Stderr(sys.stderr)
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 def _open_bar(title: str, total: int | None) -> _Bar:
     # Imported here, because tqdm.auto searches for notebooks and is slow to import.
+    options = {"total": total, "desc": title, "leave": False, "unit": "step", "dynamic_ncols": True}
+    bar: _Bar
     if in_notebook():
         from tqdm.auto import tqdm
+
+        bar = tqdm(**options)
     else:
         from tqdm import tqdm
-    bar: _Bar = tqdm(total=total, desc=title, leave=False, unit="step", dynamic_ncols=True)
+
+        bar = tqdm(**options, file=_Stderr(sys.stderr))
     return bar
 
 

@@ -35,7 +35,13 @@ class SizedDataset(Protocol[Item_co]):
     def __getitem__(self, index: int, /) -> Item_co: ...
 
 
-class OptimizerFactory(Protocol):
-    """A class or function that builds an optimizer for parameter groups."""
+class OptimizerWithRate(Protocol):
+    """A class or function that builds an optimizer for parameter groups and a learning rate."""
 
     def __call__(self, params: list[dict[str, Any]], /, *, lr: float) -> torch.optim.Optimizer: ...
+
+
+#: Builds an optimizer for parameter groups. It is called with `lr` only if one was passed.
+OptimizerFactory: TypeAlias = (
+    Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | OptimizerWithRate
+)

@@ -326,9 +326,9 @@ def test_gradients_are_cleared_after_a_run() -> None:
 def test_gradients_outside_the_optimizer_are_cleared_too() -> None:
     """An optimizer over the head leaves no gradients in the backbone."""
     model = network()
-    quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1)).fit(
-        points(), epochs=1
-    )
+    trainer = quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match="not trained"):
+        trainer.fit(points(), epochs=1)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetunelib._typing import OptimizerFactory
@@ -25,6 +24,7 @@ from finetunelib.training._optimization.schedule import (
     build_schedule,
     check_scheduler,
 )
+from finetunelib.training._tasks.modules import TrainedModules
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +43,25 @@ class OptimizerOptions:
     scheduler: SchedulerFactory | LRScheduler | None
     interval: Interval
 
-    def check(self, model: nn.Module) -> None:
-        """Raise if these options cannot be combined, or do not fit the model.
+    def check(self, trained: TrainedModules) -> None:
+        """Raise if these options cannot be combined, or do not fit what is trained.
 
         Raises:
             InvalidTypeError: If an option has the wrong type.
             InvalidArgumentError: If an option has an invalid value.
         """
-        check_optimizer(model, self.optimizer, self.lr)
+        check_optimizer(trained, self.optimizer, self.lr)
         check_scheduler(self.scheduler, self.interval, self.optimizer)
 
-    def build(self, model: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
-        """Return an optimizer over all parameters of the model, and its schedule."""
-        optimizer = build_optimizer(model, self.optimizer, self.lr)
+    def build(self, trained: TrainedModules) -> tuple[torch.optim.Optimizer, Schedule]:
+        """Return an optimizer over all parameters that are trained, and its schedule."""
+        optimizer = build_optimizer(trained, self.optimizer, self.lr)
         return optimizer, build_schedule(self.scheduler, self.interval, optimizer)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the user passed an optimizer that is already built."""
+        return isinstance(self.optimizer, torch.optim.Optimizer)
 
 
 @dataclass(frozen=True, slots=True)

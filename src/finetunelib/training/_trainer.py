@@ -31,10 +31,12 @@ from finetunelib.training._checkpointing.run import RunRecord, TrainingRun
 from finetunelib.training._history import History
 from finetunelib.training._loop.feed import FitData
 from finetunelib.training._loop.limits import Limits, check_limits, check_replayable
+from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.metrics import MetricLike, as_metrics
+from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import check_trainable
 from finetunelib.training._optimization.precision import PrecisionName, choose_precision
@@ -47,7 +49,8 @@ from finetunelib.training._options import (
 )
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.first_batch import check_batch, dry_run
-from finetunelib.training._tasks.supervised import SupervisedTask, choose_task, module_of_loss
+from finetunelib.training._tasks.modules import TrainedModules
+from finetunelib.training._tasks.supervised import SupervisedTask, choose_task
 from finetunelib.training._tasks.task import Task
 
 
@@ -80,10 +83,12 @@ class Trainer:
             is cross-entropy from logits `(batch, classes)` and class indices `(batch,)`, int64.
         optimizer: An optimizer class, a function (param_groups, lr=...) -> optimizer, or an
             optimizer. `None` is SGD with momentum 0.9. It is built by the first `fit`, over all
-            parameters, including frozen ones. `save_checkpoint` and `load_checkpoint` build it
-            too.
-        lr: The learning rate. `None` is 0.01. It cannot be combined with an optimizer that is
-            already built.
+            parameters of the model, including frozen ones, and the trainable parameters of the
+            loss and the task. `save_checkpoint` and `load_checkpoint` build it too. Its parameters
+            never change: after a new head was added, create a new Trainer.
+        lr: The learning rate. `None` is the optimizer's own default: 0.01 for `optimizer=None`,
+            and the default of the class or function otherwise. It cannot be combined with an
+            optimizer that is already built, or with a partial that has an `lr`.
         lr_scheduler: A function from the optimizer to a PyTorch scheduler, or a scheduler of the
             optimizer that is passed. ReduceLROnPlateau gets the validation loss, or the training
             loss if there is no validation data. `None` keeps the learning rate constant.
@@ -114,9 +119,6 @@ class Trainer:
             `labels`. A task computes its own loss, so it cannot be combined with `loss_fn`.
         progress: Whether to report progress: with a bar in a terminal or notebook, otherwise with
             one line per epoch on stderr.
-
-    Attributes:
-        model: The user's model.
 
     Raises:
         InvalidTypeError: If an argument has the wrong type.
@@ -164,14 +166,15 @@ class Trainer:
         check_whole(seed=seed)
         check_collate(collate_fn)
         optimizer_options = OptimizerOptions(optimizer, lr, lr_scheduler, lr_scheduler_interval)
-        optimizer_options.check(model)
         chosen_task = choose_task(task, loss_fn)
+        trained = TrainedModules(model, chosen_task)
+        optimizer_options.check(trained)
         if metrics is None:
             metrics = {"accuracy": Accuracy()} if task is None and loss_fn is None else {}
         metrics_by_name, callback_list = as_metrics(metrics), check_callbacks(callbacks)
         clipping, chosen_device = choose_clipping(max_grad_norm), choose_device(device)
 
-        self.model = model
+        self._trained = trained
         self._options = TrainerOptions(
             callbacks=callback_list,
             metrics=metrics_by_name,
@@ -192,6 +195,11 @@ class Trainer:
         self._record = RunRecord()
         self._run: TrainingRun | None = None
         self._status = TrainerStatus.IDLE
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model. It cannot be replaced: create a new Trainer for another one."""
+        return self._trained.model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -257,9 +265,10 @@ class Trainer:
             object is `trainer.history`.
 
         Raises:
-            InvalidArgumentError: If there is no limit, a limit is below 1, the model has no
-                parameter to train, an iterator is to be read for more than one epoch, or `fit` is
-                already running.
+            InvalidArgumentError: If there is no limit, a limit is below 1, there is no parameter
+                to train, a trainable parameter was added or unfrozen that the Trainer's optimizer
+                does not contain, an iterator is to be read for more than one epoch, `fit` is
+                already running, or a launcher such as torchrun started several processes.
             InvalidTypeError: If the data has an unknown form.
             EmptyDataError: If there are no samples.
             DataError: If inputs and targets have different lengths.
@@ -281,12 +290,20 @@ class Trainer:
         # Imported here because the package should stay fast to import.
         from finetunelib.training._loop.assemble import assemble
 
+        check_single_process()
         with self._fitting():
             check_limits(epochs, max_steps)
-            check_trainable(self.model)
+            check_trainable(self._trained)
+            built = self._run
+            if built is None:
+                self._options.optimizer.check(self._trained)
+            else:
+                built.coverage.check(self._trained)
             data = self._fit_data(train, val)
             check_replayable({"train": data.train, "val": data.val}, epochs)
             run = self._prepared_run()
+            if built is None:
+                run.coverage.check(self._trained)
             start = copy.copy(self.state)
             if resume_from is not None:
                 start = TrainState()
@@ -469,12 +486,13 @@ class Trainer:
         self._move()
         if self._run is None:
             options, evaluator = self._options, self._evaluator
-            optimizer, schedule = options.optimizer.build(self.model)
+            optimizer, schedule = options.optimizer.build(self._trained)
             lr = options.optimizer.lr
             self._run = TrainingRun(
                 model=self.model,
-                loss=module_of_loss(evaluator.task),
+                others=self._trained.others,
                 optimizer=optimizer,
+                coverage=Coverage(self._trained, optimizer, ready=options.optimizer.ready),
                 schedule=schedule,
                 precision=evaluator.precision,
                 callbacks=options.callbacks,
@@ -488,8 +506,6 @@ class Trainer:
         return self._run
 
     def _move(self) -> None:
-        """Move the model to its device, together with a loss that has class weights."""
-        self.model.to(self.device)
-        loss = module_of_loss(self._evaluator.task)
-        if loss is not None:
-            loss.to(self.device)
+        """Move the model to its device, together with the modules of the loss and the task."""
+        for module in (self.model, *self._trained.others.values()):
+            module.to(self.device)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from finetunelib.errors import InvalidTypeError
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.training import Callback, TrainContext
 from training.tiny import (
     modes_of,
@@ -489,6 +489,70 @@ def test_callbacks_that_are_not_a_list_are_an_error_that_names_the_argument(call
     """A single callback outside a list raises the library's error."""
     with pytest.raises(InvalidTypeError, match="`callbacks`"):
         quiet_trainer(plain_network(), callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("on_steps_end", "on_step_end"),
+        ("on_epochend", "on_epoch_end"),
+        ("on_fit_begin", "on_fit_start"),
+        ("on_train_batch_end", "on_step_end"),
+        ("on_train_begin", "on_fit_start"),
+        ("on_checkpoint_saved", "on_checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("where", ["class", "base class", "object"])
+def test_method_that_is_not_a_hook_is_an_error_with_the_near_name(
+    name: str, meant: str, where: str
+) -> None:
+    """It would never be called, wherever it is defined."""
+
+    def method(*arguments: object) -> None: ...
+
+    kind = type("Misnamed", (Callback,), {} if where == "object" else {name: method})
+    callback = (type("Derived", (kind,), {}) if where == "base class" else kind)()
+    if where == "object":
+        setattr(callback, name, method)
+    with pytest.raises(InvalidArgumentError, match=rf"`{name}`.*`?{meant}") as caught:
+        quiet_trainer(plain_network(), callbacks=[Recorder(), callback])
+    assert "callbacks[1]" in str(caught.value)
+
+
+def test_attributes_and_private_methods_may_have_any_name() -> None:
+    """Only methods that look like hooks are refused."""
+
+    class Fine(Callback):
+        """Has names that are near those of hooks."""
+
+        on_screen = False
+
+        def _on_probe(self) -> None: ...
+
+        def once(self) -> None: ...
+
+    quiet_trainer(plain_network(), callbacks=[Fine()]).fit(points(8), epochs=1)
+
+
+def test_hook_that_is_an_attribute_of_the_object_is_called() -> None:
+    """A function that was assigned to the object is a hook too."""
+    seen: list[int] = []
+    callback = Callback()
+    callback.on_step_end = lambda context: seen.append(context.state.step)  # type: ignore[method-assign]
+    quiet_trainer(plain_network(), callbacks=[callback]).fit(points(8), epochs=1)
+    assert seen == [1, 2]
+
+
+def test_hook_with_other_parameters_is_an_error_before_training() -> None:
+    """It would fail when it is called, perhaps after an epoch."""
+
+    class NoContext(Callback):
+        """Forgets the context."""
+
+        def on_epoch_end(self) -> None: ...  # type: ignore[override]
+
+    with pytest.raises(InvalidTypeError, match="`on_epoch_end`"):
+        quiet_trainer(plain_network(), callbacks=[NoContext()])
 
 
 def test_gradients_of_the_update_can_be_seen_after_the_step() -> None:

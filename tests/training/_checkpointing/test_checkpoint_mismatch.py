@@ -66,7 +66,7 @@ def test_another_optimizer_is_named_on_both_sides(tmp_path: Path) -> None:
 def test_other_parameter_groups_are_named_on_both_sides(tmp_path: Path) -> None:
     """One group of two parameters is not two groups of one."""
 
-    def two_groups(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    def two_groups(parameters: Any, lr: float = 0.1) -> torch.optim.Optimizer:
         groups = [{"params": [p]} for group in parameters for p in group["params"]]
         return torch.optim.SGD(groups, lr=lr)
 

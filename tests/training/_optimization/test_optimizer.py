@@ -61,12 +61,68 @@ def test_class_of_an_optimizer_is_called_with_the_rate_alone(name: str) -> None:
     assert same_weights(model, expected)
 
 
-def test_default_rate_of_a_class_is_one_hundredth() -> None:
-    """`lr=None` means 0.01 for every class."""
-    trainer = quiet_trainer(plain_network(), optimizer=torch.optim.AdamW)
-    trainer.fit(points(), epochs=1)
+def make_with_default(groups: list[dict[str, Any]], lr: float = 0.05) -> torch.optim.Optimizer:
+    """Return an optimizer with a default rate of its own."""
+    return torch.optim.SGD(groups, lr=lr)
+
+
+def make_with_rate(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    """Return an optimizer for a rate that must be passed."""
+    return torch.optim.SGD(groups, lr=lr)
+
+
+def make_without_rate(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return an optimizer with a fixed rate."""
+    return torch.optim.SGD(groups, lr=0.07)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [
+        (torch.optim.AdamW, 1e-3),
+        (partial(torch.optim.AdamW, lr=3e-4), 3e-4),
+        (partial(partial(torch.optim.SGD, lr=0.2), momentum=0.5), 0.2),
+        (partial(make_with_rate, lr=0.4), 0.4),
+        (make_with_default, 0.05),
+        (make_without_rate, 0.07),
+        (lambda groups: torch.optim.SGD(groups, lr=0.3), 0.3),
+    ],
+)
+def test_without_lr_the_optimizer_keeps_its_own_rate(optimizer: Any, rate: float) -> None:
+    """The Trainer passes no rate: a partial's, a function's or a class's own one holds."""
+    trainer = quiet_trainer(plain_network(), optimizer=optimizer)
+    history = trainer.fit(points(8), epochs=1)
     assert trainer.optimizer is not None
-    assert trainer.optimizer.param_groups[0]["lr"] == 0.01
+    assert trainer.optimizer.param_groups[0]["lr"] == rate == history["lr"][0]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr"),
+    [
+        (partial(torch.optim.AdamW, lr=3e-4), 0.1),
+        (partial(partial(torch.optim.SGD, lr=0.2), momentum=0.5), 0.1),
+        (make_without_rate, 0.1),
+        (make_with_rate, None),
+        (partial(make_with_rate), None),
+    ],
+    ids=["partial", "nested partial", "no parameter", "no rate", "no rate in a partial"],
+)
+def test_rate_that_is_given_twice_or_never_is_an_error(optimizer: Any, lr: float | None) -> None:
+    """It is raised when the Trainer is created, and the message names `lr`."""
+    with pytest.raises(InvalidArgumentError, match=r"`lr`|learning rate"):
+        quiet_trainer(plain_network(), optimizer=optimizer, lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("adam", "Adam"), ("AdamW", "AdamW"), ("sgd", "SGD"), ("rms_prop", "RMSprop")],
+)
+def test_name_of_an_optimizer_is_answered_with_its_class(name: str, right: str) -> None:
+    """Following the hint gives a Trainer that trains."""
+    with pytest.raises(InvalidTypeError, match=rf"optimizer=torch\.optim\.{right}\.") as caught:
+        quiet_trainer(plain_network(), optimizer=name)
+    assert repr(name) in str(caught.value)
+    quiet_trainer(plain_network(), optimizer=getattr(torch.optim, right)).fit(points(8), epochs=1)
 
 
 def test_partial_of_a_class_keeps_its_arguments() -> None:
@@ -108,9 +164,9 @@ def test_optimizer_object_of_some_parameters_trains_only_those() -> None:
     """An optimizer over the head leaves the backbone bitwise unchanged."""
     model = plain_network()
     before = weights_of(model)
-    quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1)).fit(
-        points(), epochs=1
-    )
+    trainer = quiet_trainer(model, optimizer=torch.optim.SGD(model.head.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match=r"`backbone\.1\.weight`, `backbone\.1\.bias`"):
+        trainer.fit(points(), epochs=1)
     changed = {name for name, t in weights_of(model).items() if not torch.equal(t, before[name])}
     assert changed == {"head.weight", "head.bias"}
 
@@ -240,7 +296,7 @@ def test_factory_that_returns_no_optimizer_is_an_error_that_shows_it(made: Any) 
     """A missing `return` is found before the first step."""
     model = plain_network()
     untouched = Untouched(model)
-    trainer = quiet_trainer(model, optimizer=lambda groups, lr: made)
+    trainer = quiet_trainer(model, optimizer=lambda groups: made)
     with pytest.raises(InvalidTypeError, match="`optimizer`") as caught:
         trainer.fit(points(), epochs=1)
     assert repr(made) in str(caught.value)

@@ -40,7 +40,7 @@ class TrainContext:
         requested_checkpoints: The checkpoints that are yet to be written, each with what to do
             if that fails.
         stop_reason: Why a callback asked to stop, or `None`.
-        resumed: Whether this `fit` resumes from a checkpoint.
+        resumed_from: The checkpoint that this `fit` resumes from, or `None`.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
@@ -65,7 +65,7 @@ class TrainContext:
     history: History
     measures: tuple[str, ...]
     why_not_resumable: Callable[[bool], str | None] = lambda _: None
-    resumed: bool = False
+    resumed_from: Path | None = None
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
     requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)
@@ -75,6 +75,11 @@ class TrainContext:
             f"TrainContext(model={type(self.model).__name__}, state={self.state}, "
             f"resumed={self.resumed}, stop_reason={self.stop_reason!r})"
         )
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this `fit` resumes from a checkpoint."""
+        return self.resumed_from is not None
 
     def request_stop(self, reason: str) -> None:
         """Ask the loop to stop after the current step. The epoch's row is still written.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 
-from finetunelib.errors import InvalidTypeError
+from finetunelib._messages import nearest
+from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
+
+#: The names of all hooks.
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Callbacks:
@@ -46,7 +51,9 @@ def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
     """Return the callbacks as a list.
 
     Raises:
-        InvalidTypeError: If `callbacks` is not iterable, or one of them is not a `Callback`.
+        InvalidTypeError: If `callbacks` is not iterable, one of them is not a `Callback`, or a
+            hook does not take one argument.
+        InvalidArgumentError: If a method that starts with `on_` is not a hook.
     """
     if not isinstance(callbacks, Iterable):
         raise InvalidTypeError(
@@ -64,19 +71,64 @@ def check_callbacks(callbacks: Iterable[object]) -> list[Callback]:
                 f"callbacks[{position}] must be a finetunelib.training.Callback, got "
                 f"{type(callback).__name__}. Derive its class from Callback."
             )
+        _check_hooks(callback, position)
         checked.append(callback)
     return checked
+
+
+def _check_hooks(callback: Callback, position: int) -> None:
+    """Raise if a method looks like a hook and would never be called, or could not be.
+
+    Raises:
+        InvalidArgumentError: If a method that starts with `on_` is not a hook.
+        InvalidTypeError: If a hook does not take the context alone.
+    """
+    kind = type(callback).__name__
+    for name in dir(callback):
+        if not name.startswith("on_") or not callable(getattr(callback, name)):
+            continue
+        if name not in HOOKS:
+            meant = _meant_by(name)
+            hint = f"Did you mean `{meant}`? " if meant else f"The hooks are {', '.join(HOOKS)}. "
+            raise InvalidArgumentError(
+                f"callbacks[{position}] ({kind}) has a method `{name}`, which is not a hook and "
+                f"would never be called. {hint}A method that is not a hook needs a name that does "
+                "not start with `on_`."
+            )
+        if _overrides(callback, name) and not _takes_context(getattr(callback, name)):
+            raise InvalidTypeError(
+                f"callbacks[{position}] ({kind}): the hook `{name}` must take one argument besides "
+                f"`self`, the context. Define it as `def {name}(self, context)`."
+            )
+
+
+def _meant_by(name: str) -> str | None:
+    """Return the hook that a method was probably meant to be; other libraries use other words."""
+    for theirs, ours in (("begin", "start"), ("train_batch", "step"), ("batch", "step")):
+        name = name.replace(theirs, ours)
+    return nearest(name.replace("train", "fit"), HOOKS)
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    """Return whether a callback defines a hook: in its class, or as an attribute of its own."""
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _takes_context(method: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(method).bind(None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # Written in C, for example.
+    return True
 
 
 def _caller(
     callbacks: Sequence[Callback], hook: str, *, ends: bool = False
 ) -> Callable[[TrainContext], None]:
     """Return a function that calls one hook of the callbacks that override it."""
-    overriding = [
-        callback
-        for callback in callbacks
-        if getattr(type(callback), hook) is not getattr(Callback, hook)
-    ]
+    overriding = [callback for callback in callbacks if _overrides(callback, hook)]
 
     def call(context: TrainContext) -> None:
         failure: Exception | None = None

@@ -88,6 +88,24 @@ def check_same_groups(
         )
 
 
+def check_has_parameters(
+    path: Path, saved: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise if the checkpoint lacks a parameter of the loss or the task.
+
+    Raises:
+        CheckpointError: If one is missing, or has another shape.
+    """
+    for name, parameter in parameters.items():
+        shape = tuple(saved[name].shape) if name in saved else None
+        if shape != tuple(parameter.shape):
+            found = "it is missing" if shape is None else f"it has the shape {shape}"
+            raise CheckpointError(
+                f"`{path}` must contain `{name}` of shape {tuple(parameter.shape)}, which this run "
+                f"trains, but {found}. Pass the loss or the task that it was written with."
+            )
+
+
 def warn_about_differences(
     path: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:

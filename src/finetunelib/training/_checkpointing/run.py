@@ -18,6 +18,7 @@ from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import by_name
 from finetunelib.training._checkpointing.compatibility import (
+    check_has_parameters,
     check_parts,
     check_same_callbacks,
     check_same_groups,
@@ -30,6 +31,7 @@ from finetunelib.training._checkpointing.manifest import WEIGHTS
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
+from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
@@ -45,14 +47,14 @@ class RunRecord:
         freeze_audit: The digests of the frozen tensors.
         position: Where the run is in its data, or `None` if it has not started. Set when a
             checkpoint is loaded and when a `fit` ends; `None` while one is running.
-        resumed: Whether a checkpoint was loaded that the next `fit` continues from.
+        resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
     """
 
     state: TrainState = field(default_factory=TrainState)
     history: History = field(default_factory=History)
     freeze_audit: FreezeAudit = field(default_factory=FreezeAudit)
     position: EpochPosition | None = None
-    resumed: bool = False
+    resumed_from: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class TrainingRun:
 
     Attributes:
         model: The user's model.
-        loss: The loss if it is a module, which may have buffers.
+        others: The modules of the loss and the task, by name.
         optimizer: The optimizer.
+        coverage: Which trainable parameters the optimizer contains.
         schedule: The learning-rate schedule.
         precision: The number format, with the scale of the loss.
         callbacks: The callbacks.
@@ -72,8 +75,9 @@ class TrainingRun:
     """
 
     model: nn.Module
-    loss: nn.Module | None
+    others: Mapping[str, nn.Module]
     optimizer: torch.optim.Optimizer
+    coverage: Coverage
     schedule: Schedule
     precision: Precision
     callbacks: Sequence[Callback]
@@ -97,7 +101,7 @@ class TrainingRun:
             self.model,
             {
                 **self._small_states(),
-                "buffers": self._unsaved_buffers(),
+                "buffers": self._unsaved_tensors(),
                 "frozen": self.record.freeze_audit.state_dict(),
                 "freezing": FrozenState.of(self.model).to_dict(),
                 "inside": {} if position is None else position.to_dict(),
@@ -153,12 +157,12 @@ class TrainingRun:
         record.history.rows[:] = history.rows
         record.state.epoch, record.state.step = manifest["epoch"], manifest["step"]
         record.state.batch = manifest["batch"]
-        record.position, record.resumed = position, True
+        record.position, record.resumed_from = position, checkpoint.path
         return f"Resuming {difference}, as in `{checkpoint.path}`." if difference else ""
 
     def leave_position(self) -> None:
         """Discard the loaded position, because training has resumed from it."""
-        self.record.position, self.record.resumed = None, False
+        self.record.position, self.record.resumed_from = None, None
 
     @property
     def why_not_savable(self) -> str | None:
@@ -181,6 +185,7 @@ class TrainingRun:
         check_same_kinds(path, manifest, self._kinds())
         check_same_callbacks(path, saved["callbacks"], self._callback_states())
         check_same_groups(path, saved["optimizer"], self.optimizer)
+        check_has_parameters(path, saved["buffers"], self._other_parameters())
         return EpochPosition.from_dict(saved["inside"], manifest["batch"])
 
     def _restore(self, path: Path, saved: Mapping[str, Any]) -> None:
@@ -208,7 +213,7 @@ class TrainingRun:
                 f"`{path}` contains a state that does not fit: {error or repr(error)} Pass the "
                 "same optimizer, schedule and callbacks."
             ) from error
-        self._load_buffers(saved["buffers"])
+        self._load_tensors(saved["buffers"])
 
     def _small_states(self) -> dict[str, Any]:
         """Return the states of everything except the model."""
@@ -237,20 +242,34 @@ class TrainingRun:
                 if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
                     loaded[name] = value.to(loaded[name].device)
 
-    def _unsaved_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that the model's state dict omits: non-persistent and the loss's."""
+    def _unsaved_tensors(self) -> dict[str, Tensor]:
+        """Return what the model's state dict omits: non-persistent buffers, the loss, the task."""
         saved = self.model.state_dict().keys()
-        buffers = {f"model.{n}": b for n, b in self.model.named_buffers() if n not in saved}
-        if self.loss is not None:
-            buffers |= {f"loss.{n}": b for n, b in self.loss.named_buffers()}
-        return buffers
+        tensors: dict[str, Tensor] = {
+            f"model.{name}": buffer
+            for name, buffer in self.model.named_buffers()
+            if name not in saved
+        }
+        for prefix, module in self.others.items():
+            tensors |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()}
+        return tensors | self._other_parameters()
 
-    def _load_buffers(self, saved: Mapping[str, Tensor]) -> None:
+    def _other_parameters(self) -> dict[str, Tensor]:
+        """Return the parameters of the loss and the task that the optimizer updates."""
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return {
+            f"{prefix}.{name}": parameter.detach()
+            for prefix, module in self.others.items()
+            for name, parameter in module.named_parameters()
+            if id(parameter) in optimized
+        }
+
+    def _load_tensors(self, saved: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, buffer in self._unsaved_buffers().items():
+            for name, tensor in self._unsaved_tensors().items():
                 value = saved.get(name)
-                if value is not None and value.shape == buffer.shape:
-                    buffer.copy_(value)
+                if value is not None and value.shape == tensor.shape:
+                    tensor.copy_(value)
 
     def _kinds(self) -> dict[str, str]:
         return {

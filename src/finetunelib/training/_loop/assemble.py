@@ -56,7 +56,7 @@ def assemble(
         check,
         evaluator.device,
         options.seed,
-        run.record.position if run.record.resumed else None,
+        run.record.position if run.record.resumed_from else None,
         signals,
     )
     writer = CheckpointWriter(run, feed.position, with_random_state_preserved(hooks.on_checkpoint))
@@ -119,7 +119,7 @@ def _context(
         run.record.history,
         measures=(*names, *TIMING_COLUMNS),
         why_not_resumable=why_not_resumable,
-        resumed=run.record.resumed,
+        resumed_from=run.record.resumed_from,
     )
 
 

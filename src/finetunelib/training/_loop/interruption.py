@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from finetunelib.errors import TrainingInterrupted
+from finetunelib.errors import CheckpointError, TrainingInterrupted
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._checkpointing.manifest import read_manifest
 from finetunelib.training._loop.moments import Hook
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
@@ -88,11 +89,29 @@ class Interruption:
         number = self.signals.received
         if number is None:
             return
-        written = context.last_checkpoint
-        checkpoint = "" if written is None else f" A checkpoint is in `{written}`."
+        state = context.state
+        place = (
+            f"in epoch {state.epoch + 1}" if state.batch else f"at the end of epoch {state.epoch}"
+        )
         raise TrainingInterrupted(
-            f"Training was interrupted by {signal.Signals(number).name} after step "
-            f"{context.state.step}.{checkpoint}",
+            f"Training was interrupted by {signal.Signals(number).name} after step {state.step}, "
+            f"{place}. {_how_to_continue(context)}",
             history=context.history,
             signal_number=number,
         )
+
+
+def _how_to_continue(context: TrainContext) -> str:
+    """Return which checkpoint continues an interrupted run, and how."""
+    path = context.last_checkpoint or context.resumed_from
+    if path is None:
+        return (
+            "It wrote no checkpoint, so it cannot be resumed. The callback `ModelCheckpoint` "
+            "writes one when a run is interrupted."
+        )
+    try:
+        step = read_manifest(path)["step"]
+    except CheckpointError:
+        return f"Its last checkpoint, `{path}`, has been changed since."
+    lost = "" if step == context.state.step else f" of step {step}"
+    return f"A checkpoint{lost} is in `{path}`: resume with `fit(..., resume_from={str(path)!r})`."

@@ -1,26 +1,35 @@
-"""Checks the `optimizer` argument, and builds the optimizer over all parameters of the model."""
+"""Checks the `optimizer` argument, and builds the optimizer over all trained parameters."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import inspect
+from functools import partial
+from typing import Any
 
+import torch
+
+from finetunelib._messages import nearest
 from finetunelib._typing import OptimizerFactory
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib.training._optimization.coverage import check_no_other_parameters
+from finetunelib.training._tasks.modules import TrainedModules
 
 _DEFAULT_LR = 0.01
 
 
 def check_optimizer(
-    model: nn.Module, optimizer: OptimizerFactory | torch.optim.Optimizer | None, lr: float | None
+    trained: TrainedModules,
+    optimizer: OptimizerFactory | torch.optim.Optimizer | None,
+    lr: float | None,
 ) -> None:
     """Raise if the optimizer or the learning rate is invalid, before anything is built.
 
     Raises:
         InvalidTypeError: If `optimizer` is neither an optimizer nor callable, or `lr` is not a
             number.
-        InvalidArgumentError: If `lr` is negative, or is combined with an optimizer that is
-            already built; or if that optimizer has parameters of another model.
+        InvalidArgumentError: If `lr` is negative, is missing although the function needs one, or
+            is given although the optimizer has its own; or if an optimizer that is already built
+            has parameters of another model.
     """
     if lr is not None and not isinstance(lr, int | float):
         raise InvalidTypeError(f"`lr` must be a number, got {lr!r} ({type(lr).__name__}).")
@@ -32,23 +41,89 @@ def check_optimizer(
                 f"`lr` is {lr}, but `optimizer` is already built with its own learning rates. "
                 "Omit `lr`, or pass the optimizer's class."
             )
-        _check_covers(model, optimizer)
-    elif optimizer is not None and not callable(optimizer):
-        raise InvalidTypeError(
-            "`optimizer` must be a torch.optim.Optimizer, an optimizer class, or a function "
-            f"(param_groups, lr) -> optimizer, got {type(optimizer).__name__}."
+        check_no_other_parameters(trained, optimizer)
+    elif optimizer is not None:
+        if not callable(optimizer):
+            raise InvalidTypeError(
+                "`optimizer` must be a torch.optim.Optimizer, an optimizer class, or a function "
+                f"(param_groups, lr) -> optimizer, got {optimizer!r} "
+                f"({type(optimizer).__name__}).{_class_hint(optimizer)}"
+            )
+        _check_rate(optimizer, lr)
+
+
+def _class_hint(name: object) -> str:
+    """Return the class to pass in place of its name, if `name` is the name of an optimizer."""
+    if not isinstance(name, str):
+        return ""
+    classes = {
+        key.lower(): key
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and value is not torch.optim.Optimizer
+    }
+    found = nearest(name.lower().replace("_", ""), classes)
+    return "" if found is None else f" Pass the class: optimizer=torch.optim.{classes[found]}."
+
+
+def _check_rate(factory: OptimizerFactory, lr: float | None) -> None:
+    """Raise if a class or function cannot be called with this learning rate.
+
+    Raises:
+        InvalidArgumentError: If `lr` is given twice, cannot be passed, or is missing.
+    """
+    name = _name_of(factory)
+    fixed = _fixed_rate(factory)
+    if fixed is not None:
+        if lr is not None:
+            raise InvalidArgumentError(
+                f"`lr` is {lr}, but `optimizer` is a partial of {name} with lr={fixed}. Omit one "
+                "of the two."
+            )
+        return
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (ValueError, TypeError):
+        return  # Written in C, for example: the call itself will show whether it fits.
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    rate = parameters.get("lr")
+    if lr is not None and rate is None and not takes_any:
+        raise InvalidArgumentError(
+            f"`lr` is {lr}, but `optimizer` ({name}) has no parameter `lr`. Omit `lr`, or give the "
+            "function a parameter of that name."
+        )
+    if lr is None and rate is not None and rate.default is rate.empty:
+        raise InvalidArgumentError(
+            f"`optimizer` ({name}) needs a learning rate and has no default. Pass `lr` to the "
+            "Trainer."
         )
 
 
+def _fixed_rate(factory: object) -> object | None:
+    """Return the learning rate that a partial fixes, or `None`."""
+    while isinstance(factory, partial):
+        if "lr" in factory.keywords:
+            rate: object = factory.keywords["lr"]
+            return rate
+        factory = factory.func
+    return None
+
+
+def _name_of(factory: object) -> str:
+    while isinstance(factory, partial):
+        factory = factory.func
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
 def build_optimizer(
-    model: nn.Module,
+    trained: TrainedModules,
     optimizer: OptimizerFactory | torch.optim.Optimizer | None,
     lr: float | None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer over all parameters of the model, including frozen ones.
 
     A frozen parameter has no gradient, and every PyTorch optimizer skips it. Parameters can be
-    frozen and unfrozen later without a change of the optimizer's groups.
+    frozen and unfrozen later without a change of the optimizer's groups. Trainable parameters of
+    the loss and of the task follow those of the model.
 
     Raises:
         InvalidArgumentError: If an optimizer that is already built has parameters of another
@@ -56,19 +131,21 @@ def build_optimizer(
         InvalidTypeError: If the function did not return an optimizer.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        _check_covers(model, optimizer)
+        check_no_other_parameters(trained, optimizer)
         _check_needs_no_closure(optimizer)
         return optimizer
-    groups = [{"params": list(model.parameters())}]
-    rate = _DEFAULT_LR if lr is None else lr
+    groups: list[dict[str, Any]] = [{"params": trained.parameters_to_optimize()}]
     if optimizer is None:
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    built = optimizer(groups, lr=rate)
+        return torch.optim.SGD(groups, lr=_DEFAULT_LR if lr is None else lr, momentum=0.9)
+    # Any: whether the function takes `lr` was checked when the Trainer was created.
+    factory: Any = optimizer
+    built = factory(groups) if lr is None else factory(groups, lr=lr)
     if not isinstance(built, torch.optim.Optimizer):
         raise InvalidTypeError(
             "`optimizer` must return a torch.optim.Optimizer, got "
             f"{built!r} ({type(built).__name__})."
         )
+    check_no_other_parameters(trained, built)
     _check_needs_no_closure(built)
     return built
 
@@ -81,35 +158,16 @@ def _check_needs_no_closure(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Raise if the model has no trainable parameter.
+def check_trainable(trained: TrainedModules) -> None:
+    """Raise if there is no trainable parameter.
 
     Raises:
         InvalidArgumentError: If the model has no parameters, or all of them are frozen.
     """
-    parameters = list(model.parameters())
-    if not any(parameter.requires_grad for parameter in parameters):
+    parameters = trained.named_parameters()
+    if not any(parameter.requires_grad for _, parameter in parameters):
         state = "all of them are frozen" if parameters else "it has no parameters"
         raise InvalidArgumentError(
             f"The model has no trainable parameter: {state}. "
             "Unfreeze some, or replace the head with `freeze_and_replace_head`."
-        )
-
-
-def _check_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise if an optimizer would update parameters that the model does not have.
-
-    Raises:
-        InvalidArgumentError: If it has such a parameter.
-    """
-    in_model = {id(parameter) for parameter in model.parameters()}
-    in_optimizer = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    foreign = [
-        tuple(parameter.shape) for parameter in in_optimizer if id(parameter) not in in_model
-    ]
-    if foreign:
-        raise InvalidArgumentError(
-            f"`optimizer` has {len(foreign)} parameters that the model does not have, the first of "
-            f"shape {foreign[0]}. If it was built before the head was replaced, build it "
-            "afterwards, or pass its class."
         )

@@ -104,9 +104,3 @@ def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
             "its own loss. Pass one of the two."
         )
     return task
-
-
-def module_of_loss(task: Task) -> nn.Module | None:
-    """Return the default task's loss if it is a module, which may have class weights."""
-    loss = task.loss_fn if isinstance(task, SupervisedTask) else None
-    return loss if isinstance(loss, nn.Module) else None

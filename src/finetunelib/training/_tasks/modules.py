@@ -1,0 +1,94 @@
+"""The modules that take part in training: the model, and those of the loss and the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+from torch import Tensor, nn
+
+from finetunelib.training._tasks.supervised import SupervisedTask
+from finetunelib.training._tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModules:
+    """The model, and the modules of the loss and the task, whose parameters are trained with it.
+
+    Attributes:
+        model: The user's model.
+        task: The task, whose modules are read again each time, since they can be replaced.
+    """
+
+    model: nn.Module
+    task: Task
+
+    @property
+    def others(self) -> dict[str, nn.Module]:
+        """The modules of the loss and the task by name: `loss`, or `task.` and the attribute."""
+        own = {id(module) for module in self.model.modules()}
+        return {n: m for n, m in _modules_of(self.task).items() if id(m) not in own}
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return all parameters with their names, each once: those of the model first."""
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, parameter in chain(self.model.named_parameters(), self._named_others()):
+            found.setdefault(id(parameter), (name, parameter))
+        return list(found.values())
+
+    def parameters_to_optimize(self) -> list[nn.Parameter]:
+        """Return the model's parameters, and the trainable ones of the loss and the task.
+
+        A frozen module of a task, such as the teacher in distillation, is left out.
+        """
+        own = list(self.model.parameters())
+        known = {id(parameter) for parameter in own}
+        others = [p for _, p in self.named_parameters() if id(p) not in known]
+        return own + [parameter for parameter in others if parameter.requires_grad]
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Yield the buffers of all modules."""
+        yield from self.model.buffers()
+        for module in self.others.values():
+            yield from module.buffers()
+
+    def _named_others(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self.others.items():
+            yield from module.named_parameters(prefix)
+
+
+def _modules_of(task: Task) -> dict[str, nn.Module]:
+    if isinstance(task, SupervisedTask):
+        return _named("loss", _owner(task.loss_fn))
+    if isinstance(task, nn.Module):
+        return {"task": task}
+    found: dict[str, nn.Module] = {}
+    loose: dict[str, nn.Parameter] = {}
+    for name, value in vars(task).items():
+        if isinstance(value, nn.Parameter):
+            loose[name] = value
+        else:
+            found |= _named(f"task.{name}", value)
+    return found | ({"task": nn.ParameterDict(loose)} if loose else {})
+
+
+def _named(name: str, value: object) -> dict[str, nn.Module]:
+    """Return a module, or the modules in a list or mapping, by name."""
+    if isinstance(value, nn.Module):
+        return {name: value}
+    if isinstance(value, Mapping):
+        parts: Iterator[tuple[object, object]] = iter(value.items())
+    elif isinstance(value, list | tuple):
+        parts = iter(enumerate(value))
+    else:
+        return {}
+    return {f"{name}.{key}": part for key, part in parts if isinstance(part, nn.Module)}
+
+
+def _owner(loss_fn: object) -> object:
+    """Return the object whose call a loss function is: of a partial or a bound method, too."""
+    while isinstance(loss_fn, partial):
+        loss_fn = loss_fn.func
+    return getattr(loss_fn, "__self__", loss_fn)
