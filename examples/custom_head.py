@@ -160,7 +160,7 @@ def main() -> int:
 
     pretrained = pretrain(old_train, options.steps, options.seed)
     accuracy = Trainer(pretrained).evaluate(old_test)["accuracy"]
-    print(f"1. Pretrained on the digits 0 to 4 of {name}: {accuracy:.1%} of the test set is right.")
+    print(f"1. Pretrained on the digits 0 to 4 of {name}: {accuracy:.1%} test accuracy.")
     print(f"2. {find_head(pretrained)}")
     print(
         f"3. New heads for the digits 5 to 9, from {options.shots} images of each, "

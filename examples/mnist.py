@@ -47,7 +47,7 @@ def main() -> int:
     history = pretraining = trainer.fit(train, test, epochs=options.epochs)
     pretrained = trainer.evaluate(test)["accuracy"]
     seconds = sum(history["seconds"])
-    print(f"2. Trained 784-500-10 in {seconds:.1f} s: {pretrained:.2%} of the test set is right.")
+    print(f"2. Trained 784-500-10 in {seconds:.1f} s: {pretrained:.2%} test accuracy.")
 
     folder: Path = options.output_dir
     weights = save_weights(model, folder / "pretrained.safetensors")

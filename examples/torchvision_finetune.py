@@ -185,7 +185,7 @@ def check_reload(
 def pretrain(options: argparse.Namespace, digits: str, folder: Path) -> Path:
     """Train the whole model on images of five digits, and return its weights file.
 
-    This takes the place of a download.
+    This replaces a download.
     """
     data, classes = read_images(folder, options.size)
     torch.manual_seed(options.seed)

@@ -9,7 +9,7 @@ useful features: we keep its *backbone* unchanged and train only a new last laye
 # %%
 # An old task and a new one
 # -------------------------
-# The first 1,200 images, labelled with the digits, take the place of a large dataset. The new task
+# The first 1,200 images, labelled with the digits, replace a large dataset. The new task
 # is to tell whether a digit is odd, with forty labelled images. The remaining images are the test
 # set.
 

@@ -60,7 +60,7 @@ def test_the_model_runs_in_eval_mode_without_gradients() -> None:
 
 
 def test_the_random_state_is_restored() -> None:
-    """A forward that draws numbers does not advance the global generator."""
+    """A forward that draws random numbers does not advance the global generator."""
     model = Acting(lambda: torch.rand(3))
     before = torch.get_rng_state()
     run_once(model, BATCH)
@@ -78,8 +78,8 @@ def test_stand_ins_are_used_in_place_of_the_models_tensors() -> None:
     assert not hasattr(model, "extra")
 
 
-def test_gradients_are_recorded_if_asked_for() -> None:
-    """The outputs then carry the autograd graph."""
+def test_gradients_are_recorded_on_request() -> None:
+    """The outputs then have an autograd graph."""
     output = run_once(Acting(lambda: None), BATCH, gradients=True)
     assert isinstance(output, Tensor)
     assert output.requires_grad
@@ -96,27 +96,27 @@ def test_an_exception_about_the_input_is_explained(kind: type[Exception]) -> Non
 
 
 def test_an_input_error_of_the_library_is_explained_too() -> None:
-    """`MLP` raises one; the caller adds which argument it is about."""
+    """The caller adds the argument to an error of `MLP`."""
     with pytest.raises(InvalidInputError, match=r"`data`.*mine"):
         run_model(raising(InvalidInputError("mine")), BATCH, "data")
 
 
-def test_another_error_of_the_library_passes() -> None:
-    """It says what is wrong itself, and its type is kept."""
+def test_another_error_of_the_library_is_passed_on() -> None:
+    """Its message and type are kept."""
     with pytest.raises(FreezeError, match="mine"):
         run_once(raising(FreezeError("mine")), BATCH)
 
 
 @pytest.mark.parametrize("kind", [KeyError, MemoryError])
 def test_any_exception_is_explained_if_the_caller_expects_any(kind: type[Exception]) -> None:
-    """Runs without data fail in many ways."""
+    """Runs without data can fail with any exception."""
     with pytest.raises(InvalidInputError):
         run_once(raising(kind("mine")), BATCH, errors=ANY_ERROR)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_passes(kind: type[BaseException]) -> None:
-    """Ctrl-C in a forward is never an error about its input."""
+def test_an_interrupt_is_passed_on(kind: type[BaseException]) -> None:
+    """Ctrl-C in a forward is not an error of the input."""
     with pytest.raises(kind):
         run_once(raising(kind()), BATCH, errors=ANY_ERROR)
 
