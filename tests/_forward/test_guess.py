@@ -131,7 +131,7 @@ def test_embedding_that_a_model_names_determines_the_inputs(raises: bool) -> Non
     assert tuple(next(likely_shapes(Naming()))) == ((2, 3) if raises else (2, 8))
 
 
-def test_shapes_for_tokens_are_a_short_text_in_a_batch_and_alone() -> None:
+def test_shapes_for_tokens_are_a_batch_of_texts_and_a_single_one() -> None:
     """Some models take several texts only if they know how to pad them."""
     assert [tuple(shape) for shape in likely_shapes(nn.Embedding(50, 3))] == [(2, 8), (1, 8)]
 

@@ -229,7 +229,7 @@ def test_restored_weights_are_evaluated() -> None:
 
 
 @pytest.mark.parametrize("patience", [1.5, "2", True], ids=repr)
-def test_patience_that_is_not_whole_is_an_error_that_shows_it(patience: Any) -> None:
+def test_patience_that_is_not_an_integer_is_an_error_that_shows_it(patience: Any) -> None:
     """Epochs are counted in whole numbers."""
     with pytest.raises(InvalidTypeError, match=f"`patience`.*{patience!r}"):
         EarlyStopping(patience=patience)

@@ -148,7 +148,7 @@ def test_tensorboard_has_the_epochs_before_an_error(tmp_path: Path) -> None:
     assert [step for step, _ in scalars_of(tmp_path)["train_loss"]] == [2]
 
 
-def test_tensorboard_that_was_never_opened_hides_no_error(tmp_path: Path) -> None:
+def test_tensorboard_that_was_never_opened_does_not_hide_an_error(tmp_path: Path) -> None:
     """An error of an earlier callback in `on_fit_start` is raised unchanged."""
     callbacks = [EarlyStopping("val_f1"), TensorBoardLogger(tmp_path)]
     with pytest.raises(InvalidArgumentError, match="'val_f1'"):

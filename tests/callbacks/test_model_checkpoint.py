@@ -154,7 +154,7 @@ def test_only_epochs_with_a_checkpoint_can_be_the_best(tmp_path: Path) -> None:
     assert callback.best_path == tmp_path / named((4, 12))[0]
 
 
-def test_without_a_monitor_there_is_no_best_one(tmp_path: Path) -> None:
+def test_without_a_monitor_there_is_no_best_checkpoint(tmp_path: Path) -> None:
     """Nothing is compared."""
     callback = ModelCheckpoint(tmp_path)
     trainer(callback).fit(DATA, epochs=2)
@@ -172,7 +172,7 @@ def test_the_best_one_is_known_after_a_restart(tmp_path: Path) -> None:
     assert names(tmp_path) == named((2, 6), (4, 12), (5, 15))
 
 
-def test_the_state_goes_through_save_and_load(tmp_path: Path) -> None:
+def test_the_state_survives_save_and_load(tmp_path: Path) -> None:
     """Another callback restores the best checkpoint and its value."""
     callback = ModelCheckpoint(tmp_path, monitor="train_loss")
     trainer(Measure([3.0, 1.0]), callback).fit(DATA, epochs=2)
@@ -282,7 +282,7 @@ def test_invalid_arguments_are_an_error_that_names_them(
 
 @pytest.mark.parametrize("name", ["every_n_steps", "every_n_epochs", "keep"])
 @pytest.mark.parametrize("value", [2.5, "3", True], ids=repr)
-def test_numbers_that_are_not_whole_are_an_error(tmp_path: Path, name: str, value: Any) -> None:
+def test_numbers_that_are_not_integers_are_an_error(tmp_path: Path, name: str, value: Any) -> None:
     """The error names the argument and its value."""
     with pytest.raises(InvalidTypeError, match=f"`{name}`.*{value!r}"):
         ModelCheckpoint(tmp_path, **{name: value})

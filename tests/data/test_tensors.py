@@ -256,7 +256,7 @@ def test_lengths_that_differ_are_an_error_that_names_them() -> None:
 
 @pytest.mark.parametrize("name", ["batch_size", "seed"])
 @pytest.mark.parametrize("value", ["a", 2.0, None, True], ids=repr)
-def test_number_that_is_not_whole_is_an_error_that_shows_it(name: str, value: Any) -> None:
+def test_number_that_is_not_an_integer_is_an_error_that_shows_it(name: str, value: Any) -> None:
     """The error names the argument and its value."""
     with pytest.raises(InvalidTypeError, match=f"`{name}`.*{value!r}"):
         TensorBatches(torch.zeros(3), **{name: value})

@@ -172,7 +172,7 @@ def test_json_of_a_run_is_read_back(tmp_path: Path) -> None:
         "[[]]",
     ],
 )
-def test_json_of_something_else_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
+def test_json_with_other_content_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     """A damaged file, or one with other content, is refused."""
     path = tmp_path / "history.json"
     path.write_text(text)

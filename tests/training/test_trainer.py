@@ -138,7 +138,7 @@ def test_first_limit_reached_ends_the_training(
     assert trainer.fit(points(), epochs=epochs, max_steps=max_steps)["step"] == steps
 
 
-def test_max_steps_counts_those_of_its_own_fit() -> None:
+def test_max_steps_counts_the_steps_of_its_fit() -> None:
     """A second `fit` takes as many further steps."""
     trainer = quiet_trainer(plain_network())
     trainer.fit(points(), max_steps=4)

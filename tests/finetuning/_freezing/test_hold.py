@@ -197,7 +197,7 @@ def test_spectral_norm_is_frozen(normed: Callable[[nn.Linear], nn.Module]) -> No
     assert moved(before, model) == set()
 
 
-def test_hook_that_the_user_had_registered_before_sees_eval_mode() -> None:
+def test_hook_registered_before_freezing_runs_in_eval_mode() -> None:
     """The mode is set before any other hook of the module runs."""
     model = net()
     seen: list[bool] = []

@@ -612,7 +612,7 @@ def test_file_cut_off_anywhere_is_corrupt(
     [b"", b"<html>404</html>", b"hello", b"\x00" * 100, b"version https://git-lfs"],
     ids=["empty", "page", "text", "zeros", "pointer"],
 )
-def test_file_of_something_else_is_corrupt(tmp_path: Path, ending: str, content: bytes) -> None:
+def test_file_with_other_content_is_corrupt(tmp_path: Path, ending: str, content: bytes) -> None:
     """The message names an empty file, or an HTML page that was downloaded instead."""
     path = tmp_path / f"a{ending}"
     path.write_bytes(content)

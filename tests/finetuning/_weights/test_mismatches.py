@@ -316,7 +316,7 @@ def test_narrower_dtype_is_loaded_and_reported(tmp_path: Path) -> None:
     )
 
 
-def test_wider_dtype_is_no_difference(tmp_path: Path) -> None:
+def test_wider_dtype_is_not_reported(tmp_path: Path) -> None:
     """Half precision is exact in single precision, so nothing is reported."""
     report = load_weights(nn.Linear(2, 3), write(nn.Linear(2, 3).half().state_dict(), tmp_path))
     assert report.cast == {}
@@ -334,7 +334,7 @@ def test_incompatible_dtype_is_refused(tmp_path: Path, dtype: torch.dtype) -> No
 # Older files, ties and empty files
 
 
-def test_missing_batch_counters_are_no_difference(tmp_path: Path) -> None:
+def test_missing_batch_counters_do_not_affect_the_match(tmp_path: Path) -> None:
     """Kind 28: files from before PyTorch 0.4.1 have no `num_batches_tracked`."""
     saved, loaded = mlp(1), mlp(2)
     report = load_weights(loaded, write(without(state_of(saved), "num_batches"), tmp_path))

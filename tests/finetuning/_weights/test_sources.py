@@ -232,7 +232,7 @@ def test_more_keys_of_training_scripts_are_known(tmp_path: Path, key: str) -> No
     assert equal_states(saved, loaded)
 
 
-def test_average_is_not_taken_for_the_weights(tmp_path: Path) -> None:
+def test_average_is_not_mistaken_for_the_weights(tmp_path: Path) -> None:
     """A file that contains only an average needs `key`, as the message says."""
     path = write({"ema": state_of(mlp(1))}, tmp_path)
     with pytest.raises(CorruptFileError, match='key="ema"'):
@@ -242,7 +242,7 @@ def test_average_is_not_taken_for_the_weights(tmp_path: Path) -> None:
     assert equal_states(mlp(1), loaded)
 
 
-def test_nested_keys_and_wrappers_come_together(tmp_path: Path) -> None:
+def test_nested_keys_and_wrappers_are_combined(tmp_path: Path) -> None:
     """Checkpoints of data parallel training have both, and the keys may be in any order."""
     state = with_prefix("module.", state_of(mlp(1)))
     for content in (

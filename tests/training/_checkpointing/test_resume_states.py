@@ -313,7 +313,7 @@ def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     assert not other.optimizer.state_dict()["state"]
 
 
-def test_a_best_value_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_best_value_of_another_monitor_is_refused(tmp_path: Path) -> None:
     """Losses and accuracies cannot be compared."""
     first = trainer(EarlyStopping("val_loss"))
     first.fit(DATA, VAL, epochs=1)
@@ -496,7 +496,7 @@ def test_a_signal_in_the_last_hook_is_not_lost() -> None:
     assert len(made.history) == 1
 
 
-def test_an_unrelated_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
+def test_an_unrelated_manifest_does_not_hide_a_checkpoint(tmp_path: Path) -> None:
     """A file of that name in a folder of checkpoints may belong to another program."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     (tmp_path / "manifest.json").write_text("{}")

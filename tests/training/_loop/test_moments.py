@@ -46,7 +46,9 @@ def test_hooks_of_a_moment_are_called_in_order() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError("first"), KeyboardInterrupt()])
-def test_hook_that_fails_at_the_end_hides_no_error_of_the_block(error: BaseException) -> None:
+def test_hook_that_fails_at_the_end_does_not_hide_an_error_of_the_block(
+    error: BaseException,
+) -> None:
     """The error of the block is raised, and the hook has been called."""
     calls: list[Any] = []
 

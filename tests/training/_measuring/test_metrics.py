@@ -249,7 +249,7 @@ def test_accuracy_of_less_than_one_is_an_error_that_shows_it(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1.5, "2", True], ids=repr)
-def test_accuracy_of_a_number_that_is_not_whole_is_an_error_that_shows_it(k: Any) -> None:
+def test_top_k_that_is_not_an_integer_is_an_error_that_shows_it(k: Any) -> None:
     """The message contains the argument and its value."""
     with pytest.raises(InvalidTypeError, match=f"`top_k`.*{k!r}"):
         Accuracy(k)

@@ -179,7 +179,7 @@ def test_window_with_frozen_parameters_is_that_of_a_large_batch() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_recorded_loss_is_that_of_the_whole_data(loss: str) -> None:
+def test_recorded_loss_is_that_of_all_data(loss: str) -> None:
     """`train_loss` weights batches as the loss does; with a learning rate of 0 it is exact."""
     inputs, targets = double_points()
     model = double_network()

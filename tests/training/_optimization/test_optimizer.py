@@ -314,7 +314,7 @@ def test_optimizer_built_before_the_head_was_replaced_is_an_error() -> None:
     assert "(3, 8)" in str(caught.value)
 
 
-def test_head_replaced_after_the_trainer_was_made_is_found_at_fit() -> None:
+def test_head_replaced_after_the_trainer_was_created_is_found_at_fit() -> None:
     """An optimizer object is checked again before the first step."""
     model = plain_network()
     trainer = quiet_trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

@@ -498,7 +498,7 @@ def test_number_below_its_least_value_is_an_error_that_names_both(name: str, val
 
 @pytest.mark.parametrize("name", ["batch_size", "num_workers", "gradient_accumulation_steps"])
 @pytest.mark.parametrize("value", [1.5, "4", None], ids=repr)
-def test_number_that_is_not_whole_is_an_error_that_names_both(name: str, value: Any) -> None:
+def test_number_that_is_not_an_integer_is_an_error_that_names_both(name: str, value: Any) -> None:
     """A float or a string raises an error when the Trainer is created."""
     with pytest.raises(FinetuneLibError) as caught:
         quiet_trainer(network(), **{name: value})
@@ -752,7 +752,7 @@ def test_check_runs_the_model_in_eval_mode() -> None:
     assert model.calls == [False, True, True, True]
 
 
-def test_check_is_made_once_per_fit() -> None:
+def test_check_runs_once_per_fit() -> None:
     """Later epochs have no dry run."""
     model = Counting()
     quiet_trainer(model).fit((INPUTS, TARGETS), (INPUTS[:4], TARGETS[:4]), epochs=3)
