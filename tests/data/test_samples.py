@@ -1,4 +1,4 @@
-"""Samples that cannot be read or made into a batch are errors that name the sample."""
+"""Errors for samples that cannot be read or combined into a batch name the sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = (torch.zeros(4), 0)
 
 
 class Items(Dataset[Any]):
-    """Ten equal samples, of which number 7 is another one or raises."""
+    """Ten equal samples, except that sample 7 differs or raises."""
 
     def __init__(self, odd: Any, usual: Any = PLAIN) -> None:
         self.odd, self.usual = odd, usual
@@ -50,7 +50,7 @@ def message_of(data: Any, **options: Any) -> str:
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x.png"), StopIteration(), IndexError("end")])
 def test_sample_that_raises_is_named(error: Exception) -> None:
-    """The message has the index and the original text, and the cause is the exception itself."""
+    """The message contains the index and the original text, and the cause is chained."""
     for order in ("in_order", "epoch"):
         batches = as_batches(Items(error), name="val", batch_size=4, num_workers=0, seed=0)
         with pytest.raises(DataError, match=r"Sample 7 of `val` \(Items\)") as caught:
@@ -70,7 +70,7 @@ class UnpicklableError(Exception):
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [FileNotFoundError("x.png"), UnpicklableError("x.png", "more")])
 def test_sample_that_raises_in_a_worker_is_named(error: Exception) -> None:
-    """The error has its cause, and the worker's traceback as a note."""
+    """The cause is chained, and a note contains the worker's traceback."""
     with pytest.raises(DataError, match=r"Sample 7 .*x\.png") as caught:
         read(Items(error), workers=1)
     cause = caught.value.__cause__
@@ -86,8 +86,8 @@ class Together(Items):
         return [self[index] for index in indices if index != 3 or self.odd is not None]
 
 
-def test_samples_that_are_read_together() -> None:
-    """A dataset that drops some or fails is refused; the failing sample is named."""
+def test_samples_that_are_read_together_are_checked() -> None:
+    """A dataset that omits samples is refused, and a sample that raises is named."""
     assert "9 samples for the 10 indices" in message_of(Together(None))
     assert "Sample 7 of `train`" in message_of(Together(KeyError("label")))
     assert len(read(Together(PLAIN))[0][1]) == 10
@@ -111,21 +111,21 @@ def test_samples_that_are_read_together() -> None:
     ids=str,
 )
 def test_sample_that_differs_is_named(odd: Any, usual: Any, values: list[str]) -> None:
-    """The message has its index, what it is, what the others are, and what to do."""
+    """The message contains its index, its properties, those of the others, and what to do."""
     message = message_of(Items(odd, usual))
     for value in ("Sample 7 of `train`", *values):
         assert value in message
 
 
 def test_sample_that_differs_is_named_if_it_is_the_first_of_its_batch() -> None:
-    """It is the rare one, whatever its place in the shuffled order."""
+    """The rare sample is named, whatever its position in the shuffled order."""
     order = [7, 1, 2, 3]
     data = torch.utils.data.Subset(Items((torch.zeros(9), 0)), order)
     assert "Sample 0 of `train`, part 0, is a tensor of shape (9,)" in message_of(data)
 
 
-def test_images_ask_for_a_transform() -> None:
-    """A PIL image has no form of a tensor."""
+def test_images_need_a_transform() -> None:
+    """The error for a PIL image suggests `ToTensor` and `collate_fn`."""
     image = (Image.fromarray(np.zeros((2, 3, 3), np.uint8)), 0)
     message = message_of(Items(image, image))
     for value in ("Sample 0", "PIL image (RGB, 3x2)", "ToTensor", "collate_fn"):
@@ -137,8 +137,8 @@ def stacked(samples: list[Any]) -> Any:
     return torch.stack([x + 1 for x, _ in samples]), torch.tensor([y for _, y in samples])
 
 
-def test_collate_fn_makes_the_batches() -> None:
-    """Of datasets, of tensor datasets, and of streams; `fit` and `predict` use it."""
+def test_collate_fn_creates_the_batches() -> None:
+    """It is used for datasets, tensor datasets and streams, by `fit` and by `predict`."""
 
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -156,7 +156,7 @@ def test_collate_fn_makes_the_batches() -> None:
 
 
 def test_collate_fn_that_fails_is_named() -> None:
-    """The message has its text and the samples; anything but a function is refused."""
+    """The message contains its error and the samples. Values that are not functions are refused."""
 
     def fails(samples: list[Any]) -> Any:
         raise ValueError(f"{len(samples)} lengths")
@@ -169,7 +169,7 @@ def test_collate_fn_that_fails_is_named() -> None:
 
 
 def test_loader_that_fails_is_a_data_error_with_the_batch() -> None:
-    """The sample is known to the loader only."""
+    """Only the loader knows the sample, so the batch is named."""
     message = message_of(DataLoader(Items(KeyError("label")), 4))
     for value in ("batch 1 of `train`", "KeyError", "label"):
         assert value in message
@@ -179,7 +179,7 @@ def test_loader_that_fails_is_a_data_error_with_the_batch() -> None:
 
 
 def test_error_of_another_iterable_keeps_its_type() -> None:
-    """A note has the batch."""
+    """A note contains the batch."""
 
     def batches() -> Iterator[Any]:
         yield PLAIN
@@ -190,7 +190,7 @@ def test_error_of_another_iterable_keeps_its_type() -> None:
 
 
 class Shortened:
-    """Announces more batches than it yields."""
+    """Has a length larger than the number of batches that it yields."""
 
     def __len__(self) -> int:
         return 3
@@ -201,7 +201,7 @@ class Shortened:
 
 @pytest.mark.parametrize("data", [Shortened(), DataLoader(Items(StopIteration()), 4)], ids=str)
 def test_fewer_batches_than_announced_are_an_error(data: Any) -> None:
-    """In training, in evaluation and in prediction."""
+    """This holds for training, evaluation and prediction."""
     trainer = Trainer(build_mlp(4, [], 2), progress=False)
     calls: list[Callable[[], Any]] = [
         lambda: trainer.fit(data, epochs=1),
@@ -215,7 +215,7 @@ def test_fewer_batches_than_announced_are_an_error(data: Any) -> None:
 
 
 class Frame:
-    """A data frame, as pandas and polars have it."""
+    """A data frame like those of pandas and polars."""
 
     def __len__(self) -> int:
         return 3
@@ -239,7 +239,7 @@ class Frame:
     ids=["folder", "frame", "frames", "tensor and frame", "lists"],
 )
 def test_data_of_another_type_is_refused_with_the_line_to_write(data: Any, advice: str) -> None:
-    """The message has what the user probably meant."""
+    """The message contains the code that the user probably needs."""
     with pytest.raises(InvalidTypeError) as caught:
         Trainer(build_mlp(4, [], 2), progress=False).fit(data, epochs=1)
     assert advice in str(caught.value)

@@ -1,4 +1,4 @@
-"""Why samples cannot be made into one batch: the sample that differs, and what to do."""
+"""Why samples cannot be combined into a batch: the sample that differs, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMAGE = (
 )
 _SIZE = (
     "Give all samples the same size: resize images (`torchvision.transforms.Resize`), pad "
-    "sequences, or pass `collate_fn`, a function that makes one batch of a list of samples."
+    "sequences, or pass `collate_fn`, a function from a list of samples to a batch."
 )
 _KIND = (
     "Samples consist of tensors, arrays and numbers, in tuples or dicts. Convert them in the "
@@ -28,7 +28,7 @@ _KIND = (
 def why_not_one_batch(
     samples: Sequence[Any], indices: Sequence[int] | None, name: str
 ) -> str | None:
-    """Return why samples cannot be made into one batch, or `None` if nothing is wrong with them.
+    """Return why samples cannot be combined into a batch, or `None` if they can.
 
     Args:
         samples: The samples of the batch.
@@ -62,7 +62,7 @@ def _difference(values: list[tuple[int, Any]], place: str) -> tuple[int, str] | 
 
 
 def _unusable(values: list[tuple[int, Any]], place: str) -> tuple[int, str] | None:
-    """Return the first value that can be in no batch, and why."""
+    """Return the first value that no batch can contain, and why."""
     for index, value in values:
         if value is None:
             return index, f"{place} is None. {_KIND}"

@@ -1,4 +1,4 @@
-"""Batches that another source has made: a DataLoader, a list of batches, a generator."""
+"""Ready batches from another source: a DataLoader, a list of batches, a generator."""
 
 from __future__ import annotations
 

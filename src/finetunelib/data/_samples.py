@@ -1,4 +1,4 @@
-"""Reading the samples of a dataset and making batches of them, with errors that name the sample.
+"""Reads the samples of a dataset and combines them into batches; errors name the sample.
 
 A failure in a worker process is returned in place of the batch. Raised there, it would arrive
 without its cause, and its message would be a traceback.
@@ -19,7 +19,7 @@ from finetunelib._messages import first_line
 from finetunelib._typing import Batch, SizedDataset
 from finetunelib.errors import DataError, InvalidTypeError
 
-#: Makes one batch of the samples that a dataset returns.
+#: Combines the samples of a dataset into a batch.
 CollateFunction: TypeAlias = Callable[[list[Any]], Batch]
 
 
@@ -110,7 +110,7 @@ class LocatedSamples(Dataset[Any]):
 
 
 class Collate:
-    """Makes a batch of samples, by the user's function or as `collate` does."""
+    """Combines samples into a batch, with the user's function or with `collate`."""
 
     def __init__(self, function: CollateFunction | None, name: str) -> None:
         self._function = function
@@ -132,7 +132,7 @@ class Collate:
             from finetunelib.data._odd_sample import why_not_one_batch
 
             why = why_not_one_batch(samples, indices, self._name)
-            message = f"The samples{which} of `{self._name}` cannot be made into one batch: "
+            message = f"The samples{which} of `{self._name}` cannot be combined into a batch: "
             return Failure.of(why or f"{message}{_text(error)}. Pass `collate_fn`.", error)
 
 
@@ -154,7 +154,7 @@ def check_collate(collate_fn: object) -> None:
     """
     if collate_fn is not None and not callable(collate_fn):
         raise InvalidTypeError(
-            "`collate_fn` must be a function that makes one batch of a list of samples, got "
+            "`collate_fn` must be a function from a list of samples to a batch, got "
             f"{collate_fn!r} ({type(collate_fn).__name__})."
         )
 

@@ -1,4 +1,4 @@
-"""The optimizer covers the model, the loss and the task, or the user is told."""
+"""The optimizer contains the parameters of model, loss and task, or the user is told."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scaled(nn.Module):
 
 
 class WithProjection(Task):
-    """Trains a projection of its own after the model, and compares it with a frozen teacher."""
+    """Trains its own projection after the model, and compares it with a frozen teacher."""
 
     def __init__(self) -> None:
         self.projections = [nn.Linear(3, 3)]
@@ -96,7 +96,7 @@ def test_module_that_was_added_is_an_error(change: str) -> None:
 
 
 def test_layer_that_was_removed_is_an_error() -> None:
-    """The optimizer would go on with parameters that no longer exist."""
+    """The optimizer would keep updating parameters that no longer exist."""
     model = plain_network()
     trainer = quiet_trainer(model)
     trainer.fit(points(8), epochs=1)
@@ -138,7 +138,7 @@ def test_function_over_the_trainable_part_refuses_what_is_unfrozen_later() -> No
 
 
 def test_part_that_a_function_or_a_ready_optimizer_leaves_out_is_named_at_each_fit() -> None:
-    """It is a choice of the user, so it is a warning and not an error."""
+    """It is a warning and not an error, because the user chose the parameters."""
     for make in ("function", "ready"):
         model = plain_network()
         head = torch.optim.SGD(model.head.parameters(), lr=0.1)
@@ -153,7 +153,7 @@ def test_part_that_a_function_or_a_ready_optimizer_leaves_out_is_named_at_each_f
             trainer.fit(points(8), epochs=1)
 
 
-def test_new_head_beside_a_ready_optimizer_is_an_error() -> None:
+def test_new_head_with_a_ready_optimizer_is_an_error() -> None:
     """The optimizer has the parameters of the old head."""
     model = plain_network()
     trainer = quiet_trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.3))
@@ -214,7 +214,7 @@ def test_optimizer_that_leaves_out_the_loss_is_named() -> None:
 
 
 def test_frozen_model_and_trainable_loss_can_be_trained() -> None:
-    """There is something to train."""
+    """The parameters of the loss are trained."""
     model, loss = plain_network(), Scaled()
     model.requires_grad_(False)
     quiet_trainer(model, loss_fn=loss, lr=0.1).fit(points(8), epochs=1)
@@ -242,7 +242,7 @@ def test_parameters_of_a_loss_are_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_parameters_of_a_task_are_resumed_bit_for_bit(tmp_path: Path) -> None:
-    """Those of a module in a list and of the task itself are both restored."""
+    """Parameters of a module in a list and of the task itself are restored."""
 
     def train(folder: str, epochs: int, seed: int) -> WithProjection:
         torch.manual_seed(0)
@@ -262,7 +262,7 @@ def test_parameters_of_a_task_are_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_loss_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    """A loss without the saved parameter, and one whose parameter has another shape."""
+    """A loss without the saved parameter, and one with another shape, are refused."""
 
     class Wide(Scaled):
         """Has a scale for each class."""
@@ -283,7 +283,7 @@ def test_checkpoint_of_another_loss_is_refused_before_anything_changes(tmp_path:
 
 
 def test_model_of_a_trainer_cannot_be_replaced() -> None:
-    """The optimizer, and what `fit` has built, belong to the first model."""
+    """The optimizer and the state of `fit` belong to the first model."""
     trainer = quiet_trainer(plain_network())
     with pytest.raises(AttributeError, match="model"):
         trainer.model = plain_network()  # type: ignore[misc]

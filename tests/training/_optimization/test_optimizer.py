@@ -89,7 +89,7 @@ def make_without_rate(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     ],
 )
 def test_without_lr_the_optimizer_keeps_its_own_rate(optimizer: Any, rate: float) -> None:
-    """The Trainer passes no rate: a partial's, a function's or a class's own one holds."""
+    """The learning rate is that of the partial, the function or the class."""
     trainer = quiet_trainer(plain_network(), optimizer=optimizer)
     history = trainer.fit(points(8), epochs=1)
     assert trainer.optimizer is not None

@@ -13,7 +13,7 @@ def check_single_process() -> None:
     """Raise if this process is one of several that a launcher started.
 
     Raises:
-        InvalidArgumentError: If the environment or the process group says so. Each process would
+        InvalidArgumentError: If the environment or the process group shows this. Each process would
             train a copy of its own on all the data, and write to the same folders.
     """
     if distributed.is_available() and distributed.is_initialized():

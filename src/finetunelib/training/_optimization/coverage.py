@@ -1,4 +1,4 @@
-"""Compares the parameters that can be trained with those of the optimizer."""
+"""Compares the trainable parameters with those of the optimizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Coverage:
     ) -> None:
         self._optimizer = optimizer
         self._ready = ready
-        # The parameters themselves: the id of one that was deleted can be that of a new one.
+        # The parameters are stored and not their ids, because ids of deleted objects are reused.
         self._left_out = [parameter for _, parameter in _missing(trained, optimizer)]
 
     def check(self, trained: TrainedModules) -> None:

@@ -1,4 +1,4 @@
-"""The modules that take part in training: the model, and those of the loss and the task."""
+"""The modules that are trained: the model, and those of the loss and the task."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _named(name: str, value: object) -> dict[str, nn.Module]:
 
 
 def _owner(loss_fn: object) -> object:
-    """Return the object whose call a loss function is: of a partial or a bound method, too."""
+    """Return the object of a bound method, or the loss itself. Partials are unwrapped."""
     while isinstance(loss_fn, partial):
         loss_fn = loss_fn.func
     return getattr(loss_fn, "__self__", loss_fn)
