@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
+import operator
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,49 @@ def two_epochs() -> History:
 # Reading
 
 
-def test_column_is_a_list_of_floats() -> None:
-    """A name gives one value per epoch."""
-    assert two_epochs()["train_loss"] == [0.5, 0.25]
+def test_column_has_the_values_of_a_list() -> None:
+    """A name gives one value per epoch, which compares, prints and slices as a list does."""
+    column = two_epochs()["train_loss"]
+    assert column == [0.5, 0.25]
+    assert [0.5, 0.25] == column  # noqa: SIM300 - a list asks the column
+    assert column == two_epochs()["train_loss"]
+    assert column != [0.5]
+    assert column[-1] == column[1] == 0.25
+    assert column[:1] == [0.5]
+    assert operator.add(column, [1.0]) == [0.5, 0.25, 1.0]
+    assert operator.add([1.0], column) == [1.0, 0.5, 0.25]
+    assert (repr(column), len(column), min(column), 0.5 in column) == ("[0.5, 0.25]", 2, 0.25, True)
+    assert copy.deepcopy(column) == pickle.loads(pickle.dumps(column)) == [0.5, 0.25]
+    with pytest.raises(IndexError):
+        column[2]
+
+
+def test_column_has_the_rows_of_its_time() -> None:
+    """Later epochs do not change a column that was read before."""
+    history = two_epochs()
+    column = history["train_loss"]
+    history.append({"epoch": 3, "train_loss": 0.1})
+    assert column == [0.5, 0.25]
+    assert history["train_loss"] == [0.5, 0.25, 0.1]
+
+
+def test_last_value_does_not_read_the_other_rows() -> None:
+    """Its cost does not grow with the number of epochs."""
+    reads = []
+
+    class Row(dict[str, float]):
+        def __contains__(self, name: object) -> bool:
+            reads.append("in")
+            return super().__contains__(name)
+
+        def get(self, *args: Any) -> Any:
+            reads.append("get")
+            return super().get(*args)
+
+    history = History()
+    history.rows.extend(Row(epoch=number, train_loss=0.5) for number in range(1, 1001))
+    assert history["train_loss"][-1] == 0.5
+    assert len(reads) == 2
 
 
 def test_value_that_was_not_measured_is_nan() -> None:
@@ -123,6 +166,13 @@ def test_repr_is_short() -> None:
     assert repr(two_epochs()) == "History(2 epochs: epoch, step, train_loss, lr, val_loss)"
 
 
+def test_print_of_odd_rows_is_readable() -> None:
+    """A counter that is not a number is shown, and control characters in names are escaped."""
+    history = History([{"epoch": math.nan, "step": math.inf, "a\x1b[2J": 1.0}])
+    assert str(history).splitlines()[0].split() == ["epoch", "step", "a\\x1b[2J"]
+    assert str(history).splitlines()[1].split() == ["nan", "inf", "1.0000"]
+
+
 # JSON
 
 
@@ -170,7 +220,19 @@ def test_json_of_a_run_is_read_back(tmp_path: Path) -> None:
         '[{"epoch": "one"}]',
         '[{"epoch": [1]}]',
         "[[]]",
+        '[{"epoch": null}]',
+        '[{"epoch": NaN}]',
+        '[{"epoch": "Infinity"}]',
+        '[{"epoch": -1}]',
+        '[{"step": 1.5}]',
+        '[{"epoch": true}]',
+        '[{"loss": true}]',
+        f'[{{"loss": 1{"0" * 400}}}]',
+        f'[{{"loss": 1{"0" * 5000}}}]',
+        f'[{{"epoch": {2**63}}}]',
+        '[{"\\ud800": 1.0}]',
     ],
+    ids=lambda text: text[:30],
 )
 def test_json_with_other_content_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     """A damaged file, or one with other content, is refused."""
@@ -200,6 +262,13 @@ def test_missing_json_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     """A path without a file is refused."""
     with pytest.raises(FileMissingError, match=r"nowhere\.json"):
         History.from_json(tmp_path / "nowhere.json")
+
+
+def test_json_has_one_line_for_each_row(tmp_path: Path) -> None:
+    """The file can be compared line by line, and an empty history is an empty list."""
+    text = two_epochs().to_json(tmp_path / "history.json").read_text()
+    assert len(text.splitlines()) == 4
+    assert History().to_json(tmp_path / "empty.json").read_text() == "[]\n"
 
 
 # CSV

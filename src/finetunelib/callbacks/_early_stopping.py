@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from finetunelib._arguments import check_at_least
 from finetunelib._public import public
 from finetunelib.callbacks._improvement import Improvement, Mode
+from finetunelib.callbacks._saved_state import (
+    check_count,
+    check_improvement,
+    check_keys,
+    check_tensors,
+)
 from finetunelib.training import Callback, TrainContext
 
 
@@ -121,6 +127,18 @@ class EarlyStopping(Callback):
             "best_weights": self._best_weights,
             "waited": self._waited,
         }
+
+    def check_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Raise if the saved values are not those of this callback and model.
+
+        Raises:
+            CheckpointError: If a key is missing, or a value has another type or shape.
+        """
+        check_keys(self, state, "improvement", "best_epoch", "best_weights", "waited")
+        check_improvement(self, state["improvement"])
+        check_count(self, state["best_epoch"], "best_epoch")
+        check_count(self, state["waited"], "waited")
+        check_tensors(self, state["best_weights"], "best_weights", model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._public import public
+from finetunelib.callbacks._saved_state import check_keys, check_tensors
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 
@@ -119,6 +120,15 @@ class EMA(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the averages."""
         return {"averages": self._averages}
+
+    def check_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Raise if the saved averages are not those of the model.
+
+        Raises:
+            CheckpointError: If a name, a shape or a type differs.
+        """
+        check_keys(self, state, "averages")
+        check_tensors(self, state["averages"], "averages", model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the averages that `state_dict` returned."""

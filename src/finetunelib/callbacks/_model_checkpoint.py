@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
 from finetunelib.callbacks._improvement import Improvement
+from finetunelib.callbacks._saved_state import check_improvement, check_keys, check_value
 from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._callbacks.context import OnError
@@ -151,6 +154,18 @@ class ModelCheckpoint(Callback):
             return {"improvement": None, "best": None}
         best = None if self.best_path is None else self.best_path.name
         return {"improvement": self._improvement.state_dict(), "best": best}
+
+    def check_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:  # noqa: ARG002 - the form of the method
+        """Raise if the saved values are not those of this callback.
+
+        Raises:
+            CheckpointError: If a key is missing, or a value has another type.
+        """
+        check_keys(self, state, "improvement", "best")
+        if state["improvement"] is not None:
+            check_improvement(self, state["improvement"])
+        best = state["best"]
+        check_value(self, best is None or isinstance(best, str), "best", "the name of a folder")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.

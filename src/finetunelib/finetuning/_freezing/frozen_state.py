@@ -60,6 +60,8 @@ class FrozenState:
             FreezeError: If a key is missing or unknown, or a value is not a list of names.
         """
         names = ("held", "untrainable", "fixed")
+        if not isinstance(saved, Mapping):
+            raise FreezeError(f"A frozen state must be a dict, got {type(saved).__name__}.")
         if set(saved) != set(names) or not all(_is_list_of_names(saved[name]) for name in names):
             raise FreezeError(
                 f"A frozen state must contain the lists of names {', '.join(names)}, got "

@@ -103,7 +103,8 @@ def load_weights(
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], got {minimum_match}.")
     if key is not None and not isinstance(key, str):
         raise InvalidTypeError(f"`key` must be a string, got {key!r} ({type(key).__name__}).")
-    loaded = read_weights(model, file, minimum_match=minimum_match, rename=rename or {}, key=key)
+    fitting = fitting_weights(model, file, minimum_match=minimum_match, rename=rename, key=key)
+    loaded = fitting.write()
     digests = loaded.digests()
     own = unwrapped(model)
     remember_not_loaded(own, digests, loaded.not_loaded(own))
@@ -135,21 +136,47 @@ class LoadedWeights:
         return {name: tensor for name, tensor in tensors_of(model).items() if name in left}
 
 
-def read_weights(
+@dataclass(frozen=True, slots=True)
+class FittingWeights:
+    """A weights file that was compared with a model, and fits it. Nothing is written yet.
+
+    Attributes:
+        report: The names that fit, and those that do not.
+        tied: The names of the model's tensors, grouped by tensor.
+    """
+
+    report: LoadReport
+    tied: Sequence[Sequence[str]]
+    _model: nn.Module
+    _state: Mapping[str, Tensor]
+    _sources: Sequence[tuple[str, FileTensor]]
+
+    def write(self) -> LoadedWeights:
+        """Write the values of the file into the model."""
+        return LoadedWeights(
+            self.report, write_values(self._model, self._state, self._sources), self.tied
+        )
+
+
+def fitting_weights(
     model: nn.Module,
     file: StrPath | Enum,
     *,
-    minimum_match: float,
-    rename: Mapping[str, str],
+    minimum_match: float = 1.0,
+    rename: Mapping[str, str] | None = None,
     key: str | None = None,
-) -> LoadedWeights:
-    """Load a weights file as `load_weights` does, without recording digests on the model."""
+) -> FittingWeights:
+    """Compare a weights file with a model as `load_weights` does, without changing the model.
+
+    Raises:
+        WeightsMismatchError: If too little fits, or values overflow in the model's dtype.
+    """
     model = unwrapped(model)
     state = tensors_of(model)
     check_accepts_values(model, state)
     has_meta = any(tensor.is_meta for tensor in state.values())
     weights = open_weights(file, mapped=not has_meta, key=key)
-    comparison = compare(model, state, weights, rename)
+    comparison = compare(model, state, weights, rename or {})
     report, sources = comparison.report, dict(comparison.sources)
     if report.match < minimum_match or (minimum_match == 1.0 and report.unexpected):
         raise WeightsMismatchError(_refusal(report), rename=report.rename, report=report)
@@ -159,7 +186,7 @@ def read_weights(
             sources[name] = _zero_counter()
     check_leaves_no_meta(model, state, sources)
     firsts = [(group[0], sources[group[0]]) for group in comparison.tied if group[0] in sources]
-    return LoadedWeights(report, write_values(model, state, firsts), comparison.tied)
+    return FittingWeights(report, comparison.tied, model, state, firsts)
 
 
 def _refusal(report: LoadReport) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from finetunelib._public import public
 from finetunelib.errors import CheckpointError
 from finetunelib.training._callbacks.context import TrainContext
@@ -72,6 +74,20 @@ class Callback:
         means that the callback has no state.
         """
         return {}
+
+    def check_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Raise if a saved state is not one that `load_state_dict` can restore.
+
+        A checkpoint is a file, and its content can be anything. This method is called before
+        anything is loaded, so a state that is refused here changes nothing.
+
+        Args:
+            state: The state from a checkpoint.
+            model: The model that the checkpoint is loaded into, with its current weights.
+
+        Raises:
+            CheckpointError: If the state cannot be restored.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. It is called before `on_fit_start`.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finetunelib._escapes import one_line
 from finetunelib.errors import CheckpointError
 from finetunelib.training._checkpointing.manifest import STATE, environment
 
@@ -125,7 +126,7 @@ def warn_about_differences(
             stacklevel=2,
         )
     changes = [
-        f"{name} {saved.get(name)} -> {current[name]}"
+        f"{name} {one_line(str(saved.get(name)))} -> {current[name]}"
         for name in _ENVIRONMENT
         if name in current and saved.get(name) != current[name]
     ]

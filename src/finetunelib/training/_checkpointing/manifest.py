@@ -26,6 +26,9 @@ FILES = (WEIGHTS, STATE, HISTORY, MANIFEST)
 #: The counters in a manifest.
 _COUNTERS = ("epoch", "step", "batch")
 
+#: The largest whole number in a manifest.
+_LARGEST = 2**63 - 1
+
 #: The largest size of a manifest. Larger files are not read.
 _MANIFEST_BYTES = 1 << 20
 
@@ -79,18 +82,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _well_formed(manifest: Mapping[str, Any]) -> bool:
-    if not all(isinstance(manifest[name], int) for name in ("format", "created_ns")):
+    if not all(_is_count(manifest[name]) for name in ("format", "created_ns")):
         return False
     if manifest["format"] != FORMAT:  # `open_checkpoint` reports an unknown format.
         return True
     files = manifest["files"]
-    return all(isinstance(manifest[name], int) and manifest[name] >= 0 for name in _COUNTERS) and (
-        all(
-            isinstance(files[name]["bytes"], int)
+    lr, run = manifest.get("lr"), manifest.get("run")
+    return (
+        all(_is_count(manifest[name]) for name in _COUNTERS)
+        and (lr is None or (isinstance(lr, int | float) and abs(lr) < _LARGEST))
+        and (run is None or re.fullmatch("[0-9a-f]{32}", run) is not None)
+        and all(
+            _is_count(files[name]["bytes"])
             and re.fullmatch("[0-9a-f]{64}", files[name]["sha256"]) is not None
             for name in (WEIGHTS, STATE, HISTORY)
         )
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
 
 
 def check_file(file: Path, expected: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetunelib._messages import listed
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError
 
@@ -107,14 +108,9 @@ class EpochPosition:
         Raises:
             CheckpointError: If a key is missing or unknown.
         """
-        if not saved and not batch:
+        check_keys(saved, batch)
+        if not saved:
             return None
-        wrong = sorted(set(_KEYS).symmetric_difference(saved))
-        if wrong:
-            raise CheckpointError(
-                f"The checkpoint's position in the data must have the keys {', '.join(_KEYS)}; "
-                f"missing or unknown: {', '.join(map(str, wrong))}. Use another checkpoint."
-            )
         return cls(
             batch=batch,
             random=saved["random"],
@@ -133,3 +129,21 @@ class EpochPosition:
             "train": self.train_data,
             "val": self.val_data,
         }
+
+
+def check_keys(saved: Mapping[str, Any], batch: int) -> None:
+    """Raise if a saved position is neither complete nor empty.
+
+    Args:
+        saved: What `EpochPosition.to_dict` returned, or an empty mapping.
+        batch: The number of batches that were used. A position inside an epoch cannot be empty.
+
+    Raises:
+        CheckpointError: If a key is missing or unknown.
+    """
+    wrong = sorted(map(str, set(_KEYS).symmetric_difference(saved)))
+    if wrong and (saved or batch):
+        raise CheckpointError(
+            f"The checkpoint's position in the data must have the keys {', '.join(_KEYS)}; "
+            f"missing or unknown: {listed(wrong)}. Use another checkpoint."
+        )

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import StrPath
-from finetunelib.errors import CheckpointError, WeightsMismatchError
+from finetunelib.errors import CheckpointError, FinetuneLibError, WeightsMismatchError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._callbacks.callback import Callback
@@ -25,16 +25,25 @@ from finetunelib.training._checkpointing.compatibility import (
     check_same_kinds,
     warn_about_differences,
 )
+from finetunelib.training._checkpointing.contents import Contents, check_history
 from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
 from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
 from finetunelib.training._checkpointing.manifest import WEIGHTS
-from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
+from finetunelib.training._checkpointing.optimizer_state import check_groups, check_optimizer
+from finetunelib.training._checkpointing.position import (
+    DataSignature,
+    EpochPosition,
+    check_keys,
+)
 from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
 from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
+
+if TYPE_CHECKING:  # Slow to import.
+    from finetunelib.finetuning._weights.load import FittingWeights
 
 
 @dataclass(slots=True)
@@ -136,7 +145,8 @@ class TrainingRun:
                 optimizer, schedule, precision or callbacks. The run is left unchanged.
         """
         manifest, saved, history = checkpoint.manifest, checkpoint.state, checkpoint.history
-        position = self._check(checkpoint.path, manifest, saved)
+        weights, position = self._check(checkpoint.path, manifest, saved)
+        check_history(checkpoint.path, history, manifest["epoch"], manifest["step"])
         if position is not None and position.batch and signature is not None:
             signature.check_matches(position.signature)
         frozen = saved_frozen_state(checkpoint.path, saved, self.model)
@@ -148,8 +158,8 @@ class TrainingRun:
         try:
             if frozen is not None:
                 frozen.apply(self.model)
-            self._restore(checkpoint.path, saved)
-        except Exception:
+            self._restore(checkpoint.path, saved, weights)
+        except BaseException:  # Ctrl-C too.
             before.apply(self.model)
             raise
         record = self.record
@@ -175,40 +185,71 @@ class TrainingRun:
 
     def _check(
         self, path: Path, manifest: Mapping[str, Any], saved: Mapping[str, Any]
-    ) -> EpochPosition | None:
-        """Compare a checkpoint with this run, and return the position that it contains.
+    ) -> tuple[FittingWeights, EpochPosition | None]:
+        """Compare a checkpoint with this run, and return its weights and position.
 
         Raises:
             CheckpointError: If the run cannot resume from it.
         """
         check_parts(path, saved)
         check_same_kinds(path, manifest, self._kinds())
+        contents = Contents(path, saved)
+        contents.check_parts()
         check_same_callbacks(path, saved["callbacks"], self._callback_states())
+        check_groups(contents, saved["optimizer"])
         check_same_groups(path, saved["optimizer"], self.optimizer)
         check_has_parameters(path, saved["buffers"], self._other_parameters())
-        return EpochPosition.from_dict(saved["inside"], manifest["batch"])
+        weights = self._fitting_weights(path)
+        check_optimizer(contents, saved["optimizer"], self.optimizer)
+        for name, current in (
+            ("schedule", self.schedule.state_dict()),
+            ("precision", self.precision.state_dict()),
+        ):
+            same = saved[name].keys() == current.keys()
+            contents.check(same, name, f"a dict with the keys {', '.join(current) or 'none'}")
+            contents.check_like(saved[name], current, name)
+        callbacks = by_name(self.callbacks)
+        for name, state in saved["callbacks"].items():
+            callbacks[name].check_state_dict(state, self.model)
+        check_keys(saved["inside"], manifest["batch"])
+        contents.check_position(manifest["batch"])
+        return weights, EpochPosition.from_dict(saved["inside"], manifest["batch"])
 
-    def _restore(self, path: Path, saved: Mapping[str, Any]) -> None:
+    def _fitting_weights(self, path: Path) -> FittingWeights:
+        """Return the weights of a checkpoint, compared with the model.
+
+        Raises:
+            CheckpointError: If they are those of another model.
+        """
+        from finetunelib.finetuning._weights.load import fitting_weights
+
+        try:
+            return fitting_weights(self.model, path / WEIGHTS)
+        except WeightsMismatchError as error:
+            raise CheckpointError(
+                f"`{path}` is a checkpoint of a different model: {error}"
+            ) from error
+        except FinetuneLibError as error:
+            raise CheckpointError(f"`{path}` does not fit the model: {error}") from error
+
+    def _restore(self, path: Path, saved: Mapping[str, Any], weights: FittingWeights) -> None:
         """Load the states and the weights, or leave the run unchanged.
 
         Raises:
             CheckpointError: If one of them does not fit.
         """
-        from finetunelib.finetuning._weights.load import read_weights
-
-        before = copy.deepcopy(self._small_states())
+        before = self._small_states()
+        # An optimizer replaces its tensors when it loads a state; others may write into them.
+        before |= copy.deepcopy({name: before[name] for name in ("schedule", "callbacks")})
         try:
             self._load_small_states(saved)
-            # Last, since weights cannot be restored. They are compared before any is written.
-            read_weights(self.model, path / WEIGHTS, minimum_match=1.0, rename={})
-        except WeightsMismatchError as error:
+            # Last, since weights cannot be restored. They were compared with the model.
+            weights.write()
+        except BaseException as error:
             self._load_small_states(before)
-            raise CheckpointError(
-                f"`{path}` is a checkpoint of a different model: {error}"
-            ) from error
-        # A state of an unknown form can make the `load_state_dict` of its owner fail in any way.
-        except Exception as error:
-            self._load_small_states(before)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C.
+            # A state of another form can make the `load_state_dict` of its owner fail in any way.
             raise CheckpointError(
                 f"`{path}` contains a state that does not fit: {error or repr(error)} Pass the "
                 "same optimizer, schedule and callbacks."
