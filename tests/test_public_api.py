@@ -65,6 +65,7 @@ PATHS = {
     "summary": "finetunelib.visualization",
     "AmbiguousHeadError": "finetunelib.errors",
     "CheckpointError": "finetunelib.errors",
+    "NonFiniteError": "finetunelib.errors",
     "CorruptFileError": "finetunelib.errors",
     "DataError": "finetunelib.errors",
     "EmptyDataError": "finetunelib.errors",

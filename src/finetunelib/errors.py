@@ -16,6 +16,7 @@
     │   ├── CorruptFileError      (ValueError)         the file is damaged or of another type
     │   └── WeightsMismatchError  (ValueError)         the weights are those of another model
     ├── CheckpointError           (ValueError)         a checkpoint cannot be saved or loaded
+    ├── NonFiniteError            (FloatingPointError) the loss is nan or infinite
     ├── PathNotWritableError      (OSError)            the path cannot be written to
     ├── ExportError               (RuntimeError)       the model cannot be exported
     │   └── ExportMismatchError                        its outputs differ from the model's
@@ -52,6 +53,7 @@ __all__ = [
     "InvalidTargetError",
     "InvalidTypeError",
     "MissingDependencyError",
+    "NonFiniteError",
     "PathNotWritableError",
     "ServerError",
     "TrainingInterrupted",
@@ -154,6 +156,31 @@ class WeightsMismatchError(WeightsError, ValueError):
 
 class CheckpointError(FinetuneLibError, ValueError):
     """A checkpoint is damaged, belongs to another run, or could not be resumed exactly."""
+
+
+class NonFiniteError(FinetuneLibError, FloatingPointError):
+    """The loss, or the norm of the gradients, is nan or infinite in training.
+
+    Attributes:
+        epoch: The number of the epoch, from 1.
+        steps: The numbers of the first and the last step that may be affected. On a CPU both are
+            the step that was stopped before its update.
+        module: The dotted name of the first module whose output is not finite, or `None` if it is
+            unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        epoch: int = 0,
+        steps: tuple[int, int] = (0, 0),
+        module: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.steps = steps
+        self.module = module
 
 
 class PathNotWritableError(FinetuneLibError, OSError):

@@ -276,6 +276,8 @@ class Trainer:
             InvalidTargetError: If the default loss cannot take the targets.
             CheckpointError: If the checkpoint is damaged, or belongs to a different run.
             Exception: If the model, a metric or a callback raised it; its notes say where.
+            NonFiniteError: If a loss is nan or infinite. On a CPU, the weights, the buffers and the
+                optimizer are those of the step before.
             PathNotWritableError: If a checkpoint that a callback requested cannot be written.
             TrainingInterrupted: If Ctrl-C or SIGTERM ended training, after the current step.
 

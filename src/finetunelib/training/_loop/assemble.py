@@ -26,8 +26,10 @@ from finetunelib.training._loop.validation import DataValidation, NoValidation, 
 from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.step import Step
 from finetunelib.training._options import TrainerOptions
+from finetunelib.training._tasks.modules import TrainedModules
 
 
 def assemble(
@@ -59,7 +61,15 @@ def assemble(
         run.record.position if run.record.resumed_from else None,
         signals,
     )
-    writer = CheckpointWriter(run, feed.position, with_random_state_preserved(hooks.on_checkpoint))
+    guard = Guard(
+        TrainedModules(evaluator.model, evaluator.task),
+        run.precision,
+        run.record.state,
+        evaluator.device,
+    )
+    writer = CheckpointWriter(
+        run, feed.position, guard.read, with_random_state_preserved(hooks.on_checkpoint)
+    )
     interruption = Interruption(signals, Moment(hooks.on_interrupt, writer.write_requested))
     validation = _validation(options, evaluator, data, check, hooks, interruption)
     names = (*train_metrics.names, *validation.names)
@@ -68,11 +78,11 @@ def assemble(
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
-        step=_step(options, run, evaluator),
+        step=_step(options, run, evaluator, guard),
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
-        moments=_moments(options, run, feed, hooks, writer, interruption),
+        moments=_moments(options, run, feed, hooks, writer, guard, interruption),
         report=_report(options, data, limits, names),
     )
 
@@ -83,6 +93,7 @@ def _moments(
     feed: EpochFeed,
     hooks: Callbacks,
     writer: CheckpointWriter,
+    guard: Guard,
     interruption: Interruption,
 ) -> Moments:
     def keep_position(context: TrainContext) -> None:
@@ -95,7 +106,7 @@ def _moments(
         ),
         epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
         step_end=Moment(hooks.on_step_end, *after_hooks),
-        training_end=Moment(interruption.stop_if_signalled),
+        training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
         epoch_end=Moment(hooks.on_epoch_end, *after_hooks),
         fit_end=Moment(clear_gradients, hooks.on_fit_end),
         fit_done=Moment(writer.write_requested, keep_position, interruption.raise_if_signalled),
@@ -123,12 +134,13 @@ def _context(
     )
 
 
-def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator) -> Step:
+def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard: Guard) -> Step:
     return Step(
         model=evaluator.runner,
         task=evaluator.task,
         optimizer=run.optimizer,
         precision=run.precision,
+        guard=guard,
         clip=options.clipping,
         schedule=run.schedule,
         state=run.record.state,

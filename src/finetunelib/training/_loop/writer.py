@@ -21,11 +21,13 @@ class CheckpointWriter:
     Attributes:
         run: The run to save.
         position: Returns where the run is in its data.
+        check: Raises if the weights are not worth saving.
         on_checkpoint: Called after each checkpoint.
     """
 
     run: TrainingRun
     position: Callable[[TrainState], EpochPosition]
+    check: Callable[[], None]
     on_checkpoint: Hook
 
     def write_requested(self, context: TrainContext) -> None:
@@ -33,10 +35,12 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: If resuming from here would not be exact.
+            NonFiniteError: If a loss since the last check was not finite.
             PathNotWritableError: If one cannot be written and its request says `"raise"`.
         """
         if not context.requested_checkpoints:
             return
+        self.check()
         if context.state.batch:
             context.check_resumable()
         position = self.position(context.state)

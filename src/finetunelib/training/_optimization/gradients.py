@@ -82,14 +82,16 @@ def _or_one(weight: Tensor | float) -> Tensor | float:
 class Clipping(Protocol):
     """Limits the gradients of an update."""
 
-    def __call__(self, parameters: list[nn.Parameter]) -> None:
-        """Clip the gradients in place."""
+    def __call__(self, parameters: list[nn.Parameter]) -> Tensor | None:
+        """Clip the gradients in place, and return their norm if it was computed."""
+        ...
 
 
 class NoClipping:
     """Leaves the gradients unchanged."""
 
-    def __call__(self, parameters: list[nn.Parameter]) -> None: ...
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        """Return `None`: the norm is not computed."""
 
 
 class NormClipping:
@@ -102,9 +104,9 @@ class NormClipping:
     def __init__(self, max_norm: float) -> None:
         self._max_norm = max_norm
 
-    def __call__(self, parameters: list[nn.Parameter]) -> None:
-        """Clip the gradients in place."""
-        torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+    def __call__(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Clip the gradients in place, and return their norm."""
+        return torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
 
 
 def choose_clipping(max_norm: float | None) -> Clipping:

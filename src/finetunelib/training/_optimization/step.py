@@ -10,6 +10,7 @@ from torch import nn
 
 from finetunelib._typing import Batch
 from finetunelib.training._optimization.gradients import Clipping, mean_over
+from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
@@ -25,6 +26,7 @@ class Step:
         task: Computes the loss of a micro-batch.
         optimizer: The optimizer.
         precision: The number format of the forward pass, and the scale of the loss.
+        guard: Stops the run if the loss is not finite.
         clip: Clips the gradients.
         schedule: The learning-rate schedule.
         state: The counters; each call adds one to `step`.
@@ -35,6 +37,7 @@ class Step:
     task: Task
     optimizer: torch.optim.Optimizer
     precision: Precision
+    guard: Guard
     clip: Clipping
     schedule: Schedule
     state: TrainState
@@ -46,17 +49,22 @@ class Step:
         Args:
             window: The micro-batches of the update, on the device.
             measure: Called with the output of the task for each micro-batch.
+
+        Raises:
+            NonFiniteError: If a loss is not finite. There is no update then.
         """
+        self.guard.start()
         self.optimizer.zero_grad()
         mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
                 output = validate_output(self.task.step(self.model, micro_batch), self.task)
+            self.guard.check(output, micro_batch)
             self.precision.backward(mean.scale_loss(output.loss, output.weight))
             measure(output)
         self.precision.unscale(self.optimizer)
         mean.normalize(self.parameters)
-        self.clip(self.parameters)
+        self.guard.check_norm(self.clip(self.parameters), window[-1])
         self.precision.step(self.optimizer)
         self.schedule.after_step()
         self.state.step += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from torch import Tensor, nn
+from torch import nn
 
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import Task
@@ -48,11 +48,10 @@ class TrainedModules:
         others = [p for _, p in self.named_parameters() if id(p) not in known]
         return own + [parameter for parameter in others if parameter.requires_grad]
 
-    def buffers(self) -> Iterator[Tensor]:
-        """Yield the buffers of all modules."""
-        yield from self.model.buffers()
-        for module in self.others.values():
-            yield from module.buffers()
+    def all_modules(self) -> Iterator[nn.Module]:
+        """Yield the model, the modules of the loss and the task, and all their submodules."""
+        for module in (self.model, *self.others.values()):
+            yield from module.modules()
 
     def _named_others(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.others.items():
