@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,21 +33,31 @@ def attributes_preserved(model: nn.Module) -> Iterator[None]:
 
     Parameters and buffers are restored as objects. Their values are not copied.
     """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [
-        (value, value.copy())
-        for _, values in attributes
-        for value in values.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
+    attributes = _Attributes(model)
     try:
         yield
     finally:
-        for module, values in attributes:
+        attributes.restore()
+
+
+class _Attributes:
+    """The attributes of every submodule, and the content of those that are containers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self._contents = [
+            (value, value.copy())
+            for _, values in self._attributes
+            for value in values.values()
+            if type(value) in (dict, OrderedDict, list, set)
+        ]
+
+    def restore(self) -> None:
+        for module, values in self._attributes:
             vars(module).update(values)
             for name in vars(module).keys() - values.keys():
                 del vars(module)[name]
-        for container, values in contents:
+        for container, values in self._contents:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(values)
 
@@ -67,6 +77,67 @@ def buffers_preserved(model: nn.Module) -> Iterator[None]:
             for buffer, version, value in saved:
                 if buffer._version != version:  # noqa: SLF001
                     buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Restore attributes, parameters and buffers of modules on exit, with their values.
+
+    A forward may change a buffer, keep a hidden state, initialize parameters from its data, or
+    renormalize an embedding.
+    """
+    values = _Values(modules)
+    attributes = [_Attributes(module) for module in modules]
+    try:
+        yield
+    finally:
+        values.restore()
+        for saved in attributes:
+            saved.restore()
+
+
+@contextlib.contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Restore attributes and the values of buffers if the block raises."""
+    values, attributes = _Values([model], parameters=False), _Attributes(model)
+    try:
+        yield
+    except BaseException:
+        values.restore()
+        attributes.restore()
+        raise
+
+
+class _Values:
+    """The values of the tensors of modules: parameters, buffers and attributes."""
+
+    def __init__(self, modules: Iterable[nn.Module], *, parameters: bool = True) -> None:
+        found: dict[int, torch.Tensor] = {}
+        for part in (part for module in modules for part in module.modules()):
+            own = vars(part)
+            values = [*own.get("_buffers", {}).values(), *own.values()]
+            if parameters:
+                values += own.get("_parameters", {}).values()
+            for value in values:
+                if isinstance(value, torch.Tensor) and not value.is_meta:
+                    found[id(value)] = value
+        self._saved = [(tensor, tensor.detach().clone()) for tensor in found.values()]
+
+    def restore(self) -> None:
+        """Write back the values that have changed."""
+        with torch.no_grad():
+            for tensor, value in self._saved:
+                if not _same_bits(tensor.detach(), value):
+                    tensor.detach().copy_(value)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are equal; nan equals nan."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or (
+        one.is_floating_point() and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    )
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ def run_once(
             if stand_ins is None:
                 return inputs.call(model)
             return torch.func.functional_call(model, dict(stand_ins), inputs.args, inputs.kwargs)
+        except torch.OutOfMemoryError:
+            raise  # A RuntimeError, but not about the inputs.
         except explained as error:
             if isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError):
                 raise  # It is not about the inputs.

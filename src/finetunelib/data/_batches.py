@@ -67,6 +67,14 @@ class Batches(Protocol):
         """Yield the batches in the order of the data, each sample once."""
         ...
 
+    def rows(self) -> int | None:
+        """Return the number of samples that `in_order` yields, or `None` if it is unknown.
+
+        Raises:
+            DataError: If `in_order` does not yield each sample once in the order of the data.
+        """
+        ...
+
     def all_targets(self) -> Tensor | None:
         """Return the targets of all samples if they are in memory, or `None`."""
         ...
@@ -83,6 +91,11 @@ class SeededBatches:
     """Base class of sources whose order depends only on (seed, epoch)."""
 
     replayable = True
+
+    def rows(self) -> int:
+        """Return the number of samples, each of which `in_order` yields once."""
+        samples: int = self.samples  # type: ignore[attr-defined]  # of the derived class
+        return samples
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the signature of the protocol
         """Return `None`: a training run can be resumed from any batch."""

@@ -17,6 +17,7 @@ from finetunelib._messages import first_line
 from finetunelib._preserve import random_states, set_random_states
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
+from finetunelib.data._order import rows_of
 from finetunelib.data._samples import Collate, CollateFunction, raising
 from finetunelib.errors import DataError
 
@@ -36,8 +37,18 @@ class ReadyBatches:
     samples = None
     batch_size = None
 
-    def __init__(self, batches: Iterable[Batch], name: str = "data") -> None:
+    def __init__(
+        self, batches: Iterable[Batch], name: str = "data", ordered: Iterable[Batch] | None = None
+    ) -> None:
+        """Create a source.
+
+        Args:
+            batches: The batches.
+            name: The name of the data, for messages.
+            ordered: The same batches in the order of the data; `None` are `batches` themselves.
+        """
         self._batches = batches
+        self._ordered = batches if ordered is None else ordered
         self._name = name
         self._epoch_start_states: list[Tensor] = []
         self._resume_states: list[Tensor] | None = None
@@ -107,7 +118,15 @@ class ReadyBatches:
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches as the source orders them."""
-        return self._read(iter(self._batches), self.steps)
+        return self._read(iter(self._ordered), self.steps)
+
+    def rows(self) -> int | None:
+        """Return the number of samples of a DataLoader, or `None` if it is unknown.
+
+        Raises:
+            DataError: If a DataLoader does not yield each sample once in the order of its dataset.
+        """
+        return rows_of(self._ordered, self._name)
 
     def _read(self, batches: Iterator[Batch], announced: int | None) -> Iterator[Batch]:
         """Yield batches.
@@ -201,14 +220,20 @@ def batch_stream(
     name: str = "data",
 ) -> ReadyBatches:
     """Return batches of an iterable dataset, which yields its samples in its own order."""
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=Collate(collate_fn, name),
-    )
-    return ReadyBatches(loader, name)
+
+    def loader(workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            collate_fn=Collate(collate_fn, name),
+        )
+
+    # Several workers yield their batches in turns, and each the same samples if the dataset does
+    # not divide them.
+    ordered = loader(1) if num_workers > 1 else None
+    return ReadyBatches(loader(num_workers), name, ordered)
 
 
 def _reason(error: Exception) -> str:

@@ -35,6 +35,7 @@ from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._measuring.exclusive import exclusive
 from finetunelib.training._measuring.metrics import MetricLike, as_metrics
 from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.gradients import choose_clipping
@@ -48,9 +49,9 @@ from finetunelib.training._options import (
     choose_device,
 )
 from finetunelib.training._state import TrainState
-from finetunelib.training._tasks.first_batch import check_batch, dry_run
+from finetunelib.training._tasks.first_batch import check_batch
 from finetunelib.training._tasks.modules import TrainedModules
-from finetunelib.training._tasks.supervised import SupervisedTask, choose_task
+from finetunelib.training._tasks.supervised import choose_task
 from finetunelib.training._tasks.task import Task
 
 
@@ -293,7 +294,7 @@ class Trainer:
         from finetunelib.training._loop.assemble import assemble
 
         check_single_process()
-        with self._fitting():
+        with self._fitting(), exclusive(self.model, training=True):
             check_limits(epochs, max_steps)
             check_trainable(self._trained)
             built = self._run
@@ -400,8 +401,8 @@ class Trainer:
             ['accuracy', 'loss']
         """
         batches = self._options.data.batches(data, "data")
-        self._move()
-        with random_state_preserved():
+        with exclusive(self.model), random_state_preserved():
+            self._move()
             in_order = batches.in_order()
             first = first_of(in_order, "data")
             on_device = to_device(first, self.device)
@@ -413,20 +414,27 @@ class Trainer:
     def predict(self, data: Data) -> Tensor:
         """Compute the outputs of the model for data, in eval mode and without gradients.
 
+        Threads may call it at the same time; they wait for each other.
+
         Args:
             data: Inputs as a tensor or array, `(samples, ...)`, or any of the forms listed above.
-                Targets are ignored.
+                Targets are ignored. An iterable dataset is read by one worker at most.
 
         Returns:
-            The outputs in the order of the data, `(samples, ...)`, on the CPU. For a classifier,
+            One row for each sample in the order of the data, `(samples, ...)`, on the CPU, in
+            float32 if the precision is mixed. For a classifier,
             `trainer.predict(data).softmax(1)` are probabilities, and
-            `trainer.predict(data).argmax(1)` are classes.
+            `trainer.predict(data).argmax(1)` are classes. If the model returns a mapping or a
+            tuple of tensors, so does `predict`. If the outputs of samples have different shapes,
+            or the model returns a list, the result is a list with one entry for each sample.
 
         Raises:
             InvalidTypeError: If the data has an unknown form.
             EmptyDataError: If there are no samples.
             InvalidInputError: If the model cannot take the inputs.
-            DataError: If the model does not return one row for each sample.
+            DataError: If the model does not return one row for each sample, the data yields fewer
+                samples than its length announces, or a DataLoader shuffles them.
+            InvalidArgumentError: If another thread trains the model.
 
         Example:
             >>> import torch
@@ -435,13 +443,14 @@ class Trainer:
             torch.Size([3, 2])
         """
         batches = self._options.data.batches(data, "data", inputs_only=True)
-        self._move()
-        with random_state_preserved():
+        rows = batches.rows()
+        with exclusive(self.model), random_state_preserved():
+            self._move()
             in_order = batches.in_order()
             first = first_of(in_order, "data")
-            if isinstance(self._evaluator.task, SupervisedTask):
-                dry_run(self.model, to_device(first, self.device), "data")
-            return self._evaluator.predict(chain([first], in_order), batches.samples)
+            # Declared as a tensor, which it is for almost every model.
+            outputs: Tensor = self._evaluator.predict(chain([first], in_order), rows)
+            return outputs
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:

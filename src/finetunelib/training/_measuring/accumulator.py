@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finetunelib.training._measuring.means import Mean
 from finetunelib.training._measuring.metric_state import metric_state
 from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._measuring.rows import mapped
 from finetunelib.training._tasks.task import StepOutput
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class MetricAccumulator:
@@ -31,9 +35,7 @@ class MetricAccumulator:
         """Add the output of a task for one batch."""
         self._loss.add(output.loss, output.weight)
         if self._metrics:
-            outputs = output.outputs
-            # A metric that stores outputs must not keep the graph of every batch alive.
-            outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
+            outputs = mapped(_for_metrics, output.outputs)
             for name, metric in self._metrics.items():
                 try:
                     metric.update(outputs, output.targets)
@@ -77,3 +79,10 @@ class MetricAccumulator:
         """Return the loss and the metrics by name, the loss first."""
         values = [self._loss.compute(), *(m.compute() for m in self._metrics.values())]
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+
+
+def _for_metrics(outputs: Tensor) -> Tensor:
+    """Return outputs without their graph, in half precision as float32, which numpy can take."""
+    # A metric that stores outputs must not keep the graph of every batch alive.
+    outputs = outputs.detach()
+    return outputs.float() if outputs.dtype in _HALF else outputs

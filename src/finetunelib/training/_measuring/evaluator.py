@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finetunelib._preserve import evaluating
+from finetunelib._preserve import evaluating, undone_on_error
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, length_of, to_device
-from finetunelib.errors import DataError
 from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.rows import Rows, mapped
 from finetunelib.training._optimization.precision import Precision
+from finetunelib.training._tasks.first_batch import predict_first
 from finetunelib.training._tasks.task import Task, validate_output
 
 
@@ -54,38 +56,32 @@ class Evaluator:
                 metrics.update(validate_output(output, self.task))
         return metrics.compute()
 
-    def predict(self, batches: Iterator[Batch], samples: int | None) -> Tensor:
+    def predict(self, batches: Iterator[Batch], samples: int | None) -> Any:
         """Return the outputs for all batches on the CPU, in the order of the data.
 
         Args:
             batches: The batches.
-            samples: The number of samples, if known. The outputs are then written into one
-                tensor, which takes half the memory.
+            samples: The number of samples, if known.
+
+        Returns:
+            What `Rows` makes of the outputs. In mixed precision they are float32.
 
         Raises:
-            DataError: If the number of outputs of a batch differs from its number of samples.
+            InvalidInputError: If the model does not accept the first batch.
+            DataError: If the number of rows differs from the number of samples.
         """
-        parts = self._outputs(batches)
-        if samples is None:
-            return torch.cat(list(parts))
-        first = next(parts)
-        result = first.new_empty((samples, *first.shape[1:]))
-        filled = 0
-        for part in chain([first], parts):
-            result[filled : filled + len(part)] = part
-            filled += len(part)
-        return result
-
-    def _outputs(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
+        rows = Rows(samples)
         with evaluating(self.model), self.precision.autocast():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                on_device = to_device(batch, self.device)
+                if number == 0:
+                    with undone_on_error(self.model):
+                        outputs = predict_first(self.task, self.model, self.runner, on_device)
+                else:
+                    outputs = self.task.predict(self.runner, on_device)
                 # Move them at once: the device needs memory for the outputs of one batch only.
-                outputs = self.task.predict(self.runner, to_device(batch, self.device)).cpu()
-                rows = outputs.shape[0] if outputs.dim() else 0
-                if rows != length_of(batch):
-                    raise DataError(
-                        f"The model returned {rows} rows for {length_of(batch)} samples. `predict` "
-                        "needs one row per sample. Call the model yourself, or pass a `task` whose "
-                        "`predict` returns one row per sample."
-                    )
-                yield outputs
+                rows.add(mapped(self._final, outputs), length_of(batch))
+        return rows.result()
+
+    def _final(self, outputs: Tensor) -> Tensor:
+        return self.precision.widen(outputs).detach().cpu()

@@ -22,6 +22,10 @@ class Precision(Protocol):
         """Return a context manager for the forward pass."""
         ...
 
+    def widen(self, outputs: Tensor) -> Tensor:
+        """Return outputs in float32 if `autocast` made them half precision."""
+        ...
+
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss."""
         ...
@@ -52,6 +56,10 @@ class FullPrecision:
         """Return a context manager that does nothing."""
         return self._nothing
 
+    def widen(self, outputs: Tensor) -> Tensor:
+        """Return the outputs unchanged."""
+        return outputs
+
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss."""
         loss.backward()  # type: ignore[no-untyped-call]
@@ -79,6 +87,10 @@ class MixedPrecision(FullPrecision):
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context manager in which PyTorch chooses the dtype of each operation."""
         return torch.autocast(self._device.type, dtype=self._dtype)
+
+    def widen(self, outputs: Tensor) -> Tensor:
+        """Return outputs in half precision as float32, which numpy can take."""
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 class ScaledPrecision(MixedPrecision):

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from finetunelib._forward.batch import arguments_of, describe, inputs_of, outputs_of, split
 from finetunelib._forward.guess import first_layer
-from finetunelib._forward.run import run_once
+from finetunelib._forward.run import INPUT_ERRORS, run_once
 from finetunelib._messages import first_line
 from finetunelib._preserve import random_state_preserved
 from finetunelib._typing import Batch
 from finetunelib.errors import (
+    DataError,
     FinetuneLibError,
     InvalidArgumentError,
+    InvalidInputError,
     InvalidTargetError,
     InvalidTypeError,
 )
@@ -123,3 +125,39 @@ def _shapes(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_shapes(part)}" for key, part in value.items())
     return describe(value)
+
+
+def predict_first(task: Task, model: nn.Module, runner: nn.Module, batch: Batch) -> Any:
+    """Return a task's outputs for the first batch of a prediction.
+
+    Raises:
+        InvalidInputError: If the model does not accept the inputs.
+        DataError: If the task needs targets to predict, or returns no outputs.
+    """
+    if isinstance(task, SupervisedTask):
+        try:
+            return task.predict(runner, batch)
+        except INPUT_ERRORS as error:
+            # InvalidInputError is a ValueError, raised by models of this library.
+            other = isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError)
+            if other or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InvalidInputError(_explain(model, inputs_of(batch), "data", error)) from error
+    kind = type(task).__name__
+    try:
+        outputs = task.predict(runner, batch)
+    except Exception as error:
+        bare = isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and len(batch) == 1)
+        if bare and type(task).predict is Task.predict:
+            raise DataError(
+                f"`{kind}.step` failed on data without targets: {type(error).__name__}: "
+                f"{first_line(error)}. Define `{kind}.predict(model, batch)`, which returns the "
+                "outputs, or pass data with targets."
+            ) from error
+        raise
+    if outputs is None:
+        raise DataError(
+            f"`{kind}.step` returns no outputs, so there is nothing to predict. Return them in the "
+            f"StepOutput, or define `{kind}.predict(model, batch)`."
+        )
+    return outputs

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from finetunelib._forward.batch import call, inputs_of, split
+from finetunelib._forward.batch import arguments_of, call, inputs_of, split
+from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
 from finetunelib.training._tasks.class_targets import count_targets
@@ -45,9 +47,11 @@ class SupervisedTask(Task):
         outputs = call(model, inputs)
         return StepOutput(self.loss(outputs, targets), outputs, targets, self._weight(targets))
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run the model on a batch, with or without targets."""
-        return call(model, inputs_of(batch))
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Run the model on a batch, with or without targets, and return its logits or outputs."""
+        output = arguments_of(inputs_of(batch)).call(model)
+        logits = logits_of(output)
+        return output if logits is None else logits
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compare outputs with targets."""

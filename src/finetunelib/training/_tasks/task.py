@@ -85,7 +85,7 @@ class Task(ABC):
             The loss and its weight, and the outputs and targets for the metrics.
         """
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+    def predict(self, model: nn.Module, batch: Batch) -> Any:  # Any: as StepOutput.outputs.
         """Compute the outputs of a batch. By default these are the outputs of `step`.
 
         Args:
@@ -93,10 +93,10 @@ class Task(ABC):
             batch: A batch of the data, on the model's device. It may lack targets.
 
         Returns:
-            The outputs, `(batch, ...)`.
+            The outputs with one row for each sample: a tensor `(batch, ...)`, a mapping or tuple
+            of tensors, or a list with one entry for each sample.
         """
-        outputs: Tensor = self.step(model, batch).outputs
-        return outputs
+        return self.step(model, batch).outputs
 
 
 def _short(value: object) -> str:
