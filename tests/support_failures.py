@@ -185,7 +185,7 @@ FAILURES: dict[str, tuple[str, Any, type[BaseException]]] = {
         MemoryError,
     ),
     "the file cannot be read again": (
-        "finetunelib.export._export.check_graph",
+        "finetunelib.export._verified_file.check_graph",
         raising(OSError(errno.EIO, "Input/output error")),
         OSError,
     ),

@@ -97,7 +97,9 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
         output_names: Names of the graph's outputs. `None` uses those in the model's output (a dict
             or named tuple), else `output`, or `output_0`, `output_1` and so on; `probabilities`
             with `softmax`.
-        verify: Whether to compare the file with the model.
+        verify: Whether to compare the file with the model. If `False`, it is compared only at sizes
+            that contradict what the exporter assumed about sizes, and the graph checks an
+            assumption without which it is wrong.
         sample_inputs: Real samples to compare on, in the form of `example_input`. `None` varies
             the example.
         tolerance: The largest error allowed, as a fraction of the outputs' spread over the samples.
@@ -199,6 +201,7 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
                 softmax=softmax,
                 weights=weights_sha256(user_model),
                 verification=report.verification,
+                size_checks=report.size_checks,
                 self_test=test,
             )
             with naming(file):

@@ -50,6 +50,8 @@ class ExportReport:
         verification: The comparison with the model, or `None` with `verify=False`.
         data_path: The file with the weights of a model above 2 GB, or `None`.
         example_shapes: A valid shape for each input.
+        size_checks: Conditions on the sizes of dynamic axes, such as `"length <= 40"`. The graph
+            checks them when it runs, and stops with an error if one does not hold.
         notes: Arguments and outputs that are not tensors, such as a number that became a constant.
     """
 
@@ -62,6 +64,7 @@ class ExportReport:
     data_path: Path | None = None
     example_shapes: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    size_checks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         status = self.verification.status if self.verification else "not verified"
@@ -75,6 +78,7 @@ class ExportReport:
                 *(f"  input   {info}" for info in self.inputs),
                 *(f"  output  {info}" for info in self.outputs),
                 *(f"  {note}" for note in self.notes),
+                *(f"  The graph checks that {check}." for check in self.size_checks),
                 str(self.verification or "Not verified (`verify=False`)."),
                 f"Run:   {self.run_command}",
                 f"View:  {self.view_command}",

@@ -25,7 +25,12 @@ BATCH_SIZES = (1, 2, 7)
 class Axes:
     """The dynamic axes of all inputs: their names, sizes in the example, and bounds."""
 
-    def __init__(self, axes: Sequence[Mapping[int, AxisName]], tensors: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        axes: Sequence[Mapping[int, AxisName]],
+        tensors: Sequence[Tensor],
+        limits: Mapping[str, tuple[int, int | None]] | None = None,
+    ) -> None:
         self.of_input = list(axes)
         self._shapes = [tuple(tensor.shape) for tensor in tensors]
         self.example: dict[str, int] = {}
@@ -34,7 +39,8 @@ class Axes:
             for axis, name in own.items():
                 size = original_size(name, tensor.shape[axis])
                 self.example.setdefault(root_name(name), size)
-                self._bounds.setdefault(root_name(name), bounds(name))
+                own_limits = (limits or {}).get(root_name(name), bounds(name))
+                self._bounds.setdefault(root_name(name), own_limits)
 
     @property
     def further(self) -> list[str]:

@@ -64,6 +64,7 @@ class Description:
         softmax: bool,
         weights: str,
         verification: Verification | None,
+        size_checks: Sequence[str],
         self_test: SelfTest | None,
     ) -> OnnxMetadata:
         """Return the complete metadata of a file.
@@ -73,6 +74,7 @@ class Description:
             softmax: Whether the graph ends with a softmax.
             weights: The sha256 of the weights.
             verification: The result of the comparison with the model.
+            size_checks: Conditions on sizes that the graph checks.
             self_test: Samples and the model's outputs for them.
         """
         extra = dict(self.metadata)
@@ -85,6 +87,7 @@ class Description:
             postprocessing="softmax" if softmax else None,
             versions=versions(),
             verification=None if verification is None else _numbers(verification),
+            size_checks=list(size_checks) or None,
             certificate=None if self.certificate is None else _statement(self.certificate),
             weights_sha256=weights,
             self_test=self_test,

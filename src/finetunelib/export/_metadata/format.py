@@ -30,6 +30,7 @@ _JSON: dict[str, type] = {
     "labels": list,
     "versions": dict,
     "verification": dict,
+    "size_checks": list,
     "certificate": dict,
 }
 _SELF_TEST = "self_test"
@@ -68,6 +69,7 @@ class OnnxMetadata(TypedDict):
         versions: The versions of the packages that wrote the file.
         verification: The result of the comparison with the model: status, tolerance, batch sizes,
             and numbers for each output.
+        size_checks: Conditions on the sizes of the inputs that the graph checks when it runs.
         certificate: The tensors that were frozen in a training run, each with its sha256.
         weights_sha256: The sha256 of the model's tensors, ordered by name.
         self_test: Samples and the model's outputs for them.
@@ -83,6 +85,7 @@ class OnnxMetadata(TypedDict):
     postprocessing: str | None
     versions: dict[str, str] | None
     verification: dict[str, Any] | None
+    size_checks: list[str] | None
     certificate: dict[str, Any] | None
     weights_sha256: str | None
     self_test: SelfTest | None

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._forward.inputs import Inputs
-from finetunelib.export._request.dynamic_axes import AxisName, root_name
+from finetunelib.export._request.dynamic_axes import AxisName, bounds, derived_size, root_name
+from finetunelib.export._tracing.conditions import (
+    always_holds,
+    axis_symbol,
+    integers,
+    simplified,
+    without_implied,
+)
 
 #: How many sizes are tried for one condition, and the largest number in it that is considered.
 _MOST_TRIES, _LARGEST = 64, 1 << 20
@@ -25,55 +32,47 @@ Sizes = Mapping[str, int]
 
 @dataclass(slots=True)
 class Assumptions:
-    """Conditions on the sizes of dynamic axes, as sympy expressions, and the axes' symbols."""
+    """Conditions on the sizes of dynamic axes, as sympy expressions of `axis_symbol`."""
 
     conditions: list[Any] = field(default_factory=list)
-    symbols: dict[str, Any] = field(default_factory=dict)
-    ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
-    def violations(self, sizes: Sizes) -> list[dict[str, int]]:
-        """Return sizes near the given ones at which a condition does not hold."""
-        found: list[dict[str, int]] = []
-        for condition in self.conditions:
-            for name, symbol in self.symbols.items():
-                if symbol in condition.free_symbols:
-                    found += self._nearest(condition, name, sizes)
-        for name, (low, high) in self.ranges.items():
-            for size in (low - 1, None if high is None else high + 1):
-                if size is not None and 0 < size < _LARGEST:
-                    found.append({**sizes, name: size})
-        return [dict(items) for items in dict.fromkeys(tuple(each.items()) for each in found)]
 
-    def fail(self, sizes: Sizes) -> bool:
-        """Return whether a condition does not hold for these sizes."""
-        for name, (low, high) in self.ranges.items():
-            if sizes[name] < low or (high is not None and sizes[name] > high):
-                return True
-        return any(not self._holds(condition, sizes) for condition in self.conditions)
+def holds(condition: Any, sizes: Sizes) -> bool:
+    """Return whether a condition holds for some sizes.
 
-    def texts(self) -> list[str]:
-        """Return the conditions, with the names of the axes."""
-        names = {symbol: name for name, symbol in self.symbols.items()}
-        return sorted({str(condition.subs(names)) for condition in self.conditions})
+    What cannot be decided counts as holding.
+    """
+    values = {symbol: sizes[str(symbol)] for symbol in condition.free_symbols}
+    return str(condition.subs(values)) != "False"
 
-    def _nearest(self, condition: Any, name: str, sizes: Sizes) -> list[dict[str, int]]:
-        """Return the nearest size of one axis below and above at which a condition fails."""
+
+def violations(condition: Any, sizes: Sizes) -> list[dict[str, int]]:
+    """Return sizes at which a condition does not hold, with one axis other than in `sizes`.
+
+    For each axis, these are the nearest size below and above, and one that is farther away.
+    """
+    found: list[dict[str, int]] = []
+    for name in sorted(map(str, condition.free_symbols)):
         here = sizes[name]
-        numbers = {here, *sizes.values(), *(int(number) for number in _integers(condition))}
-        near = {
-            size + step for size in numbers for step in (-1, 0, 1) if 0 < size + step < _LARGEST
-        }
-        near |= {1, max(1, here // 2), here * 2}
-        tried = sorted(near, key=lambda size: abs(size - here))[:_MOST_TRIES]
-        failing = [size for size in tried if not self._holds(condition, {**sizes, name: size})]
-        below = next((size for size in failing if size < here), None)
-        above = next((size for size in failing if size > here), None)
-        return [{**sizes, name: size} for size in (below, above) if size is not None]
+        failing = [
+            size
+            for size in _candidates(condition, here, sizes)
+            if not holds(condition, {**sizes, name: size})
+        ]
+        for side in (
+            [size for size in failing if size < here],
+            [size for size in failing if size > here],
+        ):
+            # The candidates are in the order of their distance.
+            found += [{**sizes, name: size} for size in dict.fromkeys((*side[:1], *side[-1:]))]
+    return found
 
-    def _holds(self, condition: Any, sizes: Sizes) -> bool:
-        values = {symbol: sizes[name] for name, symbol in self.symbols.items()}
-        # What cannot be decided counts as holding, such as a condition on values.
-        return str(condition.subs(values)) != "False"
+
+def _candidates(condition: Any, here: int, sizes: Sizes) -> list[int]:
+    numbers = {here, *sizes.values(), *integers(condition, _LARGEST)}
+    near = {size + step for size in numbers for step in (-1, 0, 1) if 0 < size + step < _LARGEST}
+    near |= {1, max(1, here // 2), here * 2}
+    return sorted(near, key=lambda size: abs(size - here))[:_MOST_TRIES]
 
 
 @contextlib.contextmanager
@@ -106,38 +105,58 @@ def recording_assumptions(
     finally:
         handle.remove()
     if environments:
-        _collect(found, *environments[-1], axes)
+        found.conditions += [*_declared(axes), *_recorded(*environments[-1], axes)]
+        found.conditions[:] = without_implied(found.conditions)
 
 
-def _collect(
-    found: Assumptions,
-    environment: Any,
-    tensors: Sequence[Any],
-    axes: Sequence[Mapping[int, AxisName]],
-) -> None:
-    """Read the conditions from the exporter's shape environment."""
+def _declared(axes: Sequence[Mapping[int, AxisName]]) -> Iterator[Any]:
+    """Yield the bounds that the user declared, within which the exporter decides branches."""
+    for name in (name for own in axes for name in own.values()):
+        yield from _range(axis_symbol(root_name(name)), *bounds(name))
+
+
+def _recorded(
+    environment: Any, tensors: Sequence[Any], axes: Sequence[Mapping[int, AxisName]]
+) -> Iterator[Any]:
+    """Yield the conditions in the exporter's shape environment."""
+    own = _symbols(tensors, axes)
+    asserts = [a for group in environment.deferred_runtime_asserts.values() for a in group]
+    for assumed in (*environment.guards, *asserts):
+        condition = assumed.expr
+        if condition.free_symbols and condition.free_symbols <= own.keys():
+            condition = simplified(condition.xreplace(own))
+            if not always_holds(condition):
+                yield condition
+    for symbol, size in own.items():
+        limits = environment.var_to_range.get(symbol)
+        if limits is not None and size.is_Symbol:
+            low, high = _integer(limits.lower), _integer(limits.upper)
+            yield from _range(size, low, high)
+
+
+def _symbols(tensors: Sequence[Any], axes: Sequence[Mapping[int, AxisName]]) -> dict[Any, Any]:
+    """Return the size of each dynamic axis by the exporter's symbol for it.
+
+    Two axes that the exporter found to be equal have different symbols, so that this is not lost.
+    """
+    found: dict[Any, Any] = {}
     for tensor, own in zip(tensors, axes, strict=True):
         for axis, name in own.items():
-            expression = getattr(getattr(tensor.shape[axis], "node", None), "expr", None)
-            if getattr(expression, "is_Symbol", False):
-                found.symbols.setdefault(root_name(name), expression)
-    known = set(found.symbols.values())
-    asserts = [a for group in environment.deferred_runtime_asserts.values() for a in group]
-    for condition in [guard.expr for guard in environment.guards] + [a.expr for a in asserts]:
-        if condition.free_symbols and condition.free_symbols <= known:
-            found.conditions.append(condition)
-    for name, symbol in found.symbols.items():
-        limits = environment.var_to_range.get(symbol)
-        low, high = _integer(limits.lower), _integer(limits.upper)
-        low = 1 if low is None or low <= 2 else low
-        if low > 1 or high is not None:
-            found.ranges[name] = (low, high)
+            node = getattr(tensor.shape[axis], "node", None)
+            symbol = getattr(node, "_expr", None)
+            if getattr(symbol, "is_Symbol", False):
+                start = derived_size(name, 0)
+                step = derived_size(name, 1) - start
+                found[symbol] = step * axis_symbol(root_name(name)) + start
+    return found
 
 
-def _integers(condition: Any) -> Iterator[int]:
-    for number in condition.atoms():
-        if number.is_Integer and abs(int(number)) < _LARGEST:
-            yield abs(int(number))
+def _range(symbol: Any, low: int | None, high: int | None) -> Iterator[Any]:
+    # The exporter starts at 2, because it treats a size of 1 as a constant.
+    if low is not None and low > 2:
+        yield symbol >= low
+    if high is not None:
+        yield symbol <= high
 
 
 def _integer(limit: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -17,7 +18,7 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib._preserve import evaluating, random_state_preserved
 from finetunelib.errors import ExportError
 from finetunelib.export._request.dynamic_axes import AxisName
-from finetunelib.export._request.pipeline import Pipeline, inner_name
+from finetunelib.export._request.pipeline import inner_name
 from finetunelib.export._tracing.errors import explain, narrower_range, says_static
 from finetunelib.export._tracing.fixed_batch import module_that_fixes_the_batch
 
@@ -109,11 +110,18 @@ def _dynamic_shapes(
     if not any(axes):
         return None
     per_input = [dict(own) for own in axes]
-    if isinstance(model, Pipeline):
-        return (tuple(per_input),)  # Its forward takes `*inputs`, one argument that is a tuple.
     if not inputs.kwargs:
-        return tuple(per_input)
+        return _by_argument(model, per_input)
     return dict(zip(inputs.kwargs, per_input, strict=True))
+
+
+def _by_argument(model: nn.Module, per_input: Sequence[dict[int, AxisName]]) -> tuple[Any, ...]:
+    """Return the dynamic axes with those of `*args`, one argument that is a tuple, in a tuple."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(per_input)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*per_input[:first], tuple(per_input[first:]))
 
 
 @contextlib.contextmanager

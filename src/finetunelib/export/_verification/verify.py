@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +36,9 @@ from finetunelib.export._verification.compare import FileComparison
 from finetunelib.export._verification.mismatch import find_location, mismatch_error
 from finetunelib.export._verification.outcome import Verification
 from finetunelib.export._verification.runtime import RefusedError, graph_inputs, open_session
+
+#: A condition on the size of one axis, as the metadata of a file have it.
+_LIMIT = re.compile(r"(\w+) (<=|>=) (\d+)")
 
 #: The sizes of an input; a dynamic one is a name.
 Shape: TypeAlias = Sequence[int | str | None]
@@ -183,7 +188,8 @@ class _Pair:
 
 def _compare(session: Any, file: Path, pair: _Pair, tolerance: float) -> Verification:
     """Compare a loaded file on all batches, and at a second size of each dynamic axis."""
-    batch, axes = pair.batch, Axes(pair.axes, pair.batches[0].tensors)
+    limits = _stored_limits(file)
+    batch, axes = pair.batch, Axes(pair.axes, pair.batches[0].tensors, limits)
     comparison = FileComparison(
         session, file, pair.model, pair.names, batch, tolerance, pair.program
     )
@@ -199,7 +205,21 @@ def _compare(session: Any, file: Path, pair: _Pair, tolerance: float) -> Verific
         yield from runs_at_missing_sizes(runner, seen)
 
     comparison.compare(runs())
-    return comparison.result({}, axes.example)
+    known = {name: limit for name, limit in limits.items() if name in axes.example}
+    return comparison.result(known, axes.example)
+
+
+def _stored_limits(file: Path) -> dict[str, tuple[int, int | None]]:
+    """Return the smallest and largest size of each axis that a file says it checks."""
+    found: dict[str, tuple[int, int | None]] = {}
+    stored = {entry.key: entry.value for entry in read_onnx(file).metadata_props}
+    for check in json.loads(stored.get("size_checks", "[]")):
+        parts = _LIMIT.fullmatch(str(check))
+        if parts:
+            low, high = found.get(parts[1], (1, None))
+            size = int(parts[3])
+            found[parts[1]] = (low, size) if parts[2] == "<=" else (size, high)
+    return found
 
 
 def _in_order(batch: ModelInputs, names: Sequence[str]) -> ModelInputs:
