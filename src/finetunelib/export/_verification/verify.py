@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ from finetunelib.export._verification.mismatch import find_location, mismatch_er
 from finetunelib.export._verification.outcome import Verification
 from finetunelib.export._verification.runtime import RefusedError, graph_inputs, open_session
 
-#: A condition on the size of one axis, as the metadata of a file have it.
-_LIMIT = re.compile(r"(\w+) (<=|>=) (\d+)")
+#: A limit of the size of one axis, in the JSON list of checks in the metadata of a file.
+_LIMIT = re.compile(r'"(\w+) (<=|>=) (\d+)"')
 
 #: The sizes of an input; a dynamic one is a name.
 Shape: TypeAlias = Sequence[int | str | None]
@@ -213,12 +212,9 @@ def _stored_limits(file: Path) -> dict[str, tuple[int, int | None]]:
     """Return the smallest and largest size of each axis that a file says it checks."""
     found: dict[str, tuple[int, int | None]] = {}
     stored = {entry.key: entry.value for entry in read_onnx(file).metadata_props}
-    for check in json.loads(stored.get("size_checks", "[]")):
-        parts = _LIMIT.fullmatch(str(check))
-        if parts:
-            low, high = found.get(parts[1], (1, None))
-            size = int(parts[3])
-            found[parts[1]] = (low, size) if parts[2] == "<=" else (size, high)
+    for name, sign, number in _LIMIT.findall(stored.get("size_checks", "")):
+        low, high = found.get(name, (1, None))
+        found[name] = (low, int(number)) if sign == "<=" else (int(number), high)
     return found
 
 
