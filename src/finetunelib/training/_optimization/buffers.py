@@ -63,6 +63,8 @@ class BufferCopies:
                 copies.append(_room_for(tensor, kept.copy))
                 kept.copy, kept.version = copies[-1], tensor._version  # noqa: SLF001
             kept.tensor = tensor
+        if not sources:
+            return  # An empty list is refused.
         with torch.no_grad():
             torch._foreach_copy_(copies, sources)
 
