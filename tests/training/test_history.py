@@ -37,7 +37,7 @@ def two_epochs() -> History:
 
 
 def test_column_has_the_values_of_a_list() -> None:
-    """A name gives one value per epoch, which compares, prints and slices as a list does."""
+    """A name gives one value per epoch, which can be compared, printed and sliced like a list."""
     column = two_epochs()["train_loss"]
     assert column == [0.5, 0.25]
     assert [0.5, 0.25] == column  # noqa: SIM300 - a list asks the column
@@ -53,7 +53,7 @@ def test_column_has_the_values_of_a_list() -> None:
         column[2]
 
 
-def test_column_has_the_rows_of_its_time() -> None:
+def test_column_does_not_grow() -> None:
     """Later epochs do not change a column that was read before."""
     history = two_epochs()
     column = history["train_loss"]
@@ -63,7 +63,7 @@ def test_column_has_the_rows_of_its_time() -> None:
 
 
 def test_last_value_does_not_read_the_other_rows() -> None:
-    """Its cost does not grow with the number of epochs."""
+    """Its cost does not depend on the number of epochs."""
     reads = []
 
     class Row(dict[str, float]):

@@ -44,7 +44,7 @@ def _table(x: Tensor) -> Tensor:
 def test_sizes_that_violate_a_condition_are_found_near_and_far(
     condition: Any, lengths: list[int]
 ) -> None:
-    """Below the example's size and above it."""
+    """Sizes below and above that of the example are found."""
     found = violations(condition, {"batch": 2, "length": 12})
     assert [sizes["length"] for sizes in found if sizes["batch"] == 2] == lengths
 

@@ -1,4 +1,4 @@
-"""The graph itself checks what the exporter assumed about sizes."""
+"""Checks inside the graph of the assumptions of the exporter about sizes."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _one_is_special(x: Tensor) -> Tensor:
     ],
 )
 def test_conditions_are_simplified_and_readable(condition: Any, shown: str) -> None:
-    """They appear in the report and in the names of nodes."""
+    """Conditions appear in the report and in the names of nodes."""
     assert text(simplified(condition)) == shown
 
 
 def test_conditions_that_always_hold_or_follow_from_others_are_left_out() -> None:
-    """They would only cost time."""
+    """Checking them would only take time."""
     assert always_holds(3 * _A * _B > 1)
     assert not always_holds(_A <= 40)
     both = [_A <= 40, sympy.Or(_A <= 40, sympy.Eq(Min(40, _A), 1)), _A <= 40]
@@ -80,7 +80,7 @@ def test_conditions_that_always_hold_or_follow_from_others_are_left_out() -> Non
     ids=text,
 )
 def test_a_graph_runs_only_at_sizes_that_meet_a_condition(condition: Any) -> None:
-    """For all sizes of two axes, in ONNX Runtime and in the reference implementation."""
+    """This holds in ONNX Runtime and in the reference implementation, for sizes of two axes."""
     import onnx_ir as ir
 
     shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["a", "b"])
@@ -114,8 +114,8 @@ def _runs(call: Any) -> bool:
     return True
 
 
-def test_a_condition_that_onnx_does_not_have_is_refused() -> None:
-    """Rather than dropped."""
+def test_a_condition_that_onnx_cannot_express_is_refused() -> None:
+    """The condition must not be dropped silently."""
     import onnx_ir as ir
 
     value = ir.Value(name="x", shape=ir.Shape(["a"]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -127,7 +127,7 @@ def test_a_condition_that_onnx_does_not_have_is_refused() -> None:
 
 @pytest.mark.slow
 def test_a_branch_is_checked_by_the_graph_without_verification(tmp_path: Path) -> None:
-    """The model runs on both sides of it, the file on one, and says so."""
+    """The file is valid on one side of the branch, and raises an error on the other."""
     for function, right, wrong, shown in (
         (_first_sixteen, 16, 17, "length <= 16"),
         (_one_is_special, 2, 1, "length != 1"),
@@ -150,7 +150,7 @@ def test_a_branch_is_checked_by_the_graph_without_verification(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_model_that_needs_multiples_gets_a_check_of_them(tmp_path: Path) -> None:
-    """Neither the model nor the file accepts other sizes; `verify_onnx` keeps to them."""
+    """Neither the model nor the file accepts other sizes, and `verify_onnx` does not try them."""
 
     def groups(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, 4, 3).mean(2).sum(1)
@@ -167,7 +167,7 @@ def test_a_model_that_needs_multiples_gets_a_check_of_them(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_two_axes_that_must_be_equal_are_checked(tmp_path: Path) -> None:
-    """The exporter makes them one and forgets it."""
+    """The exporter merges two such axes and does not report it."""
     report = export_onnx(
         Difference(),
         tmp_path / "m.onnx",
@@ -179,7 +179,7 @@ def test_two_axes_that_must_be_equal_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_declared_range_is_checked_and_known_to_later_comparisons(tmp_path: Path) -> None:
-    """A comparison at a size beyond it would blame the file."""
+    """`verify_onnx` does not compare at sizes outside the range."""
     from torch.export import Dim
 
     model = Function(_first_sixteen)

@@ -1,4 +1,4 @@
-"""A checkpoint whose digests are correct and whose values are not is refused before a change."""
+"""A checkpoint with correct digests and invalid values is refused before anything is changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finetunelib.training._checkpointing.optimizer_state import check_optimizer
 from training._checkpointing.checkpoint_files import DATA, forge, trainer
 from training._loop.stopping import SaveAt
 
-#: A value of no type that a state can have.
+#: A value that is invalid everywhere in a state.
 JUNK: Any = [1, "x"]
 
 
@@ -84,7 +84,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object], copy: Path) 
     return copy
 
 
-#: Where junk is put, and what the error names. The first part says in which checkpoint.
+#: The positions of invalid values, and what the error names. The first part is the checkpoint.
 PLACES: list[tuple[str, tuple[Any, ...], Any]] = [
     *(
         ("between", (name,), JUNK)
@@ -180,7 +180,7 @@ def test_values_that_no_run_has_are_refused(written: Path, tmp_path: Path) -> No
 def test_history_that_disagrees_with_the_counters_is_refused(
     written: Path, tmp_path: Path, rows: list[dict[str, float]]
 ) -> None:
-    """A run of one epoch and four steps has one row of this epoch, with at most four steps."""
+    """A run of one epoch with four steps has one row, with at most four steps."""
     path = shutil.copytree(written / "between", tmp_path / "copy")
     (path / HISTORY).write_text(json.dumps(rows))
     forge(path)
@@ -204,7 +204,7 @@ def test_history_that_disagrees_with_the_counters_is_refused(
 def test_counters_that_disagree_with_the_state_are_refused(
     written: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """A batch in an epoch without sums, and more epochs than rows, are no position of a run."""
+    """A batch in an epoch requires sums, and there are as many rows as epochs."""
     path = shutil.copytree(written / "between", tmp_path / "copy")
     forge(path, **changes)
     agree = {"batch": "measured", "epoch": HISTORY, "step": HISTORY}
@@ -217,7 +217,7 @@ def test_counters_that_disagree_with_the_state_are_refused(
     "kind", ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RMSprop"]
 )
 def test_states_of_the_optimizers_of_pytorch_are_accepted(tmp_path: Path, kind: str) -> None:
-    """What an optimizer saves fits itself, and a tensor of another shape does not."""
+    """The state of each optimizer is accepted, and a tensor of another shape is refused."""
     there = trainer(optimizer=getattr(torch.optim, kind))
     there.fit(DATA, epochs=1)
     optimizer = there.optimizer
@@ -234,7 +234,7 @@ def test_states_of_the_optimizers_of_pytorch_are_accepted(tmp_path: Path, kind: 
 def test_ctrl_c_while_loading_leaves_the_run_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was frozen, the optimizer and the callbacks are as before."""
+    """Frozen parts, the optimizer and the callbacks are restored."""
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt

@@ -57,7 +57,7 @@ class Stream(IterableDataset[Any]):
     ids=["shuffle", "sampler", "shuffled batches", "batches", "no batches", "drop_last", "workers"],
 )
 def test_loader_in_another_order_is_refused(loader: Callable[[], Any]) -> None:
-    """Before anything is read; the message says what to pass."""
+    """The error is raised before the data is read, and says what to pass."""
     with pytest.raises(DataError, match="DataLoader"):
         quiet_trainer(network()).predict(loader())
 
@@ -74,14 +74,14 @@ def test_loader_in_another_order_is_refused(loader: Callable[[], Any]) -> None:
     ids=["plain", "nothing to drop", "batches in order", "list", "stream"],
 )
 def test_loader_in_order_is_accepted(loader: Callable[[], Any]) -> None:
-    """Each row is that of its sample."""
+    """Each row belongs to the sample at its position."""
     trainer = quiet_trainer(plain_network())
     assert torch.allclose(trainer.predict(loader()), trainer.model(INPUTS), atol=1e-6)
 
 
 @pytest.mark.slow
 def test_stream_is_read_by_one_worker() -> None:
-    """Several workers would repeat its samples; evaluation counts each once, too."""
+    """Several workers would repeat its samples. Evaluation also counts each sample once."""
     trainer = quiet_trainer(plain_network(), num_workers=2)
     assert torch.allclose(trainer.predict(Stream()), trainer.model(INPUTS), atol=1e-6)
     expected = quiet_trainer(trainer.model).evaluate((INPUTS, TARGETS))
@@ -96,7 +96,7 @@ class Skips(TensorDataset):
 
 
 def test_missing_rows_are_an_error() -> None:
-    """Of a dataset that we batch, and of a loader; never rows of uninitialised memory."""
+    """This holds for a dataset and for a loader. The result never contains uninitialized memory."""
     data = Skips(INPUTS, TARGETS)
     for source in (data, DataLoader(data, 4)):
         with pytest.raises(DataError, match=r"9 samples|10 samples|3 samples"):
@@ -104,14 +104,14 @@ def test_missing_rows_are_an_error() -> None:
 
 
 def test_more_rows_than_samples_are_an_error() -> None:
-    """A collate function that repeats samples."""
+    """A collate function may repeat samples by mistake."""
     loader = DataLoader(PAIRS, 4, collate_fn=lambda samples: torch.stack([samples[0][0]] * 9))
     with pytest.raises(DataError, match="10 samples"):
         quiet_trainer(network()).predict(loader)
 
 
 def test_outputs_of_different_shapes_are_a_list() -> None:
-    """With one entry for each sample, whether the number of samples is known or not."""
+    """The list has one entry per sample, even if the number of samples is unknown."""
     batches = [torch.ones(2, length, 6) for length in (5, 5, 7)]
     model = nn.Linear(6, 3)
     for data in (batches, iter(batches)):
@@ -144,7 +144,7 @@ class Structured(nn.Module):
 
 
 def test_outputs_of_several_tensors_keep_their_structure() -> None:
-    """A mapping or a tuple of tensors has all rows under each name; a list has an entry each."""
+    """Mappings and tuples contain tensors of all rows, and a list has one entry per sample."""
     named: Any = quiet_trainer(Structured(lambda a, b: {"logits": a, "size": b})).predict(INPUTS)
     assert (named["logits"].shape, named["size"].shape) == ((10, 3), (10,))
     first, second = quiet_trainer(Structured(lambda a, b: (a, b))).predict(INPUTS)
@@ -167,13 +167,13 @@ def test_outputs_of_several_tensors_keep_their_structure() -> None:
     ids=["two tensors", "one number", "nothing", "half"],
 )
 def test_outputs_without_a_row_for_each_sample_are_an_error(structure: Any) -> None:
-    """The message has what was returned, and the advice to write a task."""
+    """The message describes the outputs and suggests a custom task."""
     with pytest.raises(DataError, match="task"):
         quiet_trainer(Structured(structure)).predict(INPUTS)
 
 
-def test_mixed_precision_returns_float32_and_shows_it_to_metrics() -> None:
-    """Numpy has no bfloat16."""
+def test_mixed_precision_returns_float32_also_to_metrics() -> None:
+    """NumPy does not support bfloat16."""
 
     def share(outputs: Tensor, targets: Tensor) -> float:
         return float((outputs.numpy().argmax(1) == targets.numpy()).mean())
@@ -200,8 +200,8 @@ class Silent(Pairs):
         return StepOutput(super().step(model, batch).loss, None, None, 1)
 
 
-def test_task_that_cannot_predict_is_told_what_to_define() -> None:
-    """Its step needs targets, or returns no outputs; another error keeps its type."""
+def test_error_of_a_task_that_cannot_predict_says_what_to_define() -> None:
+    """Its step needs targets or returns no outputs. Other errors keep their type."""
     with pytest.raises(DataError, match=r"`Pairs\.predict"):
         quiet_trainer(plain_network(), task=Pairs()).predict(INPUTS)
     with pytest.raises(DataError, match=r"`Silent\.predict"):
@@ -210,8 +210,8 @@ def test_task_that_cannot_predict_is_told_what_to_define() -> None:
         quiet_trainer(plain_network(), task=Pairs()).predict((INPUTS, TARGETS + 9))
 
 
-def test_refused_inputs_leave_the_model_as_it_was() -> None:
-    """Also the buffers that the forward changed before it failed."""
+def test_refused_inputs_leave_the_model_unchanged() -> None:
+    """Buffers that the forward changed before it failed are restored."""
 
     class Counting(nn.Module):
         rows: Tensor
@@ -238,7 +238,7 @@ def test_refused_inputs_leave_the_model_as_it_was() -> None:
 
 
 def test_several_threads_get_the_right_rows() -> None:
-    """Modes and buffers are as before, although each call sets them for its time."""
+    """Modes and buffers are unchanged afterwards, although each call changes them temporarily."""
     model = network()
     trainer = quiet_trainer(model)
     expected, modes, before = trainer.predict(INPUTS), modes_of(model), weights_of(model)
@@ -261,7 +261,7 @@ def test_several_threads_get_the_right_rows() -> None:
 
 
 def test_prediction_of_another_thread_during_a_fit_is_refused() -> None:
-    """It would train in eval mode; the thread that trains may predict."""
+    """The model would be trained in eval mode. The thread that trains may predict."""
     found: list[Any] = []
 
     class Predicts(Callback):

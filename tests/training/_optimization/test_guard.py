@@ -78,8 +78,8 @@ def test_run_stops_in_the_state_of_the_last_finite_step(value: float) -> None:
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-def test_later_epoch_is_counted_on() -> None:
-    """The number of the step goes on over epochs, and finished epochs keep their rows."""
+def test_steps_are_counted_over_all_epochs() -> None:
+    """The error contains the total number of steps, and finished epochs keep their rows."""
     batches = list(GOOD)
 
     class Spoil(Callback):
@@ -95,7 +95,7 @@ def test_later_epoch_is_counted_on() -> None:
 
 
 def test_micro_batches_before_the_bad_one_are_undone_too() -> None:
-    """No part of an update is made, and BatchNorm has seen none of its micro-batches."""
+    """The weights are not updated, and BatchNorm is restored to its state before the step."""
     trainer = quiet_trainer(network(), gradient_accumulation_steps=2)
     expected = quiet_trainer(network(), gradient_accumulation_steps=2)
     error = stopped(trainer, spoiled(4))
@@ -105,7 +105,7 @@ def test_micro_batches_before_the_bad_one_are_undone_too() -> None:
 
 
 def test_training_can_continue_after_the_error() -> None:
-    """A second `fit` gives the bits of a run that never saw the bad batch."""
+    """A second `fit` gives bitwise the same result as a run without the bad batch."""
     trainer, expected = quiet_trainer(plain_network()), quiet_trainer(plain_network())
     stopped(trainer, spoiled(1))
     trainer.fit(GOOD, epochs=1)
@@ -133,7 +133,7 @@ class Remembers(nn.Module):
 
 
 def test_buffers_that_a_forward_replaces_are_restored() -> None:
-    """A buffer that is assigned, one that was None, and one that is changed in place."""
+    """This includes buffers that are assigned, were `None`, or are changed in place."""
     models = []
     for batches, steps in ((spoiled(3), None), (GOOD, 2)):
         torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_buffers_that_a_forward_replaces_are_restored() -> None:
 
 
 def test_bad_value_of_a_batch_is_named_with_its_sample() -> None:
-    """The message has the value, the sample, and the first module that receives it."""
+    """The message contains the value, the sample, and the first module that receives it."""
     error = stopped(quiet_trainer(plain_network()), spoiled(3))
     assert error.module == "backbone.0"
     for word in ("nan", "sample 1", "backbone.0", "Remove"):
@@ -190,8 +190,8 @@ def test_first_module_whose_output_is_not_finite_is_named() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_loss_without_a_finite_value_is_told_from_the_model() -> None:
-    """If all outputs are finite, the loss itself is to blame."""
+def test_loss_that_is_not_finite_for_finite_outputs_is_named() -> None:
+    """If all outputs are finite, the message names the loss."""
 
     def log_of_zero(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs * 0).mean().log()
@@ -201,8 +201,8 @@ def test_loss_without_a_finite_value_is_told_from_the_model() -> None:
     assert "log of 0" in str(error)
 
 
-def test_weights_that_are_lost_are_not_called_intact() -> None:
-    """An update with a finite loss and infinite gradients is noticed one step too late."""
+def test_weights_that_are_not_finite_are_not_reported_as_intact() -> None:
+    """An update with a finite loss and infinite gradients is detected one step later."""
 
     class Root(nn.Module):
         """Has a finite value at 0 and an infinite slope."""
@@ -230,7 +230,7 @@ def test_weights_that_are_lost_are_not_called_intact() -> None:
 
 
 def test_custom_task_is_repeated_once_to_find_the_module() -> None:
-    """Its `step` is called once more for the bad batch; what it raises then is ignored."""
+    """Its `step` is called once more for the bad batch; exceptions of this call are ignored."""
 
     class Counts(Task):
         """Fails when a batch is repeated."""
@@ -253,11 +253,11 @@ def test_custom_task_is_repeated_once_to_find_the_module() -> None:
     assert error.module == "backbone.0"
 
 
-# What is no reason to stop
+# Values that do not stop a run
 
 
 def test_mean_over_nothing_is_not_an_error() -> None:
-    """The loss of a micro-batch whose targets are all ignored is nan, and has no weight."""
+    """The loss of a micro-batch whose targets are all ignored is nan with a weight of 0."""
     inputs, targets = points(8)
     targets = targets.clone()
     targets[:4] = -100
@@ -268,7 +268,7 @@ def test_mean_over_nothing_is_not_an_error() -> None:
 
 
 def test_validation_loss_that_is_not_finite_does_not_stop_training() -> None:
-    """It is in the history, and it is never the best value."""
+    """It is recorded in the history, and it is never the best value."""
     stopping = EarlyStopping("val_loss", patience=9)
     trainer = quiet_trainer(plain_network(), callbacks=[stopping])
     history = trainer.fit(GOOD, spoiled(1), epochs=2)
@@ -276,8 +276,8 @@ def test_validation_loss_that_is_not_finite_does_not_stop_training() -> None:
     assert stopping.best_epoch == 0
 
 
-def test_error_is_one_of_this_library_and_of_floating_point() -> None:
-    """Both kinds of handlers catch it, and a small loss is no reason for it."""
+def test_error_has_both_base_classes() -> None:
+    """It can be caught as `FinetuneLibError` or `FloatingPointError`."""
     assert issubclass(NonFiniteError, FinetuneLibError)
     assert issubclass(NonFiniteError, FloatingPointError)
 
@@ -305,7 +305,7 @@ def guard_elsewhere(state: TrainState) -> Guard:
 
 
 def test_loss_on_an_accelerator_is_noticed_at_the_next_read() -> None:
-    """The error gives the range of steps; losses without weight do not count."""
+    """The error contains the range of steps, and losses without weight do not count."""
     state = TrainState(epoch=1)
     guard = guard_elsewhere(state)
     guard.read()
@@ -319,7 +319,7 @@ def test_loss_on_an_accelerator_is_noticed_at_the_next_read() -> None:
 
 
 def test_losses_on_an_accelerator_are_read_before_they_take_much_memory() -> None:
-    """A long epoch is read in parts."""
+    """The losses of a long epoch are read in several parts."""
     state = TrainState()
     guard = guard_elsewhere(state)
     guard._CHUNK = 3  # type: ignore[misc]
@@ -330,7 +330,7 @@ def test_losses_on_an_accelerator_are_read_before_they_take_much_memory() -> Non
         guard.check(output_of(1.0), None)
 
 
-def test_checkpoint_is_not_written_from_weights_that_were_lost(tmp_path: Path) -> None:
+def test_no_checkpoint_is_written_if_a_loss_was_not_finite(tmp_path: Path) -> None:
     """The losses are read before a checkpoint replaces older ones."""
 
     class Task3(SupervisedTask):

@@ -137,7 +137,7 @@ def _recorded(
 def _symbols(tensors: Sequence[Any], axes: Sequence[Mapping[int, AxisName]]) -> dict[Any, Any]:
     """Return the size of each dynamic axis by the exporter's symbol for it.
 
-    Two axes that the exporter found to be equal have different symbols, so that this is not lost.
+    Two axes that the exporter found to be equal have different symbols, which keeps this condition.
     """
     found: dict[Any, Any] = {}
     for tensor, own in zip(tensors, axes, strict=True):

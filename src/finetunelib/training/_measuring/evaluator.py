@@ -64,7 +64,7 @@ class Evaluator:
             samples: The number of samples, if known.
 
         Returns:
-            What `Rows` makes of the outputs. In mixed precision they are float32.
+            The outputs as collected by `Rows`. In mixed precision they are float32.
 
         Raises:
             InvalidInputError: If the model does not accept the first batch.
