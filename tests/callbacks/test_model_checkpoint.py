@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from finetunelib import Trainer
+from finetunelib._files.locks import FolderLock
 from finetunelib.callbacks import EMA, ModelCheckpoint
 from finetunelib.errors import (
     CheckpointError,
@@ -22,6 +23,7 @@ from finetunelib.errors import (
 )
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._checkpointing.folder import open_checkpoint
+from training._checkpointing.checkpoint_files import forge
 
 INPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 DATA = (INPUTS, torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -200,23 +202,85 @@ def test_a_second_fit_continues_the_numbers(tmp_path: Path) -> None:
     assert names(tmp_path) == named((1, 3), (2, 6))
 
 
-def test_a_new_run_in_the_same_folder_has_the_newest_checkpoints(tmp_path: Path) -> None:
-    """The checkpoints of a new run are the newest ones, whatever their names."""
-    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=5)
-    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
-    assert names(tmp_path) == named((1, 3), (5, 15))
+def test_a_folder_with_checkpoints_of_another_run_is_refused(tmp_path: Path) -> None:
+    """A new run does not delete them, and the error says how to go on."""
+    first = trainer(ModelCheckpoint(tmp_path))
+    first.fit(DATA, epochs=3)
+    with pytest.raises(CheckpointError, match="resume_from") as caught:
+        trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=5)
+    assert str(tmp_path) in str(caught.value)
+    assert names(tmp_path) == named((2, 6), (3, 9))
     again = trainer(ModelCheckpoint(tmp_path))
-    assert len(again.fit(DATA, epochs=2, resume_from=tmp_path)) == 2
+    assert len(again.fit(DATA, epochs=4, resume_from=tmp_path)) == 4
+    first.fit(DATA, epochs=1)  # It is the same run, which may go on.
+    assert names(tmp_path) == named((3, 9), (4, 12))
+
+
+def test_checkpoints_of_another_run_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    """A run that finds some during training keeps them."""
+
+    class Other(Callback):
+        def on_epoch_start(self, context: TrainContext) -> None:
+            if context.state.epoch == 1:
+                trainer(ModelCheckpoint(tmp_path / "other")).fit(DATA, epochs=1)
+                (tmp_path / "other" / named((1, 3))[0]).rename(tmp_path / "run" / named((9, 9))[0])
+
+    trainer(ModelCheckpoint(tmp_path / "run"), Other()).fit(DATA, epochs=4)
+    assert names(tmp_path / "run") == named((3, 9), (4, 12), (9, 9))
+
+
+def test_checkpoints_of_an_early_version_belong_to_the_run_that_resumes(tmp_path: Path) -> None:
+    """They have no id. A run that does not resume from them is refused."""
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    path = tmp_path / named((1, 3))[0]
+    forge(path, run=None)
+    with pytest.raises(CheckpointError, match="another run"):
+        trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=3, resume_from=tmp_path)
+    assert names(tmp_path) == named((2, 6), (3, 9))
+
+
+def test_two_runs_at_once_cannot_use_one_folder(tmp_path: Path) -> None:
+    """The second one is told so, and the first one goes on."""
+    refused: list[str] = []
+
+    class Second(Callback):
+        def on_epoch_end(self, context: TrainContext) -> None:
+            with pytest.raises(CheckpointError) as caught:
+                trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1, resume_from=tmp_path)
+            refused.append(str(caught.value))
+
+    trainer(ModelCheckpoint(tmp_path), Second()).fit(DATA, epochs=2)
+    assert len(refused) == 2
+    assert all("another process" in message and str(tmp_path) in message for message in refused)
     assert names(tmp_path) == named((1, 3), (2, 6))
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=3, resume_from=tmp_path)
+
+
+def test_a_run_that_failed_leaves_the_folder_to_others(tmp_path: Path) -> None:
+    """An error of a callback ends the run and its use of the folder."""
+
+    class Fails(Callback):
+        def on_step_end(self, context: TrainContext) -> None:
+            raise KeyError("step")
+
+    with pytest.raises(KeyError):
+        trainer(ModelCheckpoint(tmp_path), Fails()).fit(DATA, epochs=1)
+    trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
+    assert names(tmp_path) == named((1, 3))
 
 
 def test_leftovers_of_a_killed_process_are_deleted_at_the_start(tmp_path: Path) -> None:
-    """Unfinished folders are deleted before the first step."""
+    """Unfinished folders are deleted before the first step, except those of living processes."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     whole = tmp_path / named((1, 3))[0]
     shutil.copytree(whole, tmp_path / ".epoch-0002-step-00000006-0a1b2c3d.unfinished")
-    trainer(ModelCheckpoint(tmp_path, every_n_epochs=9)).fit(DATA, epochs=1)
-    assert names(tmp_path) == named((1, 3))
+    living = shutil.copytree(whole, tmp_path / ".epoch-0009-step-00000009-0a1b2c3d.unfinished")
+    lock = FolderLock(living)
+    other = trainer(ModelCheckpoint(tmp_path, every_n_epochs=9))
+    other.fit(DATA, epochs=2, resume_from=tmp_path)
+    lock.release()
+    assert names(tmp_path) == [living.name, *named((1, 3))]
 
 
 def test_a_missing_folder_is_created(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetunelib._files.disk import flush, flush_folder, not_written, ordinary_file
+from finetunelib._files.locks import FolderLock, is_locked
 from finetunelib._files.paths import (
     as_path,
     behind_links,
@@ -79,7 +80,8 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
     """Yield a temporary folder next to `path`, and rename it to `path` if the block succeeds.
 
     The block writes files with the given names. They are flushed to disk before the folder is
-    renamed: after a crash there is either a complete folder at `path` or none. The previous folder
+    renamed: after a crash there is either a complete folder at `path` or none. The temporary folder
+    is locked, so that other processes do not take it for a leftover. The previous folder
     is renamed just before, and then its files of these names are deleted. If a crash happens in
     between, `previous_folder` finds it. If the block raises, the temporary folder is removed and
     the previous one is unchanged.
@@ -96,9 +98,11 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
             f"`{target}` contains {', '.join(foreign[:3])}, which would be lost. Pass another path."
         )
     temporary = _hidden_path(target, _UNFINISHED)
+    lock = FolderLock(None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
+        lock = FolderLock(temporary)
         yield temporary
         for name in names:
             ordinary_file(temporary / name)
@@ -111,6 +115,7 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
     except OSError as error:
         raise not_written(target, error) from error
     finally:
+        lock.release()
         _delete(temporary, names)
 
 
@@ -143,17 +148,31 @@ def remove_folder(folder: Path, *, names: Iterable[str]) -> None:
 
 
 def sweep_unfinished(parent: Path, *, names: Iterable[str]) -> None:
-    """Clean up temporary folders that a killed process left in a folder."""
+    """Clean up temporary folders that a killed process left in a folder.
+
+    Those of a living process are left alone.
+    """
     names = tuple(names)
+    unfinished = list(parent.glob(f".*{_UNFINISHED}"))
+    living = {entry for entry in unfinished if is_locked(entry)}
+    replaced = {_target_of(entry) for entry in living}
     for previous in parent.glob(f".*{_PREVIOUS}"):
-        target = parent / previous.name[1:].rpartition("-")[0]
+        target = _target_of(previous)
+        if target in replaced:
+            continue
         if previous_folder(target) == previous:
             with contextlib.suppress(OSError):
                 previous.rename(target)
         else:
             _delete(previous, names)
-    for leftover in parent.glob(f".*{_UNFINISHED}"):
-        _delete(leftover, names)
+    for leftover in unfinished:
+        if leftover not in living:
+            _delete(leftover, names)
+
+
+def _target_of(hidden: Path) -> Path:
+    """Return the folder that a hidden one is to become, or was."""
+    return hidden.parent / hidden.name[1:].rpartition("-")[0]
 
 
 def _hidden_path(folder: Path, ending: str) -> Path:

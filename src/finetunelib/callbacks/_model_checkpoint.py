@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from finetunelib._arguments import check_at_least, check_whole
+from finetunelib._files.locks import FolderLock
 from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
 from finetunelib._typing import StrPath
@@ -19,6 +20,7 @@ from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._callbacks.context import OnError
 from finetunelib.training._checkpointing.folder import checkpoints_in, remove_checkpoint, sweep
+from finetunelib.training._checkpointing.ownership import check_own, is_other, lock_checkpoints
 
 #: The names of the folders that this callback writes and may delete.
 _NAME = re.compile(r"epoch-\d{4,}-step-\d{8,}")
@@ -31,6 +33,10 @@ class ModelCheckpoint(Callback):
     Checkpoints are written atomically, and older ones are deleted only after the new one is on
     disk. However abruptly a run is killed, at least one complete checkpoint survives. Other files
     in the folder are left alone.
+
+    A folder belongs to one run. A run that does not resume from it is refused if it contains
+    checkpoints of another run, as is a second process while the first one trains (except on file
+    systems without locks and on Windows).
 
     Args:
         folder: The folder for the checkpoints of this run. It is created if it does not exist.
@@ -102,6 +108,7 @@ class ModelCheckpoint(Callback):
             raise InvalidArgumentError(f'`on_error` must be "raise" or "warn", got {on_error!r}.')
         self.folder: Path = check_folder_writable(folder)
         self.best_path: Path | None = None
+        self._lock = FolderLock(None)
         self._every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs
         self._keep = keep
@@ -109,10 +116,18 @@ class ModelCheckpoint(Callback):
         self._improvement = None if monitor is None else Improvement(monitor, None)
 
     def on_fit_start(self, context: TrainContext) -> None:
-        """Check that resuming will be exact, and remove the leftovers of a killed process."""
+        """Check that resuming will be exact, take the folder, and remove what a killed run left.
+
+        Raises:
+            CheckpointError: If resuming would not be exact, or another process or run uses the
+                folder.
+        """
         context.check_resumable(inside_epoch=self._every_n_steps is not None)
         if self._improvement is not None:
             self._improvement.check_measured(context.measures)
+        self._lock.release()
+        self._lock = lock_checkpoints(self.folder)
+        check_own(self.folder, self._written(), context.run_id)
         sweep(self.folder)
 
     def on_step_end(self, context: TrainContext) -> None:
@@ -138,12 +153,16 @@ class ModelCheckpoint(Callback):
         if exact and context.last_checkpoint != path:
             context.request_checkpoint(path, on_error=self._on_error)
 
+    def on_fit_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
+        """Let other runs use the folder."""
+        self._lock.release()
+
     def on_checkpoint(self, context: TrainContext) -> None:
         """Delete all checkpoints except the newest ones and the best one."""
         if context.last_checkpoint is None or context.last_checkpoint.parent != self.folder:
             return
         # Other checkpoints in the folder are neither counted nor deleted.
-        own = [path for path in checkpoints_in(self.folder) if _NAME.fullmatch(path.name)]
+        own = [path for path in self._written() if not is_other(path, context.run_id)]
         for old in own[: -self._keep]:
             if old != self.best_path:
                 remove_checkpoint(old)
@@ -184,6 +203,10 @@ class ModelCheckpoint(Callback):
             )
         self._improvement.load_state_dict(state["improvement"])
         self.best_path = None if name is None else self.folder / str(name)
+
+    def _written(self) -> list[Path]:
+        """Return the checkpoints in the folder that this class wrote, oldest first."""
+        return [path for path in checkpoints_in(self.folder) if _NAME.fullmatch(path.name)]
 
     def _path_for(self, context: TrainContext) -> Path:
         state = context.state

@@ -41,6 +41,7 @@ class TrainContext:
             if that fails.
         stop_reason: Why a callback asked to stop, or `None`.
         resumed_from: The checkpoint that this `fit` resumes from, or `None`.
+        run_id: The id of the run. Its checkpoints have the same one, also after it was resumed.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
@@ -66,6 +67,7 @@ class TrainContext:
     measures: tuple[str, ...]
     why_not_resumable: Callable[[bool], str | None] = lambda _: None
     resumed_from: Path | None = None
+    run_id: str | None = None
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
     requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)

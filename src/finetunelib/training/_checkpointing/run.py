@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ class RunRecord:
         position: Where the run is in its data, or `None` if it has not started. Set when a
             checkpoint is loaded and when a `fit` ends; `None` while one is running.
         resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
+        run_id: The id of the run, which its checkpoints contain. `None` if it was resumed from a
+            checkpoint of an early version, which has none.
     """
 
     state: TrainState = field(default_factory=TrainState)
@@ -64,6 +67,7 @@ class RunRecord:
     freeze_audit: FreezeAudit = field(default_factory=FreezeAudit)
     position: EpochPosition | None = None
     resumed_from: Path | None = None
+    run_id: str | None = field(default_factory=lambda: secrets.token_hex(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class TrainingRun:
             },
             self.record.history,
             {
+                "run": self.record.run_id,
                 "epoch": state.epoch,
                 "step": state.step,
                 "batch": state.batch,
@@ -168,6 +173,7 @@ class TrainingRun:
         record.state.epoch, record.state.step = manifest["epoch"], manifest["step"]
         record.state.batch = manifest["batch"]
         record.position, record.resumed_from = position, checkpoint.path
+        record.run_id = manifest.get("run")
         return f"Resuming {difference}, as in `{checkpoint.path}`." if difference else ""
 
     def leave_position(self) -> None:

@@ -131,6 +131,7 @@ def _context(
         measures=(*names, *TIMING_COLUMNS),
         why_not_resumable=why_not_resumable,
         resumed_from=run.record.resumed_from,
+        run_id=run.record.run_id,
     )
 
 
