@@ -31,7 +31,7 @@ def test_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_worker_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
-    """A forked process that outlives its parent does not keep the next run out."""
+    """A forked process that outlives its parent does not block the next run."""
     lock = FolderLock(tmp_path)
     reading, writing = os.pipe()
     told, tell = os.pipe()
@@ -58,7 +58,7 @@ def test_worker_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_locked_is_not_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is so without such locks, for a missing folder, and on some file systems."""
+    """Folders may be missing, and some systems or file systems have no locks."""
     assert not is_locked(tmp_path / "missing")
 
     def unsupported(descriptor: int, operation: int) -> None:

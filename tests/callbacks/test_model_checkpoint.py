@@ -203,7 +203,7 @@ def test_a_second_fit_continues_the_numbers(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_checkpoints_of_another_run_is_refused(tmp_path: Path) -> None:
-    """A new run does not delete them, and the error says how to go on."""
+    """A new run does not delete them, and the error says how to continue."""
     first = trainer(ModelCheckpoint(tmp_path))
     first.fit(DATA, epochs=3)
     with pytest.raises(CheckpointError, match="resume_from") as caught:
@@ -212,7 +212,7 @@ def test_a_folder_with_checkpoints_of_another_run_is_refused(tmp_path: Path) -> 
     assert names(tmp_path) == named((2, 6), (3, 9))
     again = trainer(ModelCheckpoint(tmp_path))
     assert len(again.fit(DATA, epochs=4, resume_from=tmp_path)) == 4
-    first.fit(DATA, epochs=1)  # It is the same run, which may go on.
+    first.fit(DATA, epochs=1)  # It is the same run, which may continue.
     assert names(tmp_path) == named((3, 9), (4, 12))
 
 
@@ -230,7 +230,7 @@ def test_checkpoints_of_another_run_are_neither_counted_nor_deleted(tmp_path: Pa
 
 
 def test_checkpoints_of_an_early_version_belong_to_the_run_that_resumes(tmp_path: Path) -> None:
-    """They have no id. A run that does not resume from them is refused."""
+    """They have no id, and a run that does not resume from them is refused."""
     trainer(ModelCheckpoint(tmp_path)).fit(DATA, epochs=1)
     path = tmp_path / named((1, 3))[0]
     forge(path, run=None)
@@ -241,7 +241,7 @@ def test_checkpoints_of_an_early_version_belong_to_the_run_that_resumes(tmp_path
 
 
 def test_two_runs_at_once_cannot_use_one_folder(tmp_path: Path) -> None:
-    """The second one is told so, and the first one goes on."""
+    """The second run is refused, and the first one continues."""
     refused: list[str] = []
 
     class Second(Callback):
@@ -258,7 +258,7 @@ def test_two_runs_at_once_cannot_use_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_leaves_the_folder_to_others(tmp_path: Path) -> None:
-    """An error of a callback ends the run and its use of the folder."""
+    """After an error of a callback, the folder is no longer locked."""
 
     class Fails(Callback):
         def on_step_end(self, context: TrainContext) -> None:

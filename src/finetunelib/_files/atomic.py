@@ -81,7 +81,7 @@ def atomic_folder(path: StrPath, *, names: Iterable[str]) -> Iterator[Path]:
 
     The block writes files with the given names. They are flushed to disk before the folder is
     renamed: after a crash there is either a complete folder at `path` or none. The temporary folder
-    is locked, so that other processes do not take it for a leftover. The previous folder
+    is locked, because other processes delete unlocked leftovers. The previous folder
     is renamed just before, and then its files of these names are deleted. If a crash happens in
     between, `previous_folder` finds it. If the block raises, the temporary folder is removed and
     the previous one is unchanged.
