@@ -1,6 +1,6 @@
-"""Export every torchvision classification model and some others, and verify each file.
+"""Export every torchvision classification model and models of other kinds, and verify each file.
 
-    python tests/conformance/export.py [--again] [--only NAME]
+    python tests/conformance/export.py [--again] [--before DATE] [--only NAME]
 
 Each model has weights whose outputs vary (see `export_models`) and is exported with a dynamic
 batch. The file is verified by the export, and again with images that the export did not use. The
@@ -59,7 +59,7 @@ seconds are those of `export_onnx` including verification: elapsed time, and CPU
 which other programs do not affect. Two files mean a model above 2 GB, whose weights are stored next
 to the graph."""
 
-PACKAGES = ("finetunelib", "torch", "torchvision", "transformers", "onnx", "onnxscript")
+PACKAGES = ("finetunelib", "torch", "torchvision", "timm", "transformers", "onnx", "onnxscript")
 
 
 def models() -> list[ExportModel]:
@@ -76,6 +76,7 @@ def check(case: ExportModel, folder: Path) -> dict[str, Any]:
     """Export one model into a folder, and return the result."""
     model, samples = case.build()
     found: dict[str, Any] = {
+        "date": _today(),
         "family": case.family,
         "inputs": case.inputs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -139,7 +140,7 @@ def _wrong(case: ExportModel, report: ExportReport, before: str, after: str) -> 
 def write(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Write all results so far, and the page that shows them."""
     content = {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": _today(),
         "cores": os.cpu_count(),
         "versions": {
             "python": platform.python_version(),
@@ -218,23 +219,42 @@ def _failures(failed: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _chosen(
+    cases: Iterable[str], results: Mapping[str, Mapping[str, Any]], options: argparse.Namespace
+) -> list[str]:
+    """Return the names of the models to export, those that took little time first."""
+
+    def is_chosen(name: str) -> bool:
+        if options.only:
+            return options.only in name
+        result = results.get(name, {})
+        return result.get("status") != "verified" or result["date"] < options.before
+
+    def seconds(name: str) -> float:
+        return float(results.get(name, {}).get("seconds", 0.0))
+
+    return sorted(filter(is_chosen, cases), key=seconds)
+
+
 def main() -> int:
-    """Export the models without a verified result, and return 1 if a model is not verified."""
+    """Export what is missing or failed, and return 1 if a model is not verified."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--again", action="store_true", help="also export models with a result")
-    parser.add_argument("--only", help="export the models with this text in their names again")
+    parser.add_argument("--again", action="store_true", help="export models that have results too")
+    parser.add_argument("--before", default="", help="also those with a result before this date")
+    parser.add_argument("--only", help="export again the models with this text in their names")
     options = parser.parse_args()
     cases = {key(case): case for case in models()}
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))["models"] if RESULTS.exists() else {}
     results = {} if options.again else {name: stored[name] for name in cases if name in stored}
     with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
-        check(own_models()[-1], Path(folder))  # The first export is slower because of imports.
-    for name, case in cases.items():
-        known = name in results and results[name]["status"] == "verified"
-        if options.only not in name if options.only else known:
-            continue
+        check(own_models()[-1], Path(folder))  # The first export also imports the exporter.
+    for name in _chosen(cases, results, options):
         with tempfile.TemporaryDirectory(prefix="finetunelib-") as folder:
-            results[name] = check(case, Path(folder))
+            results[name] = check(cases[name], Path(folder))
         results = {name: results[name] for name in cases if name in results}
         write(results)
         print(name, results[name], flush=True)  # noqa: T201 - a script's own output

@@ -134,7 +134,7 @@ def wide(width: int) -> tuple[nn.Module, Tensor]:
     model.to_empty(device="cpu")
     for layer in model:
         if isinstance(layer, nn.Linear):
-            _normal(layer)
+            normal(layer)
     return model.eval(), torch.randn(IMAGES, 8, generator=generator)
 
 
@@ -159,13 +159,13 @@ def _torchvision(name: str, size: int) -> tuple[nn.Module, Tensor]:
         own["init_weights"] = False
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
-    _fill_statistics(model, size)
+    fill_statistics(model, size)
     samples = images(size)
     _redraw_head(model.eval(), samples)
     return model, samples
 
 
-def _fill_statistics(model: nn.Module, size: int) -> None:
+def fill_statistics(model: nn.Module, size: int) -> None:
     """Give every BatchNorm the statistics of images, and weights like those of trained models.
 
     Half of the images are as noisy as the samples that an export generates from its example. For
@@ -199,16 +199,16 @@ def _redraw_head(model: nn.Module, samples: Any) -> None:
             nn.init.ones_(parameter)  # The initial 1e-6 would hide the branches.
     head = find_head(model, samples)
     assert isinstance(head.module, nn.Linear | nn.Conv2d)
-    _normal(head.module)
+    normal(head.module)
 
 
-def _normal(layer: nn.Linear | nn.Conv2d) -> None:
+def normal(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
     if layer.bias is not None:
         nn.init.normal_(layer.bias, std=0.1)
 
 
-def _texts(vocabulary: int) -> dict[str, Tensor]:
+def texts(vocabulary: int) -> dict[str, Tensor]:
     """Return texts of several lengths, padded to the longest."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocabulary, (IMAGES, 12), generator=generator)
@@ -218,7 +218,7 @@ def _texts(vocabulary: int) -> dict[str, Tensor]:
 
 
 def _text_model(family: str, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
-    return _from_config(family, "SequenceClassification", options or _TEXT, _texts(40))
+    return _from_config(family, "SequenceClassification", options or _TEXT, texts(40))
 
 
 def _distilbert() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -246,13 +246,13 @@ def _from_config(
 
 def _lstm() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return _Recurrent().eval(), _texts(40)["input_ids"]
+    return _Recurrent().eval(), texts(40)["input_ids"]
 
 
 def _two_and_two() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     model = _TwoAndTwo()
-    _fill_statistics(model.backbone, 32)
+    fill_statistics(model.backbone, 32)
     return model.eval(), (images(32), torch.randn(IMAGES, 5))
 
 

@@ -19,6 +19,7 @@ from finetunelib.export._verification.comparison import Comparison, Finding, exa
 from finetunelib.export._verification.dependence import independent_outputs
 from finetunelib.export._verification.mismatch import find_location, mismatch_error
 from finetunelib.export._verification.outcome import Verification
+from finetunelib.export._verification.progress import long_comparison
 from finetunelib.export._verification.rounding import outputs_after_rounding
 from finetunelib.export._verification.runtime import RunError, run_session
 
@@ -58,15 +59,19 @@ class FileComparison:
         Raises:
             ExportMismatchError: If they compute different outputs.
         """
-        for group in _groups(runs):
-            actual = [self._run_file(run) for run in group]
-            self._check_number_of_outputs(group[0])
-            for number, name in enumerate(self.outputs):
-                finding = self._examine(number, name, group, actual)
-                if finding.problem:
-                    raise self._mismatch(finding.problem, group[finding.batch])
-                self.seen.add_finding(name, finding)
-            self.seen.add_runs(group, self.outputs)
+        with long_comparison() as count:
+            for group in _groups(runs, count):
+                self._compare_group(group)
+
+    def _compare_group(self, group: Sequence[Run]) -> None:
+        actual = [self._run_file(run) for run in group]
+        self._check_number_of_outputs(group[0])
+        for number, name in enumerate(self.outputs):
+            finding = self._examine(number, name, group, actual)
+            if finding.problem:
+                raise self._mismatch(finding.problem, group[finding.batch])
+            self.seen.add_finding(name, finding)
+        self.seen.add_runs(group, self.outputs)
 
     @property
     def outputs(self) -> list[str]:
@@ -190,12 +195,13 @@ class _Seen:
         return any(f"`{name}` was empty" in doubt for doubt in self.doubts)
 
 
-def _groups(runs: Iterable[Run]) -> Iterator[list[Run]]:
+def _groups(runs: Iterable[Run], count: Callable[[int], None]) -> Iterator[list[Run]]:
     """Yield the runs in groups whose outputs fit into memory together."""
     group: list[Run] = []
     size = 0
     for run in runs:
         group.append(run)
+        count(run.size)
         size += sum(output.nbytes for output in run.outputs)
         if size > _GROUP:
             yield group
