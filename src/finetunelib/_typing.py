@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -23,6 +23,9 @@ LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 FeaturesToModule: TypeAlias = Callable[[int], nn.Module]
 
 Shape: TypeAlias = Sequence[int]
+
+#: Whether a lower or a higher value is better.
+Mode: TypeAlias = Literal["min", "max"]
 
 Item_co = TypeVar("Item_co", covariant=True)
 

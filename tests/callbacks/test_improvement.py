@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from finetunelib.callbacks._improvement import Improvement
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training import History, TrainContext, TrainState
+from finetunelib.training._callbacks.measured import Comparison
 
 
 def improvements(values: list[float], *, monitor: str = "val_loss", **options: Any) -> list[bool]:
     """Return which values of a series are improvements."""
-    improvement = Improvement(monitor, options.pop("mode", None), **options)
+    improvement = Improvement(monitor, options.pop("mode", "min"), **options)
     return [improvement.update(value) for value in values]
 
 
@@ -28,20 +34,6 @@ def test_first_finite_value_is_an_improvement() -> None:
 def test_mode_decides_what_is_better(mode: Any, expected: list[bool]) -> None:
     """Lower is better with "min", and higher with "max"."""
     assert improvements([2.0, 1.0, 3.0], mode=mode) == expected
-
-
-@pytest.mark.parametrize(
-    ("monitor", "expected"),
-    [("val_loss", True), ("train_loss", True), ("val_accuracy", False), ("lr", False)],
-)
-def test_lower_is_better_only_for_losses_by_default(monitor: str, expected: bool) -> None:
-    """Names that end in `loss` should fall, and all others should rise."""
-    assert improvements([2.0, 1.0], monitor=monitor) == [True, expected]
-
-
-def test_mode_overrules_the_name() -> None:
-    """With `mode="max"` a loss should rise."""
-    assert improvements([2.0, 1.0], mode="max") == [True, False]
 
 
 def test_equal_value_is_not_an_improvement() -> None:
@@ -72,7 +64,7 @@ def test_value_that_is_not_finite_is_never_an_improvement(mode: Any, value: floa
 
 def test_best_is_nan_before_the_first_finite_value() -> None:
     """There is no best value yet."""
-    improvement = Improvement("val_loss", None)
+    improvement = Improvement("val_loss", "min")
     assert math.isnan(improvement.best)
     improvement.update(math.inf)
     assert math.isnan(improvement.best)
@@ -81,22 +73,80 @@ def test_best_is_nan_before_the_first_finite_value() -> None:
     assert improvement.best == 2.0
 
 
-def test_monitor_that_is_measured_is_accepted() -> None:
-    """A measured name is accepted; the error for another one lists all measured names."""
-    Improvement("val_f1", None).check_measured(["train_loss", "val_f1"])
-    with pytest.raises(InvalidArgumentError) as caught:
-        Improvement("val_f1", None).check_measured(["train_loss", "train_f1"])
-    assert "'val_f1'" in str(caught.value)
-    assert "train_loss, train_f1" in str(caught.value)
+# The direction
 
 
-def test_hint_to_pass_validation_data_is_for_val_names() -> None:
-    """The hint to pass validation data is given for `val_` names only."""
-    with pytest.raises(InvalidArgumentError, match="validation data"):
-        Improvement("val_loss", None).check_measured(["train_loss"])
-    with pytest.raises(InvalidArgumentError) as caught:
-        Improvement("loss", None).check_measured(["train_loss"])
-    assert "validation data" not in str(caught.value)
+def context_of(**directions: Any) -> TrainContext:
+    """Return the context of a run that measures two losses and a score."""
+    model = nn.Linear(1, 1)
+    return TrainContext(
+        model,
+        torch.optim.SGD(model.parameters()),
+        TrainState(),
+        History(),
+        Comparison(
+            ("train_loss", "val_loss", "val_score", "lr"),
+            {"train_loss": "min", "val_loss": "min", **directions},
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "directions", "lower"),
+    [
+        ("val_loss", None, {}, True),
+        ("train_loss", None, {}, True),
+        ("val_score", None, {"val_score": "max"}, False),
+        ("val_score", None, {"val_score": "min"}, True),
+        ("val_score", "min", {}, True),
+        ("val_score", "max", {}, False),
+        ("lr", "max", {}, False),
+    ],
+)
+def test_direction_is_the_known_one_or_the_mode(
+    monitor: str, mode: Any, directions: dict[str, Any], lower: bool
+) -> None:
+    """The name of a column says nothing about its direction."""
+    improvement = Improvement(monitor, mode)
+    improvement.start(context_of(**directions))
+    assert [improvement.update(value) for value in (2.0, 1.0)] == [True, lower]
+    assert [improvement.update(value) for value in (3.0,)] == [not lower]
+
+
+@pytest.mark.parametrize("monitor", ["val_score", "lr"])
+def test_unknown_direction_is_an_error_that_asks_for_the_mode(monitor: str) -> None:
+    """Following the hint works."""
+    with pytest.raises(InvalidArgumentError, match=rf"{monitor}.*mode="):
+        Improvement(monitor, None).start(context_of())
+    Improvement(monitor, "max").start(context_of())
+
+
+def test_monitor_that_is_not_measured_is_an_error_with_the_near_name() -> None:
+    """The message lists what is measured."""
+    with pytest.raises(InvalidArgumentError, match=r"val_loss, val_score.*mean 'val_score'"):
+        Improvement("val_scor", "max").start(context_of())
+
+
+# The best value of this run
+
+
+def test_best_value_counts_in_the_same_run_with_the_same_data_only() -> None:
+    """It is forgotten in another run, and if the data of the column has changed."""
+    improvement, first = Improvement("val_loss", None), context_of()
+    assert not improvement.start(first)
+    improvement.update(0.5)
+    again = replace(first, comparison=replace(first.comparison, same_data=frozenset({"val"})))
+    assert improvement.start(again)
+    assert improvement.best == 0.5
+    other_data = replace(
+        first, comparison=replace(first.comparison, same_data=frozenset({"train"}))
+    )
+    assert not improvement.start(other_data)
+    assert math.isnan(improvement.best)
+    improvement.update(0.5)
+    assert not improvement.start(replace(again, history=History()))
+    improvement.update(0.5)
+    assert improvement.start(replace(again, history=History(), resumed_from=Path("run")))
 
 
 @pytest.mark.parametrize("mode", ["minimum", "", 1], ids=repr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from finetunelib._arguments import check_at_least
 from finetunelib._public import public
-from finetunelib.callbacks._improvement import Improvement, Mode
+from finetunelib._typing import Mode
+from finetunelib.callbacks._improvement import Improvement
 from finetunelib.callbacks._saved_state import (
     check_count,
     check_improvement,
@@ -31,13 +31,17 @@ class EarlyStopping(Callback):
         monitor: The column of the history to monitor.
         patience: The number of epochs without improvement after which to stop, at least 1.
         min_delta: The smallest change that counts as an improvement, at least 0.
-        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means
-            `"min"` for names that end in `loss`, and `"max"` for all others.
+        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
+            direction that is known: lower for the loss, higher for `Accuracy`, and what a metric
+            declares with `higher_is_better`. For any other column, `mode` is required.
         restore_best: Whether to restore the weights of the best epoch at the end of `fit`. They
-            are kept in memory, on the model's device.
+            are kept in memory, on the model's device. They are the weights that were measured: with
+            `EMA`, the averages.
 
     Attributes:
-        best_epoch: The number of the best epoch, 0 before the first one.
+        best_epoch: The number of the best epoch, 0 before the first one. The best epoch is
+            forgotten when the callback is used for another training run, or when a later `fit` has
+            other data.
 
     Raises:
         InvalidArgumentError: If `patience` is below 1, `min_delta` is negative or `mode` is
@@ -70,7 +74,6 @@ class EarlyStopping(Callback):
         self._restore_best = restore_best
         self._best_weights: dict[str, Tensor] = {}
         self._waited = 0
-        self._model: nn.Module | None = None
         self._running = False
         self.best_epoch: int = 0
 
@@ -81,20 +84,16 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Check that `monitor` is measured, and start waiting unless the run is resumed."""
-        self._improvement.check_measured(context.measures)
+        counts = self._improvement.start(context)
         self._running = True
+        if not counts:
+            self._best_weights, self.best_epoch = {}, 0
+        if self._restore_best:
+            context.keep_measured_weights()
         if context.resumed:
             self._stop_if_due(context)
         else:
-            self._reset(context.model)
-        self._model = context.model
-
-    def _reset(self, model: nn.Module) -> None:
-        """Start waiting again. The best value is kept if the model is the same as before."""
-        self._waited = 0
-        if model is not self._model:
-            self._improvement.best = math.nan
-            self._best_weights = {}
+            self._waited = 0
 
     def on_epoch_end(self, context: TrainContext) -> None:
         """Compare the epoch with the best one, and stop if it is time."""
@@ -103,14 +102,17 @@ class EarlyStopping(Callback):
             self._waited = 0
             self.best_epoch = context.state.epoch
             if self._restore_best:
-                self._best_weights = {
-                    name: value.clone()
-                    for name, value in context.model.state_dict().items()
-                    if isinstance(value, Tensor)
-                }
+                self._best_weights = self._weights(context)
             return
         self._waited += 1
         self._stop_if_due(context)
+
+    def _weights(self, context: TrainContext) -> dict[str, Tensor]:
+        """Return the weights that gave the monitored value."""
+        if self._improvement.monitor.startswith("val_") and context.measured_weights is not None:
+            return dict(context.measured_weights)
+        state = context.model.state_dict().items()
+        return {name: value.clone() for name, value in state if isinstance(value, Tensor)}
 
     def _stop_if_due(self, context: TrainContext) -> None:
         if self._waited >= self._patience:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetunelib._public import public
 from finetunelib.callbacks._saved_state import check_keys, check_tensors
 from finetunelib.errors import InvalidArgumentError
-from finetunelib.training import Callback, TrainContext
+from finetunelib.training import Callback, History, TrainContext
 
 
 @public("finetunelib.callbacks")
@@ -61,7 +61,7 @@ class EMA(Callback):
             raise InvalidArgumentError(f"`decay` must be in [0, 1), got {decay}.")
         self.decay: float = decay
         self._averages: dict[str, Tensor] = {}
-        self._model: nn.Module | None = None
+        self._history: History | None = None
         self._loaded = contextlib.ExitStack()
 
     @torch.no_grad()
@@ -111,9 +111,9 @@ class EMA(Callback):
         if context.resumed:
             weights = _tensors(context.model)
             self._averages = {n: a.to(weights[n].device) for n, a in self._averages.items()}
-        elif self._model is not context.model:
-            self._averages = {}
-        self._model = context.model
+        elif self._history is not context.history:
+            self._averages = {}  # Those of another training run.
+        self._history = context.history
         if not self._averages:
             self.update(context.model)
 

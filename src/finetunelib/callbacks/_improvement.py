@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
+from finetunelib._typing import Mode
 from finetunelib.errors import CheckpointError, InvalidArgumentError
-
-Mode: TypeAlias = Literal["min", "max"]
+from finetunelib.training import History, TrainContext
+from finetunelib.training._optimization.monitor import check_measured
 
 
 class Improvement:
@@ -18,8 +19,9 @@ class Improvement:
 
     Args:
         monitor: The name of the column.
-        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means
-            `"min"` for names that end in `loss`, and `"max"` for all others.
+        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
+            direction that is known for the loss, for `Accuracy`, and for metrics with
+            `higher_is_better`.
         min_delta: The smallest change that counts as an improvement, at least 0.
 
     Raises:
@@ -33,8 +35,10 @@ class Improvement:
             raise InvalidArgumentError(f"`min_delta` must be at least 0, got {min_delta}.")
         self.monitor = monitor
         self.best: float = math.nan
-        self._lower_is_better = monitor.endswith("loss") if mode is None else mode == "min"
+        self._mode = mode
+        self._lower_is_better = mode == "min"
         self._min_delta = min_delta
+        self._history: History | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the name of its column."""
@@ -53,18 +57,29 @@ class Improvement:
             )
         self.best = state["best"]
 
-    def check_measured(self, measures: Sequence[str]) -> None:
-        """Check that the training run measures `monitor`.
+    def start(self, context: TrainContext) -> bool:
+        """Prepare for a `fit`, and return whether the best value so far still counts.
+
+        It does not count in another training run, or if the data that it was measured on changed.
 
         Raises:
-            InvalidArgumentError: If it does not. The message lists what it measures.
+            InvalidArgumentError: If the run does not measure `monitor`, or it is not known whether
+                a lower or a higher value is better.
         """
-        if self.monitor not in measures:
-            hint = " Pass validation data to `fit`." if self.monitor.startswith("val_") else ""
+        check_measured("monitor", self.monitor, context.measures)
+        mode = self._mode or context.direction_of(self.monitor)
+        if mode is None:
             raise InvalidArgumentError(
-                f"`monitor` is {self.monitor!r}, but this run only measures "
-                f"{', '.join(measures)}.{hint}"
+                f"It is not known whether a lower or a higher {self.monitor!r} is better. Pass "
+                'mode="min" or mode="max".'
             )
+        self._lower_is_better = mode == "min"
+        same_run = self._history is context.history
+        self._history = context.history
+        counts = context.resumed or (same_run and context.is_comparable(self.monitor))
+        if not counts:
+            self.best = math.nan
+        return counts
 
     def update(self, value: float) -> bool:
         """Return whether a new value is the best so far, and remember it if it is."""

@@ -13,7 +13,7 @@ from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._files.locks import FolderLock
 from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
-from finetunelib._typing import StrPath
+from finetunelib._typing import Mode, StrPath
 from finetunelib.callbacks._improvement import Improvement
 from finetunelib.callbacks._saved_state import check_improvement, check_keys, check_value
 from finetunelib.errors import CheckpointError, InvalidArgumentError
@@ -47,17 +47,21 @@ class ModelCheckpoint(Callback):
             the next one is written.
         monitor: A column of the history. The checkpoint of its best epoch, `best_path`, is kept
             in addition to the newest ones. It requires checkpoints at the ends of epochs.
+        mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
+            direction that is known: lower for the loss, higher for `Accuracy`, and what a metric
+            declares with `higher_is_better`. For any other column, `mode` is required.
         on_error: What to do if a checkpoint cannot be written: stop training (`"raise"`), or warn
             and continue (`"warn"`). Existing checkpoints stay intact in both cases.
 
     Attributes:
         folder: The folder.
         best_path: The checkpoint of the best epoch so far, or `None` without `monitor` or before
-            the first epoch.
+            the first epoch. `load_weights(model, checkpoint.best_path)` loads the weights that were
+            measured: with `EMA`, the averages.
 
     Raises:
         InvalidArgumentError: If a number is too small, `on_error` is unknown, or `monitor` is
-            given without checkpoints at the ends of epochs.
+            given without checkpoints at the ends of epochs, or `mode` without `monitor`.
         InvalidTypeError: If a number is not a whole number.
         PathNotWritableError: If the folder is not writable.
 
@@ -86,6 +90,7 @@ class ModelCheckpoint(Callback):
         every_n_epochs: int | None = None,
         keep: int = 2,
         monitor: str | None = None,
+        mode: Mode | None = None,
         on_error: OnError = "raise",
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
@@ -113,7 +118,10 @@ class ModelCheckpoint(Callback):
         self._every_n_epochs = every_n_epochs
         self._keep = keep
         self._on_error: OnError = on_error
-        self._improvement = None if monitor is None else Improvement(monitor, None)
+        if monitor is None and mode is not None:
+            raise InvalidArgumentError(f"`mode` is {mode!r}, but there is no `monitor`. Pass both.")
+        self._improvement = None if monitor is None else Improvement(monitor, mode)
+        self._unwritten: tuple[Path, float] | None = None
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Check that resuming will be exact, take the folder, and remove what a killed run left.
@@ -121,10 +129,15 @@ class ModelCheckpoint(Callback):
         Raises:
             CheckpointError: If resuming would not be exact, or another process or run uses the
                 folder.
+            InvalidArgumentError: If `monitor` is not measured or needs a `mode`.
         """
         context.check_resumable(inside_epoch=self._every_n_steps is not None)
+        self._unwritten = None
         if self._improvement is not None:
-            self._improvement.check_measured(context.measures)
+            if not self._improvement.start(context):
+                self.best_path = None
+            if self._improvement.monitor.startswith("val_"):
+                context.keep_measured_weights()
         self._lock.release()
         self._lock = lock_checkpoints(self.folder)
         check_own(self.folder, self._written(), context.run_id)
@@ -132,6 +145,7 @@ class ModelCheckpoint(Callback):
 
     def on_step_end(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due."""
+        self._forget_unwritten()
         if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
             context.request_checkpoint(self._path_for(context), on_error=self._on_error)
 
@@ -140,27 +154,46 @@ class ModelCheckpoint(Callback):
         if self._every_n_epochs is None or context.state.epoch % self._every_n_epochs:
             return
         path = self._path_for(context)
-        if self._improvement is not None:
-            value = context.history.rows[-1][self._improvement.monitor]
-            if self._improvement.update(value):
-                self.best_path = path
-        context.request_checkpoint(path, on_error=self._on_error)
+        is_best = self._improves(context, path)
+        context.request_checkpoint(path, on_error=self._on_error, measured=is_best)
+
+    def _improves(self, context: TrainContext, path: Path) -> bool:
+        """Return whether the epoch is the best so far, whose checkpoint will be at a path."""
+        improvement = self._improvement
+        if improvement is None:
+            return False
+        self._forget_unwritten()
+        before = improvement.best
+        if not improvement.update(context.history.rows[-1][improvement.monitor]):
+            return False
+        self._unwritten = path, before
+        return True
+
+    def _forget_unwritten(self) -> None:
+        """Forget a best epoch whose checkpoint could not be written."""
+        if self._unwritten is not None and self._improvement is not None:
+            self._improvement.best = self._unwritten[1]
+        self._unwritten = None
 
     def on_interrupt(self, context: TrainContext) -> None:
         """Request a last checkpoint, unless there is one or resuming would not be exact."""
+        self._forget_unwritten()
         path = self._path_for(context)
         exact = context.why_not_resumable(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
             context.request_checkpoint(path, on_error=self._on_error)
 
     def on_fit_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
-        """Let other runs use the folder."""
+        """Let other runs use the folder, and forget a best epoch without a checkpoint."""
         self._lock.release()
+        self._forget_unwritten()
 
     def on_checkpoint(self, context: TrainContext) -> None:
         """Delete all checkpoints except the newest ones and the best one."""
         if context.last_checkpoint is None or context.last_checkpoint.parent != self.folder:
             return
+        if self._unwritten is not None and self._unwritten[0] == context.last_checkpoint:
+            self.best_path, self._unwritten = self._unwritten[0], None
         # Other checkpoints in the folder are neither counted nor deleted.
         own = [path for path in self._written() if not is_other(path, context.run_id)]
         for old in own[: -self._keep]:
@@ -171,7 +204,9 @@ class ModelCheckpoint(Callback):
         """Return the best value, and the name of its checkpoint in the folder."""
         if self._improvement is None:
             return {"improvement": None, "best": None}
-        best = None if self.best_path is None else self.best_path.name
+        # The checkpoint that is being written contains its own name if it is the best.
+        path = self.best_path if self._unwritten is None else self._unwritten[0]
+        best = None if path is None else path.name
         return {"improvement": self._improvement.state_dict(), "best": best}
 
     def check_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:  # noqa: ARG002 - the form of the method

@@ -15,15 +15,11 @@ from finetunelib.data._samples import CollateFunction
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._optimization.build_schedule import build_schedule, check_scheduler
 from finetunelib.training._optimization.gradients import Clipping
 from finetunelib.training._optimization.optimizer import build_optimizer, check_optimizer
-from finetunelib.training._optimization.schedule import (
-    Interval,
-    Schedule,
-    SchedulerFactory,
-    build_schedule,
-    check_scheduler,
-)
+from finetunelib.training._optimization.plateau import Monitored
+from finetunelib.training._optimization.schedule import Interval, Schedule, SchedulerFactory
 from finetunelib.training._tasks.modules import TrainedModules
 
 
@@ -36,12 +32,14 @@ class OptimizerOptions:
         lr: The learning rate, if one was passed.
         scheduler: A scheduler or a function that builds one; `None` keeps the learning rate.
         interval: Whether the schedule advances after every step or every epoch.
+        monitored: What a schedule that follows a measure monitors.
     """
 
     optimizer: OptimizerFactory | torch.optim.Optimizer | None
     lr: float | None
     scheduler: SchedulerFactory | LRScheduler | None
     interval: Interval
+    monitored: Monitored
 
     def check(self, trained: TrainedModules) -> None:
         """Raise if these options cannot be combined, or do not fit what is trained.
@@ -51,12 +49,13 @@ class OptimizerOptions:
             InvalidArgumentError: If an option has an invalid value.
         """
         check_optimizer(trained, self.optimizer, self.lr)
-        check_scheduler(self.scheduler, self.interval, self.optimizer)
+        check_scheduler(self.scheduler, self.interval, self.optimizer, self.monitored)
 
     def build(self, trained: TrainedModules) -> tuple[torch.optim.Optimizer, Schedule]:
         """Return an optimizer over all parameters that are trained, and its schedule."""
         optimizer = build_optimizer(trained, self.optimizer, self.lr)
-        return optimizer, build_schedule(self.scheduler, self.interval, optimizer)
+        schedule = build_schedule(self.scheduler, self.interval, optimizer, self.monitored)
+        return optimizer, schedule
 
     @property
     def ready(self) -> bool:

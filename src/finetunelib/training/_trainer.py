@@ -18,9 +18,10 @@ from finetunelib._arguments import check_at_least, check_model, check_whole
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
 from finetunelib._public import public
-from finetunelib._typing import LossFunction, OptimizerFactory, StrPath
+from finetunelib._typing import LossFunction, Mode, OptimizerFactory, StrPath
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Data
+from finetunelib.data._identity import DataIdentity
 from finetunelib.data._samples import CollateFunction, check_collate
 from finetunelib.errors import CheckpointError, FileMissingError, InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
@@ -40,6 +41,7 @@ from finetunelib.training._measuring.metrics import MetricLike, as_metrics
 from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import check_trainable
+from finetunelib.training._optimization.plateau import Monitored
 from finetunelib.training._optimization.precision import PrecisionName, choose_precision
 from finetunelib.training._optimization.schedule import Interval, SchedulerFactory
 from finetunelib.training._options import (
@@ -91,9 +93,13 @@ class Trainer:
             and the default of the class or function otherwise. It cannot be combined with an
             optimizer that is already built, or with a partial that has an `lr`.
         lr_scheduler: A function from the optimizer to a PyTorch scheduler, or a scheduler of the
-            optimizer that is passed. ReduceLROnPlateau gets the validation loss, or the training
-            loss if there is no validation data. `None` keeps the learning rate constant.
+            optimizer that is passed. `None` keeps the learning rate constant.
         lr_scheduler_interval: Whether the scheduler advances after every `"epoch"` or `"step"`.
+        lr_scheduler_monitor: The column of the history that ReduceLROnPlateau follows. `None` is
+            the validation loss, or the training loss if there is no validation data.
+        lr_scheduler_mode: Whether a lower (`"min"`) or higher (`"max"`) value of that column is
+            better; the scheduler must have the same mode. It is needed only for metrics other than
+            `Accuracy` that do not declare `higher_is_better`.
         metrics: Metrics by name: functions (outputs, targets) -> value, averaged over samples, or
             objects with `update(outputs, targets)`, `compute()` and `reset()`, such as those of
             torchmetrics. `None` is accuracy if `loss_fn` and `task` are not given, and no metric
@@ -145,6 +151,8 @@ class Trainer:
         lr: float | None = None,
         lr_scheduler: SchedulerFactory | LRScheduler | None = None,
         lr_scheduler_interval: Interval = "epoch",
+        lr_scheduler_monitor: str | None = None,
+        lr_scheduler_mode: Mode | None = None,
         metrics: Mapping[str, MetricLike] | None = None,
         callbacks: Sequence[Callback] = (),
         batch_size: int = 64,
@@ -166,7 +174,13 @@ class Trainer:
         check_at_least(0, num_workers=num_workers)
         check_whole(seed=seed)
         check_collate(collate_fn)
-        optimizer_options = OptimizerOptions(optimizer, lr, lr_scheduler, lr_scheduler_interval)
+        optimizer_options = OptimizerOptions(
+            optimizer,
+            lr,
+            lr_scheduler,
+            lr_scheduler_interval,
+            Monitored(lr_scheduler_monitor, lr_scheduler_mode),
+        )
         chosen_task = choose_task(task, loss_fn)
         trained = TrainedModules(model, chosen_task)
         optimizer_options.check(trained)
@@ -477,6 +491,7 @@ class Trainer:
             batches,
             None if val is None else options.data.batches(val, "val"),
             DataSignature.of(batches, options.accumulation_steps, options.metrics),
+            {"train": DataIdentity(train), "val": DataIdentity(val)},
         )
 
     def _resume(self, run: TrainingRun, path: StrPath, signature: DataSignature) -> None:

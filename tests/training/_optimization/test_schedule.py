@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
@@ -284,3 +284,75 @@ def test_unknown_interval_is_an_error_that_shows_it(interval: Any) -> None:
         repr(interval),
         lr_scheduler_interval=interval,
     )
+
+
+# What ReduceLROnPlateau monitors
+
+
+def flat(mode: str) -> Any:
+    """Return a factory of schedulers that halve the rate after each epoch without improvement."""
+    return lambda optimizer: ReduceLROnPlateau(optimizer, mode, factor=0.5, patience=0)  # type: ignore[arg-type]
+
+
+def rising(outputs: Tensor, targets: Tensor) -> float:
+    """A score that rises from epoch to epoch."""
+    rising.calls += 1  # type: ignore[attr-defined]
+    return float(rising.calls)  # type: ignore[attr-defined]
+
+
+def rates(mode: str, **options: Any) -> list[float]:
+    """Return the learning rates of three epochs in which the score rises."""
+    rising.calls = 0  # type: ignore[attr-defined]
+    trainer = quiet_trainer(
+        plain_network(), lr=0.4, lr_scheduler=flat(mode), metrics={"score": rising}, **options
+    )
+    return trainer.fit(points(8), points(8), epochs=3)["lr"]
+
+
+def test_plateau_follows_the_column_that_is_monitored() -> None:
+    """A score that rises keeps the rate with "max"; with "min" each epoch would halve it."""
+    options = {"lr_scheduler_monitor": "val_score"}
+    assert rates("max", lr_scheduler_mode="max", **options) == [0.4, 0.4, 0.4]
+    assert rates("min", lr_scheduler_mode="min", **options) == [0.4, 0.4, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "word"),
+    [
+        ("max", {}, "'train_loss'|'val_loss'"),
+        ("min", {"lr_scheduler_monitor": "val_score"}, "lr_scheduler_mode"),
+        ("min", {"lr_scheduler_monitor": "val_score", "lr_scheduler_mode": "max"}, "mode='max'"),
+        ("min", {"lr_scheduler_monitor": "val_scor", "lr_scheduler_mode": "min"}, "'val_score'"),
+        ("min", {"lr_scheduler_mode": "lower"}, "lower"),
+    ],
+    ids=["loss", "unknown direction", "contradiction", "misspelled", "mode"],
+)
+def test_plateau_in_the_wrong_direction_is_an_error_before_training(
+    mode: str, options: dict[str, Any], word: str
+) -> None:
+    """The rate would be lowered while the value improves."""
+    with pytest.raises(InvalidArgumentError, match=word):
+        rates(mode, **options)
+
+
+def test_direction_of_accuracy_is_known_to_a_plateau() -> None:
+    """With `lr_scheduler_monitor="val_accuracy"` the scheduler needs its own mode only."""
+    trainer = quiet_trainer(
+        plain_network(), lr_scheduler=flat("max"), lr_scheduler_monitor="val_accuracy"
+    )
+    assert len(trainer.fit(points(8), points(8), epochs=1)) == 1
+    with pytest.raises(InvalidArgumentError, match="mode='max'"):
+        quiet_trainer(
+            plain_network(), lr_scheduler=flat("min"), lr_scheduler_monitor="val_accuracy"
+        ).fit(points(8), points(8), epochs=1)
+
+
+@pytest.mark.parametrize("scheduler", [None, lambda o: StepLR(o, 3)], ids=["none", "StepLR"])
+@pytest.mark.parametrize("option", ["lr_scheduler_monitor", "lr_scheduler_mode"])
+def test_monitor_without_a_plateau_is_an_error(scheduler: Any, option: str) -> None:
+    """It would be ignored."""
+    value = "val_loss" if option == "lr_scheduler_monitor" else "min"
+    with pytest.raises(InvalidArgumentError, match=f"`{option}`"):
+        quiet_trainer(plain_network(), lr_scheduler=scheduler, **{option: value}).fit(
+            points(8), points(8), epochs=1
+        )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib._files.paths import check_folder_writable
 from finetunelib._public import public
-from finetunelib._typing import StrPath
+from finetunelib._typing import Mode, StrPath
 from finetunelib.errors import CheckpointError
+from finetunelib.training._callbacks.measured import Comparison, MeasuredWeights
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
 
@@ -33,8 +34,8 @@ class TrainContext:
         optimizer: The optimizer.
         state: The number of epochs and steps so far.
         history: The rows of the epochs so far.
-        measures: The columns of the history, except `"epoch"` and `"step"`. They are known from
-            the start.
+        comparison: What the run measures and how values can be compared: `measures`,
+            `direction_of` and `is_comparable` read it.
         why_not_resumable: Returns why resuming from a checkpoint would not be exact, or `None` if
             it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
         requested_checkpoints: The checkpoints that are yet to be written, each with what to do
@@ -42,6 +43,7 @@ class TrainContext:
         stop_reason: Why a callback asked to stop, or `None`.
         resumed_from: The checkpoint that this `fit` resumes from, or `None`.
         run_id: The id of the run. Its checkpoints have the same one, also after it was resumed.
+        measured: The weights that the last validation measured: `measured_weights` reads them.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
@@ -64,13 +66,14 @@ class TrainContext:
     optimizer: torch.optim.Optimizer
     state: TrainState
     history: History
-    measures: tuple[str, ...]
+    comparison: Comparison
     why_not_resumable: Callable[[bool], str | None] = lambda _: None
     resumed_from: Path | None = None
     run_id: str | None = None
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
     requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)
+    measured: MeasuredWeights = field(default_factory=MeasuredWeights, init=False)
 
     def __repr__(self) -> str:
         return (
@@ -83,6 +86,49 @@ class TrainContext:
         """Whether this `fit` resumes from a checkpoint."""
         return self.resumed_from is not None
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The columns of the history, except `"epoch"` and `"step"`, known from the start."""
+        return self.comparison.columns
+
+    @property
+    def measured_weights(self) -> Mapping[str, Tensor] | None:
+        """The weights that the last validation measured, by their name in the state dict.
+
+        They are kept for `on_epoch_end`, if a callback called `keep_measured_weights`. `None` if
+        they are the model's own.
+        """
+        return self.measured.weights
+
+    def direction_of(self, column: str) -> Mode | None:
+        """Return whether a lower (`"min"`) or higher (`"max"`) value of a column is better.
+
+        Args:
+            column: A column of the history.
+
+        Returns:
+            The direction of the loss, of `Accuracy`, and of a metric that declares it with
+            `higher_is_better`; `None` for any other column.
+        """
+        return self.comparison.directions.get(column)
+
+    def is_comparable(self, column: str) -> bool:
+        """Return whether values of a column can be compared with those of the `fit` before.
+
+        Args:
+            column: A column of the history. If it starts with `val_`, the validation data must be
+                the same, and otherwise the training data.
+        """
+        return ("val" if column.startswith("val_") else "train") in self.comparison.same_data
+
+    def keep_measured_weights(self) -> None:
+        """Ask the loop to keep the weights that a validation measures, for `on_epoch_end`.
+
+        They differ from the model's own if a callback replaces these for validation, as `EMA`
+        does. Call it in `on_fit_start`. See `measured_weights`.
+        """
+        self.measured.wanted = True
+
     def request_stop(self, reason: str) -> None:
         """Ask the loop to stop after the current step. The epoch's row is still written.
 
@@ -91,7 +137,9 @@ class TrainContext:
         """
         self.stop_reason = self.stop_reason or reason
 
-    def request_checkpoint(self, path: StrPath, *, on_error: OnError = "raise") -> None:
+    def request_checkpoint(
+        self, path: StrPath, *, on_error: OnError = "raise", measured: bool = False
+    ) -> None:
         """Ask the loop to write a checkpoint after the current step or epoch.
 
         The loop first calls the remaining callbacks, whose states the checkpoint contains. When
@@ -101,6 +149,9 @@ class TrainContext:
             path: The folder to write. An existing checkpoint there is replaced.
             on_error: What to do if the checkpoint cannot be written: stop training (`"raise"`),
                 or warn and continue (`"warn"`). Existing checkpoints stay intact in both cases.
+            measured: Whether `model.safetensors` of the checkpoint is to contain
+                `measured_weights`, if there are any. Training resumes from its own weights, which
+                the checkpoint contains too.
 
         Raises:
             PathNotWritableError: If `path` is not writable and `on_error` is `"raise"`.
@@ -108,6 +159,12 @@ class TrainContext:
         if on_error == "raise":
             check_folder_writable(path)
         self.requested_checkpoints[Path(path)] = on_error
+        if measured:
+            self.measured.paths.add(Path(path))
+
+    def weights_for(self, path: Path) -> Mapping[str, Tensor] | None:
+        """Return the measured weights if a requested checkpoint is to contain them, or `None`."""
+        return self.measured.weights if path in self.measured.paths else None
 
     def check_resumable(self, *, inside_epoch: bool = True) -> None:
         """Raise an error if resuming from a checkpoint would not be exact.

@@ -12,6 +12,7 @@ from torch import nn
 from finetunelib.errors import CheckpointError, FreezeError
 from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._checkpointing.manifest import WEIGHTS
+from finetunelib.training._checkpointing.measured import TRAINING_WEIGHTS
 
 
 def saved_frozen_state(
@@ -32,11 +33,14 @@ def saved_frozen_state(
     return frozen
 
 
-def has_weights_of(path: Path, model: nn.Module) -> bool:
-    """Return whether a model has the weights of a checkpoint bit for bit."""
+def has_weights_of(path: Path, saved: Mapping[str, Any], model: nn.Module) -> bool:
+    """Return whether a model has the training weights of a checkpoint bit for bit."""
     from safetensors import safe_open
 
     current = model.state_dict()
+    if TRAINING_WEIGHTS in saved:
+        weights: Mapping[str, torch.Tensor] = saved[TRAINING_WEIGHTS]
+        return all(torch.equal(current[name].cpu(), value) for name, value in weights.items())
     with safe_open(path / WEIGHTS, framework="pt") as file:
         return all(
             name in current and torch.equal(current[name].cpu(), file.get_tensor(name))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import StrPath
+from finetunelib.data._identity import DataIdentity
 from finetunelib.errors import CheckpointError, FinetuneLibError, WeightsMismatchError
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.finetuning._freezing.frozen_state import FrozenState
@@ -30,6 +31,12 @@ from finetunelib.training._checkpointing.contents import Contents, check_history
 from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
 from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
 from finetunelib.training._checkpointing.manifest import WEIGHTS
+from finetunelib.training._checkpointing.measured import (
+    TRAINING_WEIGHTS,
+    check_training_weights,
+    weights_replaced,
+    write_weights,
+)
 from finetunelib.training._checkpointing.optimizer_state import check_groups, check_optimizer
 from finetunelib.training._checkpointing.position import (
     DataSignature,
@@ -60,6 +67,7 @@ class RunRecord:
         resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
         run_id: The id of the run, which its checkpoints contain. `None` if it was resumed from a
             checkpoint of an early version, which has none.
+        data: The data of the last `fit`, by the name of its argument.
     """
 
     state: TrainState = field(default_factory=TrainState)
@@ -68,6 +76,7 @@ class RunRecord:
     position: EpochPosition | None = None
     resumed_from: Path | None = None
     run_id: str | None = field(default_factory=lambda: secrets.token_hex(16))
+    data: Mapping[str, DataIdentity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,38 +106,47 @@ class TrainingRun:
     record: RunRecord
     settings: Mapping[str, Any]
 
-    def save(self, path: StrPath, position: EpochPosition | None) -> Path:
+    def save(
+        self,
+        path: StrPath,
+        position: EpochPosition | None,
+        measured: Mapping[str, Tensor] | None = None,
+    ) -> Path:
         """Write a checkpoint, and return its folder.
 
         Args:
             path: The folder.
             position: Where the run is in its data, or `None` if it has not started.
+            measured: The weights that the file of weights is to contain, if they differ from those
+                that training goes on with.
 
         Raises:
             CheckpointError: If a state contains an object that could not be read back safely.
             PathNotWritableError: If nothing can be written to `path`.
         """
         state = self.record.state
-        return write_checkpoint(
-            path,
-            self.model,
-            {
-                **self._small_states(),
-                "buffers": self._unsaved_tensors(),
-                "frozen": self.record.freeze_audit.state_dict(),
-                "freezing": FrozenState.of(self.model).to_dict(),
-                "inside": {} if position is None else position.to_dict(),
-            },
-            self.record.history,
-            {
-                "run": self.record.run_id,
-                "epoch": state.epoch,
-                "step": state.step,
-                "batch": state.batch,
-                **self._kinds(),
-                **self.settings,
-            },
-        )
+        with weights_replaced(self.model, measured) as training_weights:
+            return write_checkpoint(
+                path,
+                self.model,
+                {
+                    **self._small_states(),
+                    **training_weights,
+                    "buffers": self._unsaved_tensors(),
+                    "frozen": self.record.freeze_audit.state_dict(),
+                    "freezing": FrozenState.of(self.model).to_dict(),
+                    "inside": {} if position is None else position.to_dict(),
+                },
+                self.record.history,
+                {
+                    "run": self.record.run_id,
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "batch": state.batch,
+                    **self._kinds(),
+                    **self.settings,
+                },
+            )
 
     def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> str:
         """Restore the run from a checkpoint. The next `fit` continues from there.
@@ -158,7 +176,7 @@ class TrainingRun:
         warn_about_differences(checkpoint.path, manifest, self.settings)
         before = FrozenState.of(self.model)
         difference = "" if frozen is None else before.difference(frozen)
-        if difference and manifest["step"] and has_weights_of(checkpoint.path, self.model):
+        if difference and manifest["step"] and has_weights_of(checkpoint.path, saved, self.model):
             frozen, difference = None, ""  # The script has changed it since the checkpoint.
         try:
             if frozen is not None:
@@ -205,6 +223,7 @@ class TrainingRun:
         check_groups(contents, saved["optimizer"])
         check_same_groups(path, saved["optimizer"], self.optimizer)
         check_has_parameters(path, saved["buffers"], self._other_parameters())
+        check_training_weights(contents, saved, self.model)
         weights = self._fitting_weights(path)
         check_optimizer(contents, saved["optimizer"], self.optimizer)
         for name, current in (
@@ -251,6 +270,7 @@ class TrainingRun:
             self._load_small_states(saved)
             # Last, since weights cannot be restored. They were compared with the model.
             weights.write()
+            write_weights(self.model, saved.get(TRAINING_WEIGHTS, {}))
         except BaseException as error:
             self._load_small_states(before)
             if not isinstance(error, Exception):

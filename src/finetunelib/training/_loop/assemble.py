@@ -8,12 +8,14 @@ import math
 from finetunelib._progress import choose_progress
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
+from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._loop.feed import EpochFeed, FitData
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Interruption, Signals
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.loop import FitLoop
+from finetunelib.training._loop.measured import forget_measured
 from finetunelib.training._loop.moments import (
     Moment,
     Moments,
@@ -25,6 +27,7 @@ from finetunelib.training._loop.session import Session, clear_gradients
 from finetunelib.training._loop.validation import DataValidation, NoValidation, Validation
 from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.direction import directions
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.step import Step
@@ -47,6 +50,9 @@ def assemble(
         evaluator: The model with its task, as `evaluate` uses it.
         data: The data to train on and to validate with.
         limits: When to stop.
+
+    Raises:
+        InvalidArgumentError: If the schedule follows a column that is not measured.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
     check = FirstBatchCheck(run.model, evaluator.task, evaluator.device)
@@ -73,8 +79,10 @@ def assemble(
     interruption = Interruption(signals, Moment(hooks.on_interrupt, writer.write_requested))
     validation = _validation(options, evaluator, data, check, hooks, interruption)
     names = (*train_metrics.names, *validation.names)
+    context = _context(options, run, data, train_metrics, names)
+    run.schedule.check_monitor(context.measures, context.comparison.directions)
     return FitLoop(
-        context=_context(run, data, train_metrics, names),
+        context=context,
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
@@ -107,14 +115,18 @@ def _moments(
         epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
         step_end=Moment(hooks.on_step_end, *after_hooks),
         training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
-        epoch_end=Moment(hooks.on_epoch_end, *after_hooks),
+        epoch_end=Moment(hooks.on_epoch_end, *after_hooks, forget_measured),
         fit_end=Moment(clear_gradients, hooks.on_fit_end),
         fit_done=Moment(writer.write_requested, keep_position, interruption.raise_if_signalled),
     )
 
 
 def _context(
-    run: TrainingRun, data: FitData, train_metrics: MetricAccumulator, names: tuple[str, ...]
+    options: TrainerOptions,
+    run: TrainingRun,
+    data: FitData,
+    train_metrics: MetricAccumulator,
+    names: tuple[str, ...],
 ) -> TrainContext:
     def why_not_resumable(inside_epoch: bool) -> str | None:
         return (
@@ -123,13 +135,17 @@ def _context(
             or run.why_not_savable
         )
 
+    before, run.record.data = run.record.data, data.identity
+    same = {n for n, now in data.identity.items() if n in before and now.is_same(before[n])}
     return TrainContext(
         run.model,
         run.optimizer,
         run.record.state,
         run.record.history,
-        measures=(*names, *TIMING_COLUMNS),
         why_not_resumable=why_not_resumable,
+        comparison=Comparison(
+            (*names, *TIMING_COLUMNS), directions(options.metrics, names), frozenset(same)
+        ),
         resumed_from=run.record.resumed_from,
         run_id=run.record.run_id,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TypeAlias
@@ -14,6 +14,7 @@ from finetunelib._preserve import derive_seed, random_states, reseed, set_random
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches
+from finetunelib.data._identity import DataIdentity
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Signals
@@ -32,11 +33,13 @@ class FitData:
         train: The training data.
         val: The validation data, if any.
         signature: How an epoch is split into batches.
+        identity: What the data consists of, by the name of the argument.
     """
 
     train: Batches
     val: Batches | None
     signature: DataSignature
+    identity: Mapping[str, DataIdentity]
 
 
 @dataclass(slots=True)

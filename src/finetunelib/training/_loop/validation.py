@@ -14,6 +14,7 @@ from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Interruption
+from finetunelib.training._loop.measured import WeightsBefore
 from finetunelib.training._loop.moments import ended_by
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.evaluator import Evaluator
@@ -85,7 +86,9 @@ class DataValidation:
         random, data = random_states(), self.batches.state_dict(inside_epoch=False)
         try:
             with ended_by(self.hooks.on_validation_end, context):
+                weights = WeightsBefore.of(context)
                 self.hooks.on_validation_start(context)
+                context.measured.weights = weights.replaced_by(context.model)
                 return self.evaluator.evaluate(self._until_interrupted(), self.metrics, "val")
         except _Interrupted:
             # A resumed run repeats the validation, so rewind to where it began.

@@ -48,7 +48,8 @@ class CheckpointWriter:
         context.requested_checkpoints.clear()
         for path, on_error in requests.items():
             try:
-                context.last_checkpoint = self.run.save(path, position)
+                measured = context.weights_for(path)
+                context.last_checkpoint = self.run.save(path, position, measured)
             except PathNotWritableError as error:
                 if on_error == "raise":
                     raise

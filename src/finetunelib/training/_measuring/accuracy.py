@@ -34,6 +34,8 @@ class Accuracy:
         0.5
     """
 
+    higher_is_better = True
+
     def __init__(self, top_k: int = 1) -> None:
         check_at_least(1, top_k=top_k)
         self.top_k: int = top_k

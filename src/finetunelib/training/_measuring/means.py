@@ -17,6 +17,11 @@ class MeanOf:
         self._sum: Tensor | float = 0.0
         self._samples = 0
 
+    @property
+    def higher_is_better(self) -> bool | None:
+        """The direction that the function declares, or `None`."""
+        return getattr(self._function, "higher_is_better", None)
+
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
         self._sum = self._sum + self._function(outputs, targets) * len(targets)

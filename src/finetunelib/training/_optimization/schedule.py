@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
-from finetunelib.errors import InvalidArgumentError, InvalidTypeError
+from finetunelib._typing import Mode
 
 #: A function that builds a PyTorch scheduler for an optimizer.
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
@@ -27,6 +27,19 @@ class Schedule(Protocol):
     @property
     def signature(self) -> str:
         """The name of the schedule, which must match when a run resumes."""
+        ...
+
+    def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None:
+        """Raise if a schedule that follows a measure cannot follow it in this `fit`.
+
+        Args:
+            measures: The columns of the history.
+            directions: Which direction is better, for the columns for which it is known.
+
+        Raises:
+            InvalidArgumentError: If the column is not measured, or the scheduler's mode is not the
+                direction that is better.
+        """
         ...
 
     def after_step(self) -> None:
@@ -61,6 +74,8 @@ class NoSchedule:
         """The name of the schedule, which must match when a run resumes."""
         return type(self).__name__
 
+    def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None: ...
+
     def after_step(self) -> None: ...
 
     def after_epoch(self, row: Mapping[str, float]) -> None: ...
@@ -72,7 +87,7 @@ class NoSchedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class _TorchSchedule:
+class TorchSchedule:
     """What the schedules that use a PyTorch scheduler have in common."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
@@ -88,6 +103,8 @@ class _TorchSchedule:
     def signature(self) -> str:
         """The name of the schedule, which must match when a run resumes."""
         return f"{type(self).__name__} of {type(self._scheduler).__name__}"
+
+    def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None: ...
 
     def after_step(self) -> None: ...
 
@@ -109,7 +126,7 @@ class _TorchSchedule:
             self._scheduler.step()
 
 
-class StepSchedule(_TorchSchedule):
+class StepSchedule(TorchSchedule):
     """Advances after every update."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> None:
@@ -136,82 +153,12 @@ class StepSchedule(_TorchSchedule):
         self._lr = state["lr"]
 
 
-class EpochSchedule(_TorchSchedule):
+class EpochSchedule(TorchSchedule):
     """Advances after every epoch."""
 
     def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol's form
         """Advance by one epoch."""
         self._advance()
-
-
-class PlateauSchedule(_TorchSchedule):
-    """Lowers the learning rate when the validation loss (or the training loss) stagnates."""
-
-    def after_epoch(self, row: Mapping[str, float]) -> None:
-        """Pass the loss of the epoch to the scheduler."""
-        self._scheduler.step(row.get("val_loss", row["train_loss"]))
-
-
-def check_scheduler(scheduler: object, interval: str, optimizer: object) -> None:
-    """Raise if these options cannot be combined, before anything is built.
-
-    Args:
-        scheduler: The argument `lr_scheduler`.
-        interval: The argument `lr_scheduler_interval`.
-        optimizer: The argument `optimizer`.
-
-    Raises:
-        InvalidArgumentError: If the interval is unknown, or the scheduler belongs to another
-            optimizer.
-        InvalidTypeError: If `scheduler` is neither a scheduler nor callable.
-    """
-    if interval not in ("step", "epoch"):
-        raise InvalidArgumentError(
-            f'`lr_scheduler_interval` must be "step" or "epoch", got {interval!r}.'
-        )
-    if isinstance(scheduler, LRScheduler):
-        if scheduler.optimizer is not optimizer:
-            raise InvalidArgumentError(
-                f"`lr_scheduler` is a {type(scheduler).__name__} of a different optimizer, so it "
-                "would have no effect. Pass a function: "
-                f"`lr_scheduler=lambda optimizer: {type(scheduler).__name__}(optimizer, ...)`."
-            )
-    elif scheduler is not None and not callable(scheduler):
-        raise InvalidTypeError(
-            "`lr_scheduler` must be a function from an optimizer to a PyTorch scheduler, got "
-            f"{scheduler!r} ({type(scheduler).__name__})."
-        )
-
-
-def build_schedule(
-    scheduler: SchedulerFactory | LRScheduler | None,
-    interval: Interval,
-    optimizer: torch.optim.Optimizer,
-) -> Schedule:
-    """Return the schedule for an optimizer.
-
-    Raises:
-        InvalidTypeError: If the function did not return a scheduler.
-        InvalidArgumentError: If ReduceLROnPlateau, which needs the loss of an epoch, is to advance
-            after every step.
-    """
-    if scheduler is None:
-        return NoSchedule(optimizer)
-    built = scheduler if isinstance(scheduler, LRScheduler) else scheduler(optimizer)
-    if isinstance(built, ReduceLROnPlateau):
-        if interval == "step":
-            raise InvalidArgumentError(
-                "ReduceLROnPlateau needs the loss of an epoch, got `lr_scheduler_interval` "
-                '"step". Pass "epoch".'
-            )
-        return PlateauSchedule(optimizer, built)
-    if not isinstance(built, LRScheduler):
-        raise InvalidTypeError(
-            "`lr_scheduler` must return a PyTorch scheduler, got "
-            f"{built!r} ({type(built).__name__})."
-        )
-    kind = StepSchedule if interval == "step" else EpochSchedule
-    return kind(optimizer, built)
 
 
 def _first_lr(optimizer: torch.optim.Optimizer) -> float:

@@ -1,0 +1,32 @@
+"""Whether a lower or a higher value of a measure is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from finetunelib._typing import Mode
+
+
+def directions(metrics: Mapping[str, object], columns: Iterable[str]) -> dict[str, Mode]:
+    """Return the direction of each column whose direction is known.
+
+    A lower loss is better. A metric declares its direction with `higher_is_better`, as those of
+    torchmetrics do; a metric function may have such an attribute too.
+
+    Args:
+        metrics: The metrics by name.
+        columns: The columns of the history, with `train_` or `val_` before the name. A metric with
+            several values has several columns, whose names begin with its own.
+    """
+    known: dict[str, Mode] = {}
+    for column in columns:
+        name = column.partition("_")[2]
+        if name == "loss":
+            known[column] = "min"
+            continue
+        owners = [metric for metric in metrics if name == metric or name.startswith(f"{metric}_")]
+        if owners:
+            higher = getattr(metrics[max(owners, key=len)], "higher_is_better", None)
+            if isinstance(higher, bool):
+                known[column] = "max" if higher else "min"
+    return known
