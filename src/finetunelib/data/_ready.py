@@ -19,6 +19,7 @@ from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
 from finetunelib.data._order import rows_of
 from finetunelib.data._samples import Collate, CollateFunction, raising
+from finetunelib.data._sizes import last_batch_size
 from finetunelib.errors import DataError
 
 
@@ -65,6 +66,11 @@ class ReadyBatches:
             return len(self._batches)  # type: ignore[arg-type]  # a TypeError means that it has no length
         except TypeError:
             return None
+
+    @property
+    def last_batch_size(self) -> int | None:
+        """The number of samples in the last batch, or `None` if unknown."""
+        return last_batch_size(self._batches)
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:
         """Return why a training run cannot be resumed exactly, or `None` if it can."""

@@ -30,6 +30,7 @@ from finetunelib.training._checkpointing.folder import newest_checkpoint
 from finetunelib.training._checkpointing.position import DataSignature
 from finetunelib.training._checkpointing.run import RunRecord, TrainingRun
 from finetunelib.training._history import History
+from finetunelib.training._loop.build_run import build_run
 from finetunelib.training._loop.feed import FitData
 from finetunelib.training._loop.limits import Limits, check_limits, check_replayable
 from finetunelib.training._loop.processes import check_single_process
@@ -38,7 +39,6 @@ from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.exclusive import exclusive
 from finetunelib.training._measuring.metrics import MetricLike, as_metrics
-from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import check_trainable
 from finetunelib.training._optimization.plateau import Monitored
@@ -283,7 +283,8 @@ class Trainer:
             InvalidArgumentError: If there is no limit, a limit is below 1, there is no parameter
                 to train, a trainable parameter was added or unfrozen that the Trainer's optimizer
                 does not contain, an iterator is to be read for more than one epoch, `fit` is
-                already running, or a launcher such as torchrun started several processes.
+                already running, a launcher such as torchrun started several processes, or the
+                schedule would fail before the last step.
             InvalidTypeError: If the data has an unknown form.
             EmptyDataError: If there are no samples.
             DataError: If inputs and targets have different lengths.
@@ -326,6 +327,8 @@ class Trainer:
                 start = TrainState()
                 self._resume(run, resume_from, data.signature)
             limits = Limits.after(start, epochs, max_steps)
+            steps = data.signature.accumulation_steps
+            run.schedule.check_length(limits.plan(self.state, data.train.steps, steps))
             assemble(self._options, run, self._evaluator, data, limits).run()
         return self.history
 
@@ -511,24 +514,7 @@ class Trainer:
         """Move the model to the device, build the optimizer once, and return the run."""
         self._move()
         if self._run is None:
-            options, evaluator = self._options, self._evaluator
-            optimizer, schedule = options.optimizer.build(self._trained)
-            lr = options.optimizer.lr
-            self._run = TrainingRun(
-                model=self.model,
-                others=self._trained.others,
-                optimizer=optimizer,
-                coverage=Coverage(self._trained, optimizer, ready=options.optimizer.ready),
-                schedule=schedule,
-                precision=evaluator.precision,
-                callbacks=options.callbacks,
-                record=self._record,
-                settings={
-                    "device": self.device.type,
-                    "seed": options.seed,
-                    "lr": lr and float(lr),
-                },
-            )
+            self._run = build_run(self._options, self._trained, self._evaluator, self._record)
         return self._run
 
     def _move(self) -> None:

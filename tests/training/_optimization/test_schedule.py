@@ -82,6 +82,7 @@ class Rates(Callback):
         self.seen.append(context.optimizer.param_groups[0]["lr"])
 
 
+@pytest.mark.filterwarnings("ignore:.*has the length of the run")
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedule_is_the_hand_written_loop_bit_for_bit(schedule: str, interval: Any) -> None:
@@ -106,6 +107,7 @@ def test_schedule_advances_after_epochs_by_default() -> None:
     assert rates.seen == pytest.approx([0.1, 0.07, 0.049], rel=1e-12)  # products of doubles
 
 
+@pytest.mark.filterwarnings("ignore:.*has the length of the run")
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_recorded_lr_is_that_of_the_last_step(schedule: str, interval: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from finetunelib._escapes import one_line
 from finetunelib.errors import CheckpointError
 from finetunelib.training._checkpointing.manifest import STATE, environment
+from finetunelib.training._optimization.hyperparameters import differences
 
 #: What changes the bits of a run without making it impossible to resume.
 _ENVIRONMENT = ("finetunelib", "torch", "python", "threads", "device", "seed")
@@ -107,24 +108,54 @@ def check_has_parameters(
             )
 
 
-def warn_about_differences(
-    path: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]
+def warn_about_hyperparameters(
+    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]
 ) -> None:
-    """Warn if the run resumes with another learning rate, or in another environment.
+    """Warn about each setting of the optimizer and the schedule that the script has changed.
+
+    Args:
+        path: The folder of the checkpoint.
+        saved: The settings that it contains.
+        current: The settings in this run's script.
+    """
+    different = differences(saved, current)
+    if different:
+        warnings.warn(
+            f"`{path}` was written with other settings: {'; '.join(map(one_line, different))}. The "
+            "run resumes with those of the checkpoint. To change them, start a new run from its "
+            "weights with `load_weights`.",
+            stacklevel=2,
+        )
+
+
+def warn_about_lr(path: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Warn about another learning rate, for a checkpoint of an early version.
 
     Args:
         path: The folder of the checkpoint.
         saved: Its manifest.
-        settings: The type of the device, the seed and the learning rate of this run.
+        settings: The learning rate of this run.
     """
-    current = environment() | dict(settings)
-    saved_lr, lr = saved.get("lr"), current["lr"]
+    saved_lr, lr = saved.get("lr"), settings["lr"]
     if saved_lr != lr and not math.isclose(saved_lr or math.nan, lr or math.nan):
         warnings.warn(
             f"`lr` is {lr} here and was {saved_lr} in `{path}`. The run resumes with the "
             "checkpoint's learning rate.",
             stacklevel=2,
         )
+
+
+def warn_about_differences(
+    path: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Warn if the run resumes in another environment.
+
+    Args:
+        path: The folder of the checkpoint.
+        saved: Its manifest.
+        settings: The type of the device and the seed of this run.
+    """
+    current = environment() | dict(settings)
     changes = [
         f"{name} {one_line(str(saved.get(name)))} -> {current[name]}"
         for name in _ENVIRONMENT

@@ -26,6 +26,8 @@ from finetunelib.training._checkpointing.compatibility import (
     check_same_groups,
     check_same_kinds,
     warn_about_differences,
+    warn_about_hyperparameters,
+    warn_about_lr,
 )
 from finetunelib.training._checkpointing.contents import Contents, check_history
 from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
@@ -46,6 +48,7 @@ from finetunelib.training._checkpointing.position import (
 from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
 from finetunelib.training._optimization.coverage import Coverage
+from finetunelib.training._optimization.hyperparameters import are_hyperparameters
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
@@ -67,6 +70,8 @@ class RunRecord:
         resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
         run_id: The id of the run, which its checkpoints contain. `None` if it was resumed from a
             checkpoint of an early version, which has none.
+        hyperparameters: Those in the checkpoint that the run was resumed from, which it goes on
+            with, or `None`.
         data: The data of the last `fit`, by the name of its argument.
     """
 
@@ -76,6 +81,7 @@ class RunRecord:
     position: EpochPosition | None = None
     resumed_from: Path | None = None
     run_id: str | None = field(default_factory=lambda: secrets.token_hex(16))
+    hyperparameters: Mapping[str, Any] | None = None
     data: Mapping[str, DataIdentity] = field(default_factory=dict)
 
 
@@ -92,6 +98,7 @@ class TrainingRun:
         precision: The number format, with the scale of the loss.
         callbacks: The callbacks.
         record: How far the run is.
+        hyperparameters: Those of the optimizer and the schedule, as the script built them.
         settings: The type of the device, the seed and the learning rate. A checkpoint is compared
             with them.
     """
@@ -104,6 +111,7 @@ class TrainingRun:
     precision: Precision
     callbacks: Sequence[Callback]
     record: RunRecord
+    hyperparameters: Mapping[str, Any]
     settings: Mapping[str, Any]
 
     def save(
@@ -132,6 +140,7 @@ class TrainingRun:
                 {
                     **self._small_states(),
                     **training_weights,
+                    "hyperparameters": self.record.hyperparameters or self.hyperparameters,
                     "buffers": self._unsaved_tensors(),
                     "frozen": self.record.freeze_audit.state_dict(),
                     "freezing": FrozenState.of(self.model).to_dict(),
@@ -173,6 +182,11 @@ class TrainingRun:
         if position is not None and position.batch and signature is not None:
             signature.check_matches(position.signature)
         frozen = saved_frozen_state(checkpoint.path, saved, self.model)
+        settings = saved.get("hyperparameters")
+        if settings is None:
+            warn_about_lr(checkpoint.path, manifest, self.settings)
+        else:
+            warn_about_hyperparameters(checkpoint.path, settings, self.hyperparameters)
         warn_about_differences(checkpoint.path, manifest, self.settings)
         before = FrozenState.of(self.model)
         difference = "" if frozen is None else before.difference(frozen)
@@ -186,6 +200,7 @@ class TrainingRun:
             before.apply(self.model)
             raise
         record = self.record
+        record.hyperparameters = settings
         record.freeze_audit.load_state_dict(saved["frozen"])
         record.history.rows[:] = history.rows
         record.state.epoch, record.state.step = manifest["epoch"], manifest["step"]
@@ -219,6 +234,8 @@ class TrainingRun:
         check_same_kinds(path, manifest, self._kinds())
         contents = Contents(path, saved)
         contents.check_parts()
+        valid = "hyperparameters" not in saved or are_hyperparameters(saved["hyperparameters"])
+        contents.check(valid, "hyperparameters", "those of an optimizer and a schedule")
         check_same_callbacks(path, saved["callbacks"], self._callback_states())
         check_groups(contents, saved["optimizer"])
         check_same_groups(path, saved["optimizer"], self.optimizer)

@@ -18,6 +18,7 @@ from finetunelib.data._identity import DataIdentity
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Signals
+from finetunelib.training._loop.last_batch import check_last_batch
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._state import TrainState
 
@@ -86,7 +87,9 @@ class EpochFeed:
         """Check the first batch of a new epoch, or read an unfinished one up to its position."""
         self._reseed(state)
         if self.saved is None or not self.saved.batch:
-            self.check(self.data.train.peek(state.epoch, "train"), self.data.train, "train")
+            first = self.data.train.peek(state.epoch, "train")
+            self.check(first, self.data.train, "train")
+            check_last_batch(self.check.model, to_device(first, self.device), self.data.train)
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
         self.metrics.load_state_dict(self.saved.train_metrics)

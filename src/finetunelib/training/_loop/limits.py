@@ -11,6 +11,7 @@ from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._loop.feed import Window
+from finetunelib.training._optimization.horizon import Plan
 from finetunelib.training._state import TrainState
 
 
@@ -34,6 +35,25 @@ class Limits:
             math.inf if max_steps is None else start.step + max_steps,
         )
 
+    def plan(self, state: TrainState, batches: int | None, accumulation_steps: int) -> Plan:
+        """Return what is left of the run, as far as it is known before it starts.
+
+        Args:
+            state: The counters at the start.
+            batches: The number of batches in an epoch, or `None` if unknown.
+            accumulation_steps: The number of batches in an update.
+        """
+        epochs, steps = self.last_epoch - state.epoch, self.last_step - state.step
+        if batches is None:
+            return Plan(_whole(epochs), _whole(steps), None, None, None)
+        per_epoch = math.ceil(batches / accumulation_steps)
+        used = math.ceil(state.batch / accumulation_steps)  # of an unfinished epoch
+        steps = max(0.0, min(steps, epochs * per_epoch - used))
+        if not math.isinf(steps):
+            epochs = math.ceil((used + steps) / per_epoch)
+        all_batches = epochs * batches - state.batch
+        return Plan(_whole(epochs), _whole(steps), _whole(all_batches), per_epoch, batches)
+
     def allow_epoch(self, context: TrainContext) -> bool:
         """Return whether another epoch, or the rest of an unfinished one, may be trained."""
         state = context.state
@@ -49,6 +69,10 @@ class Limits:
             yield window
             if state.step >= self.last_step or context.stop_reason is not None:
                 return
+
+
+def _whole(number: float) -> int | None:
+    return None if math.isinf(number) else int(number)
 
 
 def check_limits(epochs: int | None, max_steps: int | None) -> None:

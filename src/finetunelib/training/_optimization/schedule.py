@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetunelib._typing import Mode
+from finetunelib.training._optimization.horizon import Plan, check_length
 
 #: A function that builds a PyTorch scheduler for an optimizer.
 SchedulerFactory: TypeAlias = Callable[[torch.optim.Optimizer], LRScheduler]
@@ -39,6 +40,14 @@ class Schedule(Protocol):
         Raises:
             InvalidArgumentError: If the column is not measured, or the scheduler's mode is not the
                 direction that is better.
+        """
+        ...
+
+    def check_length(self, plan: Plan) -> None:
+        """Raise or warn if the schedule does not have the length of the run.
+
+        Raises:
+            InvalidArgumentError: If it would fail before the end.
         """
         ...
 
@@ -76,6 +85,8 @@ class NoSchedule:
 
     def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None: ...
 
+    def check_length(self, plan: Plan) -> None: ...
+
     def after_step(self) -> None: ...
 
     def after_epoch(self, row: Mapping[str, float]) -> None: ...
@@ -105,6 +116,8 @@ class TorchSchedule:
         return f"{type(self).__name__} of {type(self._scheduler).__name__}"
 
     def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None: ...
+
+    def check_length(self, plan: Plan) -> None: ...
 
     def after_step(self) -> None: ...
 
@@ -138,6 +151,10 @@ class StepSchedule(TorchSchedule):
         """The learning rate of the last step, before the schedule changed it."""
         return self._lr
 
+    def check_length(self, plan: Plan) -> None:
+        """Compare the length of the schedule with the number of steps."""
+        check_length(self._scheduler, "step", plan)
+
     def after_step(self) -> None:
         """Advance by one step."""
         self._lr = super().lr
@@ -155,6 +172,10 @@ class StepSchedule(TorchSchedule):
 
 class EpochSchedule(TorchSchedule):
     """Advances after every epoch."""
+
+    def check_length(self, plan: Plan) -> None:
+        """Compare the length of the schedule with the number of epochs."""
+        check_length(self._scheduler, "epoch", plan)
 
     def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol's form
         """Advance by one epoch."""
