@@ -17,7 +17,12 @@ import pytest
 
 from finetunelib.training import Callback, TrainContext
 from finetunelib.training._checkpointing.folder import newest_checkpoint
-from training._checkpointing.checkpoint_files import COMBINATIONS, Combination, bits
+from training._checkpointing.checkpoint_files import (
+    COMBINATIONS,
+    IN_THE_BACKGROUND,
+    Combination,
+    bits,
+)
 
 KILLS = 5
 
@@ -99,7 +104,7 @@ def result_of(folder: Path) -> tuple[dict[str, Any], int]:
     return result
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("combination", [*COMBINATIONS, *IN_THE_BACKGROUND], ids=str)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, combination: Combination) -> None:
     """A run that is killed five times and restarted is bitwise equal to an uninterrupted run.
 

@@ -50,6 +50,10 @@ class ModelCheckpoint(Callback):
         mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
             direction that is known: lower for the loss, higher for `Accuracy`, and what a metric
             declares with `higher_is_better`. For any other column, `mode` is required.
+        blocking: Whether training waits until a checkpoint is on disk. With `False`, it waits only
+            while the state is copied in memory, which takes as much memory on the CPU as the
+            checkpoint has; a thread writes the copy. The next checkpoint and the end of `fit` wait
+            for it. Older checkpoints are deleted, and errors raised, after a later step.
         on_error: What to do if a checkpoint cannot be written: stop training (`"raise"`), or warn
             and continue (`"warn"`). Existing checkpoints stay intact in both cases.
 
@@ -91,6 +95,7 @@ class ModelCheckpoint(Callback):
         keep: int = 2,
         monitor: str | None = None,
         mode: Mode | None = None,
+        blocking: bool = True,
         on_error: OnError = "raise",
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
@@ -117,6 +122,7 @@ class ModelCheckpoint(Callback):
         self._every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs
         self._keep = keep
+        self._blocking = blocking
         self._on_error: OnError = on_error
         if monitor is None and mode is not None:
             raise InvalidArgumentError(f"`mode` is {mode!r}, but there is no `monitor`. Pass both.")
@@ -145,9 +151,10 @@ class ModelCheckpoint(Callback):
 
     def on_step_end(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due."""
-        self._forget_unwritten()
+        if self._unwritten is not None and self._unwritten[0] not in context.requested_checkpoints:
+            self._forget_unwritten()
         if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
-            context.request_checkpoint(self._path_for(context), on_error=self._on_error)
+            self._request(context, self._path_for(context))
 
     def on_epoch_end(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due, and remember it if it is the best."""
@@ -155,7 +162,7 @@ class ModelCheckpoint(Callback):
             return
         path = self._path_for(context)
         is_best = self._improves(context, path)
-        context.request_checkpoint(path, on_error=self._on_error, measured=is_best)
+        self._request(context, path, measured=is_best)
 
     def _improves(self, context: TrainContext, path: Path) -> bool:
         """Return whether the epoch is the best so far, whose checkpoint will be at a path."""
@@ -181,7 +188,7 @@ class ModelCheckpoint(Callback):
         path = self._path_for(context)
         exact = context.why_not_resumable(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
-            context.request_checkpoint(path, on_error=self._on_error)
+            self._request(context, path)
 
     def on_fit_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
         """Let other runs use the folder, and forget a best epoch without a checkpoint."""
@@ -238,6 +245,11 @@ class ModelCheckpoint(Callback):
             )
         self._improvement.load_state_dict(state["improvement"])
         self.best_path = None if name is None else self.folder / str(name)
+
+    def _request(self, context: TrainContext, path: Path, *, measured: bool = False) -> None:
+        context.request_checkpoint(
+            path, on_error=self._on_error, blocking=self._blocking, measured=measured
+        )
 
     def _written(self) -> list[Path]:
         """Return the checkpoints in the folder that this class wrote, oldest first."""

@@ -24,6 +24,8 @@ from torch.utils.data import Dataset
 from finetunelib import Trainer
 from finetunelib.callbacks import EMA, ModelCheckpoint
 from finetunelib.training import Callback, History
+from finetunelib.training._checkpointing.background import BackgroundWrite
+from finetunelib.training._checkpointing.content import Content, Staging
 from finetunelib.training._checkpointing.folder import write_checkpoint
 from finetunelib.training._checkpointing.manifest import FILES, MANIFEST, _digest
 
@@ -47,13 +49,16 @@ def trainer(**options: Any) -> Trainer:
     return Trainer(options.pop("model", None) or model(), **(kept | options))
 
 
-def write(path: Path, step: int = 1, **state: object) -> Path:
-    """Write a checkpoint without training."""
+def write(path: Path, step: int = 1, *, blocking: bool = True, **state: object) -> Path:
+    """Write a checkpoint without training, in this thread or in another one."""
     history = History([{"epoch": 1, "step": step, "train_loss": 0.5}])
     about = {"epoch": 1, "step": step, "batch": 0}
     layer = model()
     nn.init.constant_(layer.get_parameter("bias"), step)
-    return write_checkpoint(path, layer, {"step": step, **state}, history, about)
+    if blocking:
+        return write_checkpoint(path, layer, {"step": step, **state}, history, about)
+    content = Content.of(layer, {"step": step, **state}, history, about)
+    return BackgroundWrite(path, Staging().copy(content)).result()
 
 
 def forge(folder: Path, **changes: Any) -> None:
@@ -199,6 +204,7 @@ class Combination:
 
     Attributes:
         rich: Whether there are a schedule, an average of the weights, dropout and augmentation.
+        blocking: Whether training waits for its checkpoints.
     """
 
     workers: int
@@ -206,16 +212,20 @@ class Combination:
     rich: bool
     samples: int = 8
     epochs: int = 2
+    blocking: bool = True
 
     def __str__(self) -> str:
         kind = "rich" if self.rich else "plain"
-        return f"{kind}-{self.workers}-workers-windows-of-{self.window}"
+        ending = "" if self.blocking else "-in-the-background"
+        return f"{kind}-{self.workers}-workers-windows-of-{self.window}{ending}"
 
     def train(self, folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
         """Train with a checkpoint after each step and each epoch, and return the Trainer."""
         torch.manual_seed(0)
         dropout = nn.Dropout(0.3 if self.rich else 0.0)
-        checkpoints = ModelCheckpoint(folder, every_n_steps=1, every_n_epochs=1)
+        checkpoints = ModelCheckpoint(
+            folder, every_n_steps=1, every_n_epochs=1, blocking=self.blocking
+        )
         trained = Trainer(
             nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), dropout, nn.Linear(8, 3)),
             optimizer=torch.optim.AdamW,
@@ -243,4 +253,11 @@ COMBINATIONS = [
     for workers in (0, 2)
     for window in (1, 3)
     for rich in (False, True)
+]
+
+#: Runs whose checkpoints a thread writes.
+IN_THE_BACKGROUND = [
+    Combination(0, 1, rich=False, blocking=False),
+    Combination(0, 3, rich=True, blocking=False),
+    Combination(2, 1, rich=True, blocking=False),
 ]

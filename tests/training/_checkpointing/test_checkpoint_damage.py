@@ -16,10 +16,10 @@ from finetunelib.training._checkpointing.manifest import FILES, HISTORY, MANIFES
 from training._checkpointing.checkpoint_files import DATA, trainer, write
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+@pytest.fixture(params=["blocking", "background"])
+def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """Return an intact checkpoint in its own folder."""
-    return write(tmp_path / "run" / "one")
+    return write(tmp_path / "run" / "one", blocking=request.param == "blocking")
 
 
 def truncations(content: bytes) -> Iterator[bytes]:

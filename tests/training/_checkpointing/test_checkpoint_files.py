@@ -46,6 +46,7 @@ from finetunelib.training._checkpointing.manifest import FILES, HISTORY, MANIFES
 from training._checkpointing.checkpoint_files import (
     COMBINATIONS,
     DATA,
+    IN_THE_BACKGROUND,
     Combination,
     Crash,
     bits,
@@ -262,18 +263,21 @@ def newest_in(folder: Path) -> Checkpoint:
     return newest
 
 
-def calls_of_second_write(tmp_path: Path, name: str) -> list[str]:
+def calls_of_second_write(tmp_path: Path, name: str, *, blocking: bool = True) -> list[str]:
     """Return the names of the calls of writing a second checkpoint."""
     write(tmp_path / "count" / "one")
-    calls = calls_of(lambda: write(tmp_path / "count" / name, step=2))
+    calls = calls_of(lambda: write(tmp_path / "count" / name, step=2, blocking=blocking))
     shutil.rmtree(tmp_path / "count")
     return calls
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("name", ["two", "one"])
-def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path: Path, name: str) -> None:
+def test_a_failing_disk_leaves_the_previous_checkpoint(
+    tmp_path: Path, name: str, blocking: bool
+) -> None:
     """An error at any write, fsync or rename is reported, and nothing is left over."""
-    calls = calls_of_second_write(tmp_path, name)
+    calls = calls_of_second_write(tmp_path, name, blocking=blocking)
     assert {"fsync", "rename", "mkdir", "save", "save_file", "write_text"} <= {*calls}
     for position, call in enumerate(calls):
         run = tmp_path / str(position)
@@ -281,7 +285,7 @@ def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path: Path, name: str
         error = None
         try:
             with failing_disk(position, disk_full):
-                write(run / name, step=2)
+                write(run / name, step=2, blocking=blocking)
         except PathNotWritableError as caught:
             error = str(caught)
         step = 2 if error is None else 1
@@ -310,14 +314,17 @@ def test_only_the_deleting_of_leftovers_may_fail_unnoticed(tmp_path: Path) -> No
             write(run / "two", step=2)
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("name", ["two", "one"])
-def test_a_crash_at_any_call_leaves_an_intact_checkpoint(tmp_path: Path, name: str) -> None:
+def test_a_crash_at_any_call_leaves_an_intact_checkpoint(
+    tmp_path: Path, name: str, blocking: bool
+) -> None:
     """After a crash at any call, an intact one is found, from both paths."""
-    for position in range(len(calls_of_second_write(tmp_path, name))):
+    for position in range(len(calls_of_second_write(tmp_path, name, blocking=blocking))):
         run = tmp_path / str(position)
         write(run / "one")
         with pytest.raises(Crash), failing_disk(position, Crash):
-            write(run / name, step=2)
+            write(run / name, step=2, blocking=blocking)
         assert newest_in(run).state["step"] in (1, 2)
         assert newest_in(run / "one").state["step"] in (1, 2)
         sweep(run)
@@ -523,7 +530,7 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("combination", [*COMBINATIONS, *IN_THE_BACKGROUND], ids=str)
 def test_a_run_that_crashes_at_any_call_resumes_bit_for_bit(
     tmp_path: Path, combination: Combination
 ) -> None:

@@ -82,18 +82,20 @@ def test_an_interruption_is_not_caught_by_except_exception() -> None:
     assert issubclass(TrainingInterrupted, KeyboardInterrupt)
 
 
+@pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize(
     ("step", "in_validation"), [(5, False), (6, False), (12, False), (6, True), (12, True)]
 )
 def test_an_interrupted_run_resumes_bit_for_bit(
-    tmp_path: Path, step: int, in_validation: bool
+    tmp_path: Path, step: int, in_validation: bool, blocking: bool
 ) -> None:
     """The checkpoint that is written at the signal leads to the same end."""
     whole = quiet_trainer(network(), callbacks=[EMA(0.9)])
     whole.fit(DATA, VAL, epochs=3)
 
     def interrupted(*more: Callback) -> Any:
-        callbacks = [EMA(0.9), ModelCheckpoint(tmp_path, every_n_epochs=100), *more]
+        checkpoints = ModelCheckpoint(tmp_path, every_n_epochs=100, blocking=blocking)
+        callbacks = [EMA(0.9), checkpoints, *more]
         return quiet_trainer(network(), callbacks=callbacks)
 
     stopping = interrupted(SignalAt(signal.SIGTERM, step, in_validation=in_validation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -53,26 +54,16 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
         )
     check_has_values(tensors_of(unwrapped(model)))
     with atomic_file(file) as temporary:
-        write_weights(model, temporary, place=file)
+        write_tensors(tensors_to_write(model), temporary, place=file)
     return file
 
 
-def write_weights(model: nn.Module, file: Path, *, place: Path) -> None:
-    """Write a model's parameters and buffers to a temporary file.
-
-    Args:
-        model: The model.
-        file: The file to write.
-        place: The final path of the file, for messages.
+def tensors_to_write(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers on the CPU, tied ones under their first name.
 
     Raises:
         InvalidArgumentError: If the model's state contains something without values.
-        PathNotWritableError: If the file cannot be written.
     """
-    # Imported here because the package should stay fast to import.
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     state = tensors_of(unwrapped(model))
     check_has_values(state)
     tensors: dict[str, Tensor] = {}
@@ -83,7 +74,25 @@ def write_weights(model: nn.Module, file: Path, *, place: Path) -> None:
         # safetensors refuses tensors that share memory.
         tensors[names[0]] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
+    return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, *, place: Path) -> None:
+    """Write tensors to a temporary safetensors file.
+
+    Args:
+        tensors: The tensors on the CPU, which must be contiguous and share no memory.
+        file: The file to write.
+        place: The final path of the file, for messages.
+
+    Raises:
+        PathNotWritableError: If the file cannot be written.
+    """
+    # Imported here because the package should stay fast to import.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
-        save_file(tensors, file, metadata={"format": "pt"})
+        save_file(dict(tensors), file, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise PathNotWritableError(f"`{place}` could not be written: {error}") from error

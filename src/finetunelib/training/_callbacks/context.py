@@ -22,6 +22,21 @@ from finetunelib.training._state import TrainState
 OnError: TypeAlias = Literal["raise", "warn"]
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """How a checkpoint is written.
+
+    Attributes:
+        on_error: What to do if it cannot be written.
+        blocking: Whether training waits for it.
+        started: Whether a thread is writing it.
+    """
+
+    on_error: OnError
+    blocking: bool
+    started: bool = False
+
+
 @public("finetunelib.training")
 @dataclass(slots=True)
 class TrainContext:
@@ -38,8 +53,7 @@ class TrainContext:
             `direction_of` and `is_comparable` read it.
         why_not_resumable: Returns why resuming from a checkpoint would not be exact, or `None` if
             it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
-        requested_checkpoints: The checkpoints that are yet to be written, each with what to do
-            if that fails.
+        requested_checkpoints: The checkpoints that are not written yet, and how they are written.
         stop_reason: Why a callback asked to stop, or `None`.
         resumed_from: The checkpoint that this `fit` resumes from, or `None`.
         run_id: The id of the run. Its checkpoints have the same one, also after it was resumed.
@@ -72,7 +86,7 @@ class TrainContext:
     run_id: str | None = None
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
-    requested_checkpoints: dict[Path, OnError] = field(default_factory=dict, init=False)
+    requested_checkpoints: dict[Path, CheckpointRequest] = field(default_factory=dict, init=False)
     measured: MeasuredWeights = field(default_factory=MeasuredWeights, init=False)
 
     def __repr__(self) -> str:
@@ -138,7 +152,12 @@ class TrainContext:
         self.stop_reason = self.stop_reason or reason
 
     def request_checkpoint(
-        self, path: StrPath, *, on_error: OnError = "raise", measured: bool = False
+        self,
+        path: StrPath,
+        *,
+        on_error: OnError = "raise",
+        blocking: bool = True,
+        measured: bool = False,
     ) -> None:
         """Ask the loop to write a checkpoint after the current step or epoch.
 
@@ -149,6 +168,9 @@ class TrainContext:
             path: The folder to write. An existing checkpoint there is replaced.
             on_error: What to do if the checkpoint cannot be written: stop training (`"raise"`),
                 or warn and continue (`"warn"`). Existing checkpoints stay intact in both cases.
+            blocking: Whether training waits until the checkpoint is on disk. If not, it is copied
+                in memory, and a thread writes the copy. The next checkpoint waits for it, and so
+                does the end of `fit`; errors are raised after a later step.
             measured: Whether `model.safetensors` of the checkpoint is to contain
                 `measured_weights`, if there are any. Training resumes from its own weights, which
                 the checkpoint contains too.
@@ -158,7 +180,7 @@ class TrainContext:
         """
         if on_error == "raise":
             check_folder_writable(path)
-        self.requested_checkpoints[Path(path)] = on_error
+        self.requested_checkpoints[Path(path)] = CheckpointRequest(on_error, blocking)
         if measured:
             self.measured.paths.add(Path(path))
 

@@ -29,6 +29,7 @@ from finetunelib.errors import (
     PathNotWritableError,
     WeightsError,
 )
+from finetunelib.training._checkpointing.content import Content
 from finetunelib.training._checkpointing.manifest import (
     FILES,
     FORMAT,
@@ -40,7 +41,6 @@ from finetunelib.training._checkpointing.manifest import (
     read_manifest,
     write_manifest,
 )
-from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History, as_json
 
 
@@ -120,21 +120,29 @@ def write_checkpoint(
         PathNotWritableError: If nothing can be written to `path`. An existing checkpoint is left
             unchanged.
     """
-    content = plain(state)
+    return write_content(path, Content.of(model, state, history, about))
+
+
+def write_content(path: StrPath, content: Content) -> Path:
+    """Write a checkpoint as `write_checkpoint` does.
+
+    Raises:
+        PathNotWritableError: If nothing can be written to `path`.
+    """
     target = check_folder_writable(path)
     if any((target / name).exists() for name in FILES) and not _is_checkpoint(target):
         raise PathNotWritableError(
             f"`{target}` contains files that do not belong to a checkpoint and would be lost. "
             "Pass another path."
         )
-    from finetunelib.finetuning._weights.save import write_weights
+    from finetunelib.finetuning._weights.save import write_tensors  # Slow to import.
 
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with atomic_folder(target, names=FILES) as folder:
-        write_weights(model, folder / WEIGHTS, place=target / WEIGHTS)
-        _save(content, folder / STATE)
-        (folder / HISTORY).write_bytes(as_json(history))
-        write_manifest(folder, {"created_ns": created, **about})
+        write_tensors(content.weights, folder / WEIGHTS, place=target / WEIGHTS)
+        _save(content.state, folder / STATE)
+        (folder / HISTORY).write_bytes(as_json(content.history))
+        write_manifest(folder, {"created_ns": created, **content.about})
     return target
 
 
@@ -227,7 +235,7 @@ def sweep(folder: Path) -> None:
     sweep_unfinished(folder, names=FILES)
 
 
-def _save(state: dict[str, Any], file: Path) -> None:
+def _save(state: Mapping[str, Any], file: Path) -> None:
     try:
         torch.save(state, file)
     except OSError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ from finetunelib.training._checkpointing.compatibility import (
     warn_about_hyperparameters,
     warn_about_lr,
 )
+from finetunelib.training._checkpointing.content import Content
 from finetunelib.training._checkpointing.contents import Contents, check_history
-from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
+from finetunelib.training._checkpointing.folder import Checkpoint, write_content
 from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
 from finetunelib.training._checkpointing.manifest import WEIGHTS
 from finetunelib.training._checkpointing.measured import (
@@ -132,10 +134,26 @@ class TrainingRun:
             CheckpointError: If a state contains an object that could not be read back safely.
             PathNotWritableError: If nothing can be written to `path`.
         """
+        with self.content(position, measured) as content:
+            return write_content(path, content)
+
+    @contextlib.contextmanager
+    def content(
+        self, position: EpochPosition | None, measured: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Content]:
+        """Yield what a checkpoint of the run contains now. Its tensors are not copies.
+
+        Args:
+            position: Where the run is in its data, or `None` if it has not started.
+            measured: The weights that the file of weights is to contain, as in `save`. They are
+                in the model until the block ends.
+
+        Raises:
+            CheckpointError: If a state contains an object that could not be read back safely.
+        """
         state = self.record.state
         with weights_replaced(self.model, measured) as training_weights:
-            return write_checkpoint(
-                path,
+            yield Content.of(
                 self.model,
                 {
                     **self._small_states(),

@@ -76,7 +76,8 @@ def assemble(
     writer = CheckpointWriter(
         run, feed.position, guard.read, with_random_state_preserved(hooks.on_checkpoint)
     )
-    interruption = Interruption(signals, Moment(hooks.on_interrupt, writer.write_requested))
+    before_stop = (writer.finish, hooks.on_interrupt, writer.write_requested, writer.finish)
+    interruption = Interruption(signals, Moment(*before_stop))
     validation = _validation(options, evaluator, data, check, hooks, interruption)
     names = (*train_metrics.names, *validation.names)
     context = _context(options, run, data, train_metrics, names)
@@ -107,17 +108,29 @@ def _moments(
     def keep_position(context: TrainContext) -> None:
         run.record.position = feed.position(context.state)
 
+    def finish(context: TrainContext) -> None:
+        try:
+            writer.finish(context)
+        finally:
+            hooks.on_fit_end(context)
+
     after_hooks = (writer.write_requested, interruption.stop_if_signalled)
     return Moments(
         fit_start=Moment(
             with_random_state_preserved(hooks.on_fit_start), lambda _: run.leave_position()
         ),
         epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
-        step_end=Moment(hooks.on_step_end, *after_hooks),
+        step_end=Moment(writer.poll, hooks.on_step_end, *after_hooks),
         training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
-        epoch_end=Moment(hooks.on_epoch_end, *after_hooks, forget_measured),
-        fit_end=Moment(clear_gradients, hooks.on_fit_end),
-        fit_done=Moment(writer.write_requested, keep_position, interruption.raise_if_signalled),
+        # Not `poll`: which epoch is the best depends on whether its checkpoint was written.
+        epoch_end=Moment(writer.finish, hooks.on_epoch_end, *after_hooks, forget_measured),
+        fit_end=Moment(clear_gradients, finish),
+        fit_done=Moment(
+            writer.write_requested,
+            writer.finish,
+            keep_position,
+            interruption.raise_if_signalled,
+        ),
     )
 
 

@@ -1,0 +1,117 @@
+"""What a checkpoint is written from, and copies of it that training does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetunelib.training._checkpointing.safe_state import plain
+from finetunelib.training._history import History
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a checkpoint contains. Its tensors are those of the run, or copies of them.
+
+    Attributes:
+        weights: The tensors of the model's state, each under its first name.
+        state: The states of everything else, in types that can be read back safely.
+        history: The rows of the epochs so far.
+        about: The content of the manifest besides versions and digests.
+    """
+
+    weights: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    history: History
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        history: History,
+        about: Mapping[str, Any],
+    ) -> Content:
+        """Return the content of a checkpoint of a model.
+
+        Raises:
+            CheckpointError: If the state contains an object that could not be read back safely.
+            InvalidArgumentError: If the model's state contains something without values.
+        """
+        from finetunelib.finetuning._weights.save import tensors_to_write  # Slow to import.
+
+        safe = plain(state)
+        return cls(tensors_to_write(model), safe, history, about)
+
+
+class Staging:
+    """Memory on the CPU that checkpoints are copied into, one after the other.
+
+    The memory is used again for the next copy: new memory costs several times as much as copying.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[Hashable, Tensor] = {}
+
+    def copy(self, content: Content) -> Content:
+        """Return a copy of the content. It is valid until the next call."""
+        rooms, self._rooms = self._rooms, {}
+        copies = _Copies(rooms)
+        with torch.no_grad():
+            copied = Content(
+                copies.of(content.weights, ("weights",)),
+                copies.of(content.state, ("state",)),
+                History(content.history.rows),
+                dict(content.about),
+            )
+        self._rooms = copies.used
+        return copied
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self._rooms = {}
+
+
+class _Copies:
+    """Copies nested values into tensors that exist, or into new ones.
+
+    Args:
+        rooms: The tensors that may be overwritten, by where their values were.
+    """
+
+    def __init__(self, rooms: Mapping[Hashable, Tensor]) -> None:
+        self.used: dict[Hashable, Tensor] = {}
+        self._rooms = rooms
+        self._copied: dict[int, Tensor] = {}
+
+    def of(self, value: Any, place: tuple[Hashable, ...]) -> Any:
+        """Return a copy of a value in `plain` types. A tensor that occurs twice is copied once."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._copied:
+                self._copied[id(value)] = self._tensor(value, place)
+            return self._copied[id(value)]
+        if isinstance(value, Mapping):
+            copied = {key: self.of(part, (*place, key)) for key, part in value.items()}
+            return copied if type(value) is dict else type(value)(copied)  # type: ignore[call-arg]
+        if isinstance(value, list | tuple):
+            return type(value)(self.of(part, (*place, i)) for i, part in enumerate(value))
+        return value
+
+    def _tensor(self, value: Tensor, place: tuple[Hashable, ...]) -> Tensor:
+        values = value.detach()
+        if type(values) is not Tensor or values.layout is not torch.strided or values.is_quantized:
+            return values.clone().cpu()
+        room = self._rooms.get(place)
+        if room is None or _form(room) != _form(values):
+            room = torch.empty_like(values, device="cpu")
+        self.used[place] = room
+        return room.copy_(values).requires_grad_(value.requires_grad)
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.stride()
