@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pickle
 import resource
@@ -679,3 +680,16 @@ def test_minimum_match_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
     wrong: Any = share
     with pytest.raises(InvalidTypeError, match="minimum_match"):
         load_weights(nn.Linear(2, 2), path, minimum_match=wrong)
+
+
+def test_loading_counts_as_a_change_of_each_tensor(tmp_path: Path) -> None:
+    """PyTorch's version counters show it, whether values are copied or read into place."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    path = save_weights(model, tmp_path / "w.safetensors")
+    for other in (copy.deepcopy(model), copy.deepcopy(model).double()):
+        other[0].weight.data = other[0].weight.data.t().contiguous().t()  # Cannot be read into.
+        versions = {name: tensor._version for name, tensor in other.state_dict().items()}
+        load_weights(other, path)
+        for name, tensor in other.state_dict().items():
+            assert tensor.equal(model.state_dict()[name].to(tensor.dtype)), name
+            assert tensor._version > versions[name], name

@@ -59,6 +59,9 @@ class FileTensor:
     read: Callable[[], Tensor]
     #: Whether `read` returns a tensor with memory of its own.
     is_own: bool
+    #: Reads the values into a contiguous tensor on the CPU of the same shape and dtype, if that is
+    #: possible without a copy.
+    read_into: Callable[[Tensor], None] | None = None
 
 
 def read_file(path: Path, *, mapped: bool, key: str | None = None) -> dict[str, FileTensor]:
@@ -129,7 +132,13 @@ def _entry(path: Path, name: str, start: int, fields: Mapping[str, Any]) -> File
         )
     shape = tuple(fields["shape"])
     place = start + fields["data_offsets"][0]
-    return FileTensor(shape, dtype, partial(_read_values, path, place, shape, dtype), is_own=True)
+    return FileTensor(
+        shape,
+        dtype,
+        partial(_read_values, path, place, shape, dtype),
+        is_own=True,
+        read_into=partial(_read_into, path, place),
+    )
 
 
 def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -139,7 +148,13 @@ def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dt
     is overwritten later.
     """
     tensor = torch.empty(math.prod(shape), dtype=dtype)
-    rest = memoryview(tensor.view(torch.uint8).numpy().data)
+    _read_into(path, place, tensor)
+    return tensor.reshape(shape)
+
+
+def _read_into(path: Path, place: int, tensor: Tensor) -> None:
+    """Read the values of a contiguous tensor on the CPU."""
+    rest = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
     try:
         with path.open("rb") as file:
             file.seek(place)
@@ -149,7 +164,6 @@ def _read_values(path: Path, place: int, shape: tuple[int, ...], dtype: torch.dt
         raise CorruptFileError(f"`{path}` cannot be read: {error}.") from error
     if rest:
         raise CorruptFileError(f"`{path}` became shorter while it was read.")
-    return tensor.reshape(shape)
 
 
 def _read_pickled(path: Path, *, mapped: bool, key: str | None) -> dict[str, FileTensor]:

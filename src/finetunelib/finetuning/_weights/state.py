@@ -165,11 +165,30 @@ def write_values(
             fresh[id(state[name])] = _own_values(source, state[name])
     with torch.no_grad():
         for name, source in values:
-            if not state[name].is_meta:
-                state[name].copy_(source.read().to(state[name].dtype))
+            target = state[name]
+            if target.is_meta:
+                continue
+            if source.read_into is not None and _can_be_read_into(target, source):
+                source.read_into(target)
+                target.view(-1)[:0].zero_()  # PyTorch counts this as a change of the tensor.
+            else:
+                target.copy_(source.read().to(target.dtype))
     if fresh:
         _replace(model, fresh)
     return {name: fresh.get(id(state[name]), state[name]) for name, _ in values}
+
+
+def _can_be_read_into(target: Tensor, source: FileTensor) -> bool:
+    """Return whether the bytes of a file can be read into the memory of a tensor."""
+    return (
+        type(target.data) is Tensor
+        and target.is_cpu
+        and target.dtype == source.dtype
+        and tuple(target.shape) == source.shape
+        and target.is_contiguous()
+        and not target.is_conj()
+        and not target.is_neg()
+    )
 
 
 def _own_values(source: FileTensor, target: Tensor) -> Tensor:

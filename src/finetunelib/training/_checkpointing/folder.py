@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from finetunelib.training._checkpointing.manifest import (
     MANIFEST,
     STATE,
     WEIGHTS,
-    check_file,
+    check_digest,
+    check_size,
     read_manifest,
     write_manifest,
 )
@@ -55,6 +57,7 @@ class Checkpoint:
 
     path: Path
     manifest: Mapping[str, Any]
+    _state: dict[str, Any] | CheckpointError
 
     @property
     def state(self) -> dict[str, Any]:
@@ -63,24 +66,9 @@ class Checkpoint:
         Raises:
             CheckpointError: If the state cannot be read without running code.
         """
-        file = self.path / STATE
-        try:
-            from finetunelib.finetuning._pickles.bounds import check_bounded  # Slow to import.
-
-            check_bounded(file)
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        # `torch.load` can fail in any way on a file that `torch.save` did not write.
-        except Exception as error:
-            raise CheckpointError(
-                f"`{file}` is not the state of a training run, or contains objects that could run "
-                f"code: {first_line(error)} Use another checkpoint."
-            ) from error
-        if not isinstance(state, dict):
-            raise CheckpointError(
-                f"`{file}` must contain the state of a training run, a dict, got "
-                f"{type(state).__name__}. Use another checkpoint."
-            )
-        return state
+        if isinstance(self._state, CheckpointError):
+            raise self._state
+        return self._state
 
     @property
     def history(self) -> History:
@@ -165,9 +153,38 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
             f"finetunelib reads format {FORMAT}. Use version {manifest.get('finetunelib')}, which "
             "wrote it."
         )
-    for name in (WEIGHTS, STATE, HISTORY):
-        check_file(folder / name, manifest["files"][name])
-    return Checkpoint(folder, manifest)
+    files = {folder / name: manifest["files"][name] for name in (WEIGHTS, STATE, HISTORY)}
+    for file, expected in files.items():
+        check_size(file, expected)
+    # The state is read while other threads compute the digests, which takes as long.
+    with ThreadPoolExecutor(len(files)) as pool:
+        digests = [pool.submit(check_digest, file, files[file]) for file in files]
+        state = _state_or_error(folder / STATE)
+        for digest in digests:
+            digest.result()
+    return Checkpoint(folder, manifest, state)
+
+
+def _state_or_error(file: Path) -> dict[str, Any] | CheckpointError:
+    """Return the state in a file, or why it cannot be used."""
+    try:
+        from finetunelib.finetuning._pickles.bounds import check_bounded  # Slow to import.
+
+        check_bounded(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as cause:  # noqa: BLE001 - `torch.load` can fail in any way on other files
+        error = CheckpointError(
+            f"`{file}` is not the state of a training run, or contains objects that could run "
+            f"code: {first_line(cause)} Use another checkpoint."
+        )
+        error.__cause__ = cause
+        return error
+    if not isinstance(state, dict):
+        return CheckpointError(
+            f"`{file}` must contain the state of a training run, a dict, got "
+            f"{type(state).__name__}. Use another checkpoint."
+        )
+    return state
 
 
 def newest_checkpoint(path: StrPath) -> Checkpoint | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -104,24 +105,44 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
 
 
-def check_file(file: Path, expected: Mapping[str, Any]) -> None:
-    """Raise if a file is not the one that the manifest describes.
+def check_size(file: Path, expected: Mapping[str, Any]) -> None:
+    """Raise if a file does not have the size that the manifest describes.
 
     Raises:
-        CheckpointError: If the file is missing, or its size or its bytes differ.
+        CheckpointError: If it is missing, not a regular file, or of another size.
     """
-    try:
+    with _readable(file):
         size = _size(file)
         if size != expected["bytes"]:
             raise CheckpointError(
                 f"`{file}` is damaged: it has {size:,} bytes instead of {expected['bytes']:,}. "
                 "Use another checkpoint."
             )
+
+
+def check_digest(file: Path, expected: Mapping[str, Any]) -> None:
+    """Raise if a file does not have the bytes that the manifest describes.
+
+    Raises:
+        CheckpointError: If its digest differs, or it cannot be read.
+    """
+    with _readable(file):
         if _sha256(file) != expected["sha256"]:
             raise CheckpointError(
                 f"`{file}` is damaged: its bytes are not those that were written (sha256). "
                 "Use another checkpoint."
             )
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Run a block that reads a file.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(f"`{file}` is missing. Use another checkpoint.") from error
     except OSError as error:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +88,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         for position, part in enumerate(value):
             yield from _flat(part, f"{name}[{position}]")
-    elif isinstance(value, Tensor) and value.numel() == 1:
+    elif isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         yield name, value.item()
     elif value is None or type(value) in _SCALARS:
         yield name, value
