@@ -33,7 +33,7 @@ def attributes_preserved(model: nn.Module) -> Iterator[None]:
 
     Parameters and buffers are restored as objects. Their values are not copied.
     """
-    attributes = _Attributes(model)
+    attributes = _Attributes(model.modules())
     try:
         yield
     finally:
@@ -41,10 +41,10 @@ def attributes_preserved(model: nn.Module) -> Iterator[None]:
 
 
 class _Attributes:
-    """The attributes of every submodule, and the content of those that are containers."""
+    """The attributes of objects, and the content of those that are containers."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+    def __init__(self, parts: Iterable[object]) -> None:
+        self._attributes = [(part, dict(vars(part))) for part in parts]
         self._contents = [
             (value, value.copy())
             for _, values in self._attributes
@@ -53,10 +53,10 @@ class _Attributes:
         ]
 
     def restore(self) -> None:
-        for module, values in self._attributes:
-            vars(module).update(values)
-            for name in vars(module).keys() - values.keys():
-                del vars(module)[name]
+        for part, values in self._attributes:
+            vars(part).update(values)
+            for name in vars(part).keys() - values.keys():
+                del vars(part)[name]
         for container, values in self._contents:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(values)
@@ -80,26 +80,30 @@ def buffers_preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged(*modules: nn.Module) -> Iterator[None]:
+def unchanged(*modules: nn.Module, others: Iterable[object] = ()) -> Iterator[None]:
     """Restore attributes, parameters and buffers of modules on exit, with their values.
 
     A forward may change a buffer, keep a hidden state, initialize parameters from its data, or
     renormalize an embedding.
+
+    Args:
+        *modules: The modules.
+        others: Other objects, whose attributes are restored too.
     """
-    values = _Values(modules)
-    attributes = [_Attributes(module) for module in modules]
+    parts = [part for module in modules for part in module.modules()]
+    everything = [*parts, *(other for other in others if hasattr(other, "__dict__"))]
+    values, attributes = _Values(everything), _Attributes(everything)
     try:
         yield
     finally:
         values.restore()
-        for saved in attributes:
-            saved.restore()
+        attributes.restore()
 
 
 @contextlib.contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """Restore attributes and the values of buffers if the block raises."""
-    values, attributes = _Values([model], parameters=False), _Attributes(model)
+    values, attributes = _Values(model.modules(), parameters=False), _Attributes(model.modules())
     try:
         yield
     except BaseException:
@@ -111,10 +115,9 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
 class _Values:
     """The values of the tensors of modules: parameters, buffers and attributes."""
 
-    def __init__(self, modules: Iterable[nn.Module], *, parameters: bool = True) -> None:
+    def __init__(self, parts: Iterable[object], *, parameters: bool = True) -> None:
         found: dict[int, torch.Tensor] = {}
-        for part in (part for module in modules for part in module.modules()):
-            own = vars(part)
+        for own in map(vars, parts):
             values = [*own.get("_buffers", {}).values(), *own.values()]
             if parameters:
                 values += own.get("_parameters", {}).values()

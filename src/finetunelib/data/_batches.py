@@ -75,6 +75,10 @@ class Batches(Protocol):
         """
         ...
 
+    def has_short_last_batch(self) -> bool:
+        """Return whether the last batch is known to be shorter than the others."""
+        ...
+
     def all_targets(self) -> Tensor | None:
         """Return the targets of all samples if they are in memory, or `None`."""
         ...
@@ -96,6 +100,11 @@ class SeededBatches:
         """Return the number of samples, each of which `in_order` yields once."""
         samples: int = self.samples  # type: ignore[attr-defined]  # of the derived class
         return samples
+
+    def has_short_last_batch(self) -> bool:
+        """Return whether the last batch is shorter than the others."""
+        size: int = self.batch_size  # type: ignore[attr-defined]  # of the derived class
+        return self.rows() > size and self.rows() % size > 0
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the signature of the protocol
         """Return `None`: a training run can be resumed from any batch."""

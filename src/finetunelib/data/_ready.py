@@ -16,8 +16,8 @@ from typing_extensions import TypeIs
 from finetunelib._messages import first_line
 from finetunelib._preserve import random_states, set_random_states
 from finetunelib._typing import Batch
-from finetunelib.data._batch import first_of
-from finetunelib.data._order import rows_of
+from finetunelib.data._batch import first_of, length_of
+from finetunelib.data._order import has_short_last_batch, rows_of
 from finetunelib.data._samples import Collate, CollateFunction, raising
 from finetunelib.data._sizes import last_batch_size
 from finetunelib.errors import DataError
@@ -133,6 +133,12 @@ class ReadyBatches:
             DataError: If a DataLoader does not yield each sample once in the order of its dataset.
         """
         return rows_of(self._ordered, self._name)
+
+    def has_short_last_batch(self) -> bool:
+        """Return whether a batch is known to be shorter than the others."""
+        if isinstance(self._batches, list):
+            return len({length_of(batch) for batch in self._batches}) > 1
+        return has_short_last_batch(self._batches)
 
     def _read(self, batches: Iterator[Batch], announced: int | None) -> Iterator[Batch]:
         """Yield batches.

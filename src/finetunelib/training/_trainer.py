@@ -19,7 +19,7 @@ from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import choose_progress
 from finetunelib._public import public
 from finetunelib._typing import LossFunction, Mode, OptimizerFactory, StrPath
-from finetunelib.data._batch import first_of, to_device
+from finetunelib.data._batch import first_of
 from finetunelib.data._batches import Data
 from finetunelib.data._identity import DataIdentity
 from finetunelib.data._samples import CollateFunction, check_collate
@@ -51,7 +51,6 @@ from finetunelib.training._options import (
     choose_device,
 )
 from finetunelib.training._state import TrainState
-from finetunelib.training._tasks.first_batch import check_batch
 from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._tasks.supervised import choose_task
 from finetunelib.training._tasks.task import Task
@@ -422,11 +421,10 @@ class Trainer:
             self._move()
             in_order = batches.in_order()
             first = first_of(in_order, "data")
-            on_device = to_device(first, self.device)
-            task = self._evaluator.task
-            check_batch(self.model, task, on_device, batches.all_targets(), "data")
-            metrics = MetricAccumulator(self._options.metrics)
-            return self._evaluator.evaluate(chain([first], in_order), metrics, "data")
+            evaluator = self._evaluator
+            metrics = MetricAccumulator(self._options.metrics, evaluator.task)
+            evaluator.check(first, batches, metrics, "data")
+            return evaluator.evaluate(chain([first], in_order), metrics, "data")
 
     def predict(self, data: Data) -> Tensor:
         """Compute the outputs of the model for data, in eval mode and without gradients.

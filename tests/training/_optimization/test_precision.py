@@ -93,14 +93,15 @@ def test_weights_and_gradients_stay_float32(precision: str) -> None:
 def test_predictions_are_computed_in_the_precision_of_training(
     precision: str, dtype: torch.dtype
 ) -> None:
-    """`predict` returns what the model returns under autocast."""
+    """`predict` returns what the model returns under autocast, as float32."""
     model = plain_network()
     inputs, _ = points()
     predicted = quiet_trainer(model, precision=precision, batch_size=22).predict(inputs)
     with torch.no_grad(), torch.autocast("cpu", dtype):
         expected = model(inputs)
-    assert predicted.dtype == dtype
-    assert torch.equal(predicted, expected)
+    assert expected.dtype == dtype
+    assert predicted.dtype == torch.float32
+    assert torch.equal(predicted, expected.float())
 
 
 def test_evaluation_is_computed_in_the_precision_of_training() -> None:

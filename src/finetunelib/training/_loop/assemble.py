@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
 from finetunelib.training._callbacks.context import TrainContext
@@ -29,6 +29,7 @@ from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.direction import directions
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._measuring.first_batch import copied
 from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.step import Step
 from finetunelib.training._options import TrainerOptions
@@ -50,14 +51,11 @@ def assemble(
         evaluator: The model with its task, as `evaluate` uses it.
         data: The data to train on and to validate with.
         limits: When to stop.
-
-    Raises:
-        InvalidArgumentError: If the schedule follows a column that is not measured.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
-    check = FirstBatchCheck(run.model, evaluator.task, evaluator.device)
+    check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
-    train_metrics = MetricAccumulator(copy.deepcopy(options.metrics), "train_")
+    train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
     feed = EpochFeed(
         data,
         train_metrics,
@@ -79,11 +77,10 @@ def assemble(
     before_stop = (writer.finish, hooks.on_interrupt, writer.write_requested, writer.finish)
     interruption = Interruption(signals, Moment(*before_stop))
     validation = _validation(options, evaluator, data, check, hooks, interruption)
-    names = (*train_metrics.names, *validation.names)
-    context = _context(options, run, data, train_metrics, names)
-    run.schedule.check_monitor(context.measures, context.comparison.directions)
+    compare = _comparison(options, run, data)
     return FitLoop(
-        context=context,
+        context=_context(run, data, train_metrics, compare(())),
+        compare=compare,
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
@@ -92,7 +89,7 @@ def assemble(
         train_metrics=train_metrics,
         validation=validation,
         moments=_moments(options, run, feed, hooks, writer, guard, interruption),
-        report=_report(options, data, limits, names),
+        report=_report(options, data, limits),
     )
 
 
@@ -134,12 +131,22 @@ def _moments(
     )
 
 
+def _comparison(
+    options: TrainerOptions, run: TrainingRun, data: FitData
+) -> Callable[[tuple[str, ...]], Comparison]:
+    """Return a function of the names of the measures, which metrics know from the first batch."""
+    before, run.record.data = run.record.data, data.identity
+    same = {n for n, now in data.identity.items() if n in before and now.is_same(before[n])}
+
+    def compare(names: tuple[str, ...]) -> Comparison:
+        columns = (*names, *TIMING_COLUMNS)
+        return Comparison(columns, directions(options.metrics, names), frozenset(same))
+
+    return compare
+
+
 def _context(
-    options: TrainerOptions,
-    run: TrainingRun,
-    data: FitData,
-    train_metrics: MetricAccumulator,
-    names: tuple[str, ...],
+    run: TrainingRun, data: FitData, train_metrics: MetricAccumulator, comparison: Comparison
 ) -> TrainContext:
     def why_not_resumable(inside_epoch: bool) -> str | None:
         return (
@@ -148,17 +155,13 @@ def _context(
             or run.why_not_savable
         )
 
-    before, run.record.data = run.record.data, data.identity
-    same = {n for n, now in data.identity.items() if n in before and now.is_same(before[n])}
     return TrainContext(
         run.model,
         run.optimizer,
         run.record.state,
         run.record.history,
         why_not_resumable=why_not_resumable,
-        comparison=Comparison(
-            (*names, *TIMING_COLUMNS), directions(options.metrics, names), frozenset(same)
-        ),
+        comparison=comparison,
         resumed_from=run.record.resumed_from,
         run_id=run.record.run_id,
     )
@@ -188,17 +191,14 @@ def _validation(
 ) -> Validation:
     if data.val is None:
         return NoValidation()
-    metrics = MetricAccumulator(options.metrics, "val_")
+    metrics = MetricAccumulator(options.metrics, evaluator.task, "val_")
     return DataValidation(evaluator, data.val, metrics, check, hooks, interruption)
 
 
-def _report(
-    options: TrainerOptions, data: FitData, limits: Limits, names: tuple[str, ...]
-) -> EpochReport:
+def _report(options: TrainerOptions, data: FitData, limits: Limits) -> EpochReport:
     batches = data.train.steps
     return EpochReport(
         choose_progress(options.progress),
-        names,
         steps=None if batches is None else math.ceil(batches / options.accumulation_steps),
         last_epoch=limits.last_epoch,
     )

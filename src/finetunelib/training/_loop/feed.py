@@ -87,9 +87,11 @@ class EpochFeed:
         """Check the first batch of a new epoch, or read an unfinished one up to its position."""
         self._reseed(state)
         if self.saved is None or not self.saved.batch:
-            first = self.data.train.peek(state.epoch, "train")
-            self.check(first, self.data.train, "train")
-            check_last_batch(self.check.model, to_device(first, self.device), self.data.train)
+            train = self.data.train
+            first = train.peek(state.epoch, "train")
+            self.check.train(first, train, self.metrics)
+            model = self.check.evaluator.model
+            check_last_batch(model, to_device(first, self.device), train)
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
         self.metrics.load_state_dict(self.saved.train_metrics)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._loop.feed import EpochFeed, place_of
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.moments import Moments
@@ -22,6 +24,7 @@ class FitLoop:
 
     Attributes:
         context: The run as callbacks see it.
+        compare: Returns how the measures with these names can be compared.
         session: Signal handlers, modes, random states, and the audit of frozen tensors.
         limits: When the run ends.
         feed: The training data.
@@ -34,6 +37,7 @@ class FitLoop:
     """
 
     context: TrainContext
+    compare: Callable[[tuple[str, ...]], Comparison]
     session: Session
     limits: Limits
     feed: EpochFeed
@@ -53,6 +57,8 @@ class FitLoop:
             self.feed.restore()
             if self.limits.allow_epoch(context):  # A finished run reads no data.
                 self.feed.start(context.state)
+            context.comparison = self.compare((*self.train_metrics.names, *self.validation.names))
+            self.schedule.check_monitor(context.measures, context.comparison.directions)
             with moments.during_fit(context):
                 while self.limits.allow_epoch(context):
                     self._run_epoch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from finetunelib._progress import Progress
 from finetunelib.data._batch import length_of
@@ -20,19 +20,15 @@ TIMING_COLUMNS = ("lr", "seconds", "samples_per_second")
 class EpochReport:
     """Shows a bar during an epoch and a line after it, and adds timings to its row."""
 
-    def __init__(
-        self, progress: Progress, names: Sequence[str], *, steps: int | None, last_epoch: float
-    ) -> None:
+    def __init__(self, progress: Progress, *, steps: int | None, last_epoch: float) -> None:
         """Create a report.
 
         Args:
             progress: Where to show the progress.
-            names: The columns to show in the line of an epoch.
             steps: The number of updates in an epoch, or `None` if unknown.
             last_epoch: The number of the last epoch, or infinity.
         """
         self._progress = progress
-        self._names = names
         self._steps = steps
         self._total = "" if math.isinf(last_epoch) else f"/{last_epoch:.0f}"
         self._started = self._trained = 0.0
@@ -87,6 +83,7 @@ class EpochReport:
         return row
 
     def _line(self, row: Mapping[str, float], stop_reason: str | None) -> str:
-        values = ", ".join(f"{name} {row[name]:.4f}" for name in self._names if name in row)
+        hidden = ("epoch", "step", *TIMING_COLUMNS)
+        values = ", ".join(f"{n} {value:.4f}" for n, value in row.items() if n not in hidden)
         line = f"epoch {row['epoch']}{self._total}: {values}, {row['seconds']:.1f} s"
         return line + (f"; stopped: {stop_reason}" if stop_reason else "")

@@ -74,8 +74,11 @@ class DataValidation:
         if not self.batches.replayable:
             return
         with random_state_preserved():
+            state = self.batches.state_dict(inside_epoch=False)
             first = first_of(self.batches.in_order(), "val")
-        self.check(first, self.batches, "val")
+            # A generator that the loaders of training and validation share is set back.
+            self.batches.load_state_dict(state)
+        self.check.val(first, self.batches, self.metrics)
 
     def run(self, context: TrainContext) -> dict[str, float]:
         """Return the loss and the metrics over the whole data.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._measuring.first_batch import FirstBatch, columns, copied, follow_loss
 from finetunelib.training._measuring.means import Mean
 from finetunelib.training._measuring.metric_state import metric_state
 from finetunelib.training._measuring.metrics import Metric
 from finetunelib.training._measuring.rows import mapped
-from finetunelib.training._tasks.task import StepOutput
+from finetunelib.training._tasks.measured import UNKNOWN
+from finetunelib.training._tasks.supervised import SupervisedTask
+from finetunelib.training._tasks.task import StepOutput, Task
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -20,22 +26,43 @@ _HALF = (torch.bfloat16, torch.float16)
 class MetricAccumulator:
     """Accumulates the loss and metrics over a pass over data."""
 
-    def __init__(self, metrics: Mapping[str, Metric], prefix: str = "") -> None:
+    def __init__(self, metrics: Mapping[str, Metric], task: Task, prefix: str = "") -> None:
+        """Create an accumulator.
+
+        Args:
+            metrics: The metrics by name.
+            task: The task whose outputs are added.
+            prefix: The beginning of the names of the results.
+        """
         self._loss = Mean()
         self._metrics = metrics
+        self._task = task
         self._prefix = prefix
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self._weight: object = None
+        self._follows = False
 
     def reset(self) -> None:
         """Start a new pass."""
         self._loss = Mean()
+        self._weight = None
         for metric in self._metrics.values():
             metric.reset()
+        self._follow_loss()
 
     def update(self, output: StepOutput) -> None:
-        """Add the output of a task for one batch."""
+        """Add the output of a task for one batch.
+
+        Raises:
+            InvalidArgumentError: If its size differs from that of an earlier batch, and it is
+                unknown what the loss is a mean over.
+        """
+        self._check_size(output)
         self._loss.add(output.loss, output.weight)
         if self._metrics:
             outputs = mapped(_for_metrics, output.outputs)
+            if not self._follows:
+                self._follow_loss()
             for name, metric in self._metrics.items():
                 try:
                     metric.update(outputs, output.targets)
@@ -46,7 +73,47 @@ class MetricAccumulator:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the loss and the metrics, with their prefix."""
-        return tuple(f"{self._prefix}{name}" for name in ("loss", *self._metrics))
+        columns = (self._columns.get(name, (name,)) for name in self._metrics)
+        return tuple(f"{self._prefix}{name}" for name in ("loss", *chain(*columns)))
+
+    def check(self, output: StepOutput, name: str) -> None:
+        """Check that the metrics accept the output for the first batch, with copies of them.
+
+        Args:
+            output: The output of the task.
+            name: The name of the data, for messages.
+
+        Raises:
+            InvalidTargetError: If a metric fails, or would broadcast outputs and targets.
+            InvalidTypeError: If the value of a metric is neither a number nor several numbers.
+            InvalidArgumentError: If a metric cannot be copied, or two columns have the same name.
+        """
+        outputs = mapped(_for_metrics, output.outputs)
+        for metric_name, metric in copied(self._metrics).items():
+            metric.reset()
+            follow_loss(metric, self._task)
+            checked = FirstBatch(outputs, output.targets, name)
+            self._columns[metric_name] = checked.columns_of(metric_name, metric)
+        if repeated := [n for n, count in Counter(self.names).items() if count > 1]:
+            raise InvalidArgumentError(
+                f"Two metrics would write the column {repeated[0]!r}. Give one another name."
+            )
+
+    def _follow_loss(self) -> None:
+        for metric in self._metrics.values():
+            follow_loss(metric, self._task)
+        # A loss that has seen ignored targets only will tell later which ones it ignores.
+        self._follows = not isinstance(self._task, SupervisedTask) or self._task.is_measured
+
+    def _check_size(self, output: StepOutput) -> None:
+        if not task_needs_equal_sizes(self._task):
+            return
+        if self._weight is not None and output.weight != self._weight:
+            raise InvalidArgumentError(
+                f"A batch has {output.weight} samples and an earlier one {self._weight}, but "
+                f"{UNKNOWN}, or drop a short last batch."
+            )
+        self._weight = output.weight
 
     @property
     def why_not_resumable(self) -> str | None:
@@ -76,9 +143,20 @@ class MetricAccumulator:
                 stateful.load_state_dict(values)
 
     def compute(self) -> dict[str, float]:
-        """Return the loss and the metrics by name, the loss first."""
-        values = [self._loss.compute(), *(m.compute() for m in self._metrics.values())]
-        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+        """Return the loss and the metrics by name, the loss first.
+
+        Raises:
+            InvalidTypeError: If the value of a metric is neither a number nor several numbers.
+        """
+        values = {"loss": self._loss.compute()}
+        for name, metric in self._metrics.items():
+            try:
+                value = metric.compute()
+            except Exception as error:
+                error.add_note(f"In `compute` of the metric {name!r}.")
+                raise
+            values |= columns(name, value)
+        return {f"{self._prefix}{name}": value for name, value in values.items()}
 
 
 def _for_metrics(outputs: Tensor) -> Tensor:
@@ -86,3 +164,8 @@ def _for_metrics(outputs: Tensor) -> Tensor:
     # A metric that stores outputs must not keep the graph of every batch alive.
     outputs = outputs.detach()
     return outputs.float() if outputs.dtype in _HALF else outputs
+
+
+def task_needs_equal_sizes(task: Task) -> bool:
+    """Return whether only batches of the same size can be averaged, as far as it was measured."""
+    return isinstance(task, SupervisedTask) and task.sizes_must_be_equal

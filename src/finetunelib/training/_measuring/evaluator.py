@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from finetunelib._preserve import evaluating, undone_on_error
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, length_of, to_device
-from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.data._batches import Batches
+from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._measuring.accumulator import MetricAccumulator, task_needs_equal_sizes
 from finetunelib.training._measuring.rows import Rows, mapped
 from finetunelib.training._optimization.precision import Precision
-from finetunelib.training._tasks.first_batch import predict_first
+from finetunelib.training._tasks.first_batch import check_batch, predict_first
+from finetunelib.training._tasks.measured import UNKNOWN
 from finetunelib.training._tasks.task import Task, validate_output
 
 
@@ -34,6 +37,42 @@ class Evaluator:
     task: Task
     precision: Precision
     device: torch.device
+
+    def check(
+        self,
+        first: Batch,
+        batches: Batches,
+        metrics: MetricAccumulator,
+        name: str,
+        *,
+        training: bool = False,
+    ) -> None:
+        """Check that the model, the loss and the metrics accept the first batch of data.
+
+        They are left as they were.
+
+        Args:
+            first: The batch.
+            batches: The data that it belongs to.
+            metrics: The metrics, which learn their columns.
+            name: The name of the data, for messages.
+            training: Whether the data is trained on.
+
+        Raises:
+            DataError: If they do not accept it.
+            InvalidArgumentError: If the loss cannot be averaged over the batches of this data.
+        """
+        on_device, targets = to_device(first, self.device), batches.all_targets()
+        with self.precision.autocast():
+            output = check_batch(self.model, self.task, on_device, targets, name, training=training)
+        metrics.check(output, name)
+        # A loss that is not finite is reported by the step that meets it.
+        finite = bool(output.loss.isfinite())
+        if finite and task_needs_equal_sizes(self.task) and batches.has_short_last_batch():
+            raise InvalidArgumentError(
+                f"The last batch of `{name}` is shorter than the others, but {UNKNOWN}, or pass a "
+                "DataLoader with `drop_last=True`."
+            )
 
     def evaluate(
         self, batches: Iterator[Batch], metrics: MetricAccumulator, name: str

@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetunelib.data._batch import length_of
+
 
 class MeanOf:
-    """The mean of a function of (outputs, targets), weighted by the samples of each batch."""
+    """The mean of a function of (outputs, targets), weighted by the samples of each batch.
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor | float]) -> None:
+    The function returns a number, a tensor of numbers, or a mapping of them by name.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Any]) -> None:
         self._function = function
-        self._sum: Tensor | float = 0.0
+        self._sum: Any = 0.0
         self._samples = 0
 
     @property
@@ -22,14 +27,25 @@ class MeanOf:
         """The direction that the function declares, or `None`."""
         return getattr(self._function, "higher_is_better", None)
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
+    def update(self, outputs: Any, targets: Any) -> None:
         """Add one batch."""
-        self._sum = self._sum + self._function(outputs, targets) * len(targets)
-        self._samples += len(targets)
+        value = self._function(outputs, targets)
+        samples = _samples_in(outputs, targets)
+        if isinstance(value, Mapping):
+            old = self._sum if isinstance(self._sum, dict) else {}
+            self._sum = {name: old.get(name, 0.0) + part * samples for name, part in value.items()}
+        else:
+            self._sum = self._sum + value * samples
+        self._samples += samples
 
-    def compute(self) -> float:
+    def compute(self) -> Any:
         """Return the mean, or nan if there is no value."""
-        return float(self._sum) / self._samples if self._samples else float("nan")
+        if not self._samples:
+            return float("nan")
+        if isinstance(self._sum, dict):
+            return {name: part / self._samples for name, part in self._sum.items()}
+        several = isinstance(self._sum, Tensor) and self._sum.numel() != 1
+        return self._sum / self._samples if several else float(self._sum) / self._samples
 
     def reset(self) -> None:
         """Start over."""
@@ -44,6 +60,13 @@ class MeanOf:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the sum that `state_dict` returned."""
         self._sum, self._samples = state["sum"], state["samples"]
+
+
+def _samples_in(outputs: Any, targets: Any) -> int:
+    """Return the number of samples in a batch, whose targets may be a mapping or missing."""
+    if isinstance(targets, Tensor) and targets.dim():
+        return len(targets)
+    return length_of(targets) or length_of(outputs) or 1
 
 
 class Mean:

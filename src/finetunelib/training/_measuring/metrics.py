@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -18,8 +18,8 @@ class Metric(Protocol):
     def update(self, outputs: Tensor, targets: Tensor, /) -> object:
         """Add one batch."""
 
-    def compute(self) -> Tensor | float:
-        """Return the value over all batches since the last reset."""
+    def compute(self) -> Any:
+        """Return the value over all batches since the last reset: one number or several."""
         ...
 
     def reset(self) -> object:

@@ -25,20 +25,31 @@ class GradientMean(Protocol):
 
 
 class SingleBatch:
-    """Leaves the gradients unchanged, for a window of one micro-batch."""
+    """Leaves the gradients unchanged, for a window of one micro-batch.
 
-    def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:  # noqa: ARG002 - the protocol's form
+    If it is a mean over nothing, such as over ignored targets only, the gradients become zeros.
+    """
+
+    def __init__(self) -> None:
+        self._weight: Tensor | float = 1.0
+
+    def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:
         """Return the loss unchanged."""
+        self._weight = weight
         return loss
 
-    def normalize(self, parameters: Iterable[nn.Parameter]) -> None: ...
+    def normalize(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Clear the gradients of a batch without weight: a mean over nothing may be nan."""
+        if _is_zero(self._weight):
+            _clear(parameters)
 
 
 class WindowMean:
     """Makes the gradients of several micro-batches equal to those of one large batch.
 
     Each loss is a mean over its own weight (samples, tokens, class weights). Gradients are summed
-    times weight and divided once. Weights are relative to the weight of the first micro-batch.
+    times weight and divided once. Weights are relative to the weight of the first micro-batch that
+    has one, and divided in float64.
     """
 
     def __init__(self) -> None:
@@ -47,36 +58,58 @@ class WindowMean:
 
     def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:
         """Return the loss of a micro-batch times its relative weight."""
+        if _is_zero(weight):
+            # A mean over nothing, whose gradients may be nan: it takes no part.
+            return torch.zeros_like(loss, requires_grad=True)
+        weight = _precise(weight)
         if self._unit is None:
-            # The first loss is not scaled: its weight is the unit. If its weight is 0 (all targets
-            # are ignored), its gradients are zeros.
+            # The first loss is not scaled: its weight is the unit.
             self._unit = _or_one(weight)
             self._total = weight / self._unit
             return loss
         relative = weight / self._unit
         self._total = self._total + relative
-        return loss * relative
+        return loss * (relative.to(loss.dtype) if isinstance(relative, Tensor) else relative)
 
     def normalize(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the summed gradients by the total weight."""
+        if self._unit is None:
+            _clear(parameters)
+            return
         total = _or_one(self._total)
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(total)
 
 
-_SINGLE_BATCH = SingleBatch()
-
-
 def mean_over(window: Sequence[Batch]) -> GradientMean:
     """Return the mean for a window. One micro-batch gives the bits of the plain loop."""
-    return _SINGLE_BATCH if len(window) == 1 else WindowMean()
+    return SingleBatch() if len(window) == 1 else WindowMean()
 
 
 def _or_one(weight: Tensor | float) -> Tensor | float:
     if isinstance(weight, Tensor):
         return torch.where(weight > 0, weight, 1)
     return weight or 1.0
+
+
+def _precise(weight: Tensor | float) -> Tensor | float:
+    """Return a weight in float64, or in float32 on a device that has no float64."""
+    if not isinstance(weight, Tensor):
+        return weight
+    return weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
+
+
+def _is_zero(weight: Tensor | float) -> bool:
+    """Return whether a weight is 0. One on an accelerator is not read."""
+    return not weight if not isinstance(weight, Tensor) else weight.is_cpu and not weight.item()
+
+
+def _clear(parameters: Iterable[nn.Parameter]) -> None:
+    """Set the gradients of all trainable parameters to zeros."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 class Clipping(Protocol):

@@ -31,44 +31,100 @@ def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: 
     Raises:
         InvalidTargetError: If the dtype, the shape or a value of the targets is wrong.
     """
-    if outputs.dim() < 2:
+    if outputs.dim() < 2 or outputs.shape[1] == 1:
         raise InvalidTargetError(
-            f"The default loss needs logits of shape (batch, classes), but the model returns "
-            f"the shape {tuple(outputs.shape)}. For another task, pass `loss_fn`, such as "
-            "nn.MSELoss()."
+            f"The default loss needs logits of shape (batch, classes) for at least two classes, "
+            f"but the model returns the shape {tuple(outputs.shape)}. {_advice_for_one(values)}"
         )
     classes = outputs.shape[1]
     if targets.dtype != torch.int64:
         raise InvalidTargetError(
             f"The targets of `{name}` must be class indices of dtype torch.int64, got "
-            f"{targets.dtype}. Convert indices with `.long()` and one-hot rows with `.argmax(1)`; "
-            "pass `loss_fn=nn.CrossEntropyLoss()` for class probabilities, and "
-            "`loss_fn=nn.MSELoss()` for regression."
+            f"{targets.dtype}. {_advice_for_dtype(outputs, targets, values)}"
         )
     expected = (outputs.shape[0], *outputs.shape[2:])
     if tuple(targets.shape) != expected:
         raise InvalidTargetError(
             f"The targets of `{name}` must have the shape {expected}, one class index per "
-            f"row of the logits {tuple(outputs.shape)}, got {tuple(targets.shape)}. Convert "
-            "one-hot rows with `.argmax(1)`."
+            f"row of the logits {tuple(outputs.shape)}, got {tuple(targets.shape)}. "
+            f"{_advice_for_shape(outputs, targets)}"
         )
     check_class_range(values, classes, name)
 
 
-def check_class_range(targets: Tensor, classes: int, name: str) -> None:
-    """Check that targets are indices of classes, or `IGNORED`.
+def _advice_for_one(values: Tensor) -> str:
+    if values.numel() and bool(((values == 0) | (values == 1)).all()):
+        return (
+            "For targets of 0 and 1 and one output, pass `loss_fn=nn.BCEWithLogitsLoss()` with "
+            "targets `.float()` of the shape of the outputs, or use two outputs."
+        )
+    return "For another task, pass `loss_fn`, such as nn.MSELoss()."
+
+
+def _advice_for_dtype(outputs: Tensor, targets: Tensor, values: Tensor) -> str:
+    if targets.shape == outputs.shape:
+        one_each = bool((values.sum(1) == 1).all())
+        binary = bool(((values == 0) | (values == 1)).all())
+        if binary and not one_each:
+            return (
+                "For several labels per sample, pass `loss_fn=nn.BCEWithLogitsLoss()` with targets "
+                "`.float()`."
+            )
+        several = (
+            ""
+            if not binary
+            else (" If these are several labels per sample, pass `loss_fn=nn.BCEWithLogitsLoss()`.")
+        )
+        return (
+            "Convert one-hot rows with `.argmax(1)`; pass `loss_fn=nn.CrossEntropyLoss()` for "
+            f"class probabilities.{several}"
+        )
+    if targets.is_floating_point() and bool((values != values.round()).any()):
+        return "For a regression, pass `loss_fn=nn.MSELoss()` and one output for each value."
+    return "Convert indices with `.long()`; for a regression, pass `loss_fn=nn.MSELoss()`."
+
+
+def _advice_for_shape(outputs: Tensor, targets: Tensor) -> str:
+    if targets.dim() > 1 and targets.shape[1] == 1 and outputs.dim() == targets.dim():
+        return "Remove the second axis with `.squeeze(1)`."
+    if targets.shape == outputs.shape:
+        return "Convert one-hot rows with `.argmax(1)`."
+    if outputs.dim() > 2 and tuple(targets.shape) == tuple(outputs.shape[:-1]):
+        return (
+            "The classes must be on axis 1: let the model return `outputs.movedim(-1, 1)`, or pass "
+            "a `loss_fn` that moves them."
+        )
+    return "Give each row of the logits one class index."
+
+
+def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = IGNORED) -> None:
+    """Check that targets are indices of classes, or the index that is ignored.
 
     Args:
         targets: Class indices, integer, of any shape.
         classes: The number of classes.
         name: The name of the data, for messages.
+        ignored: The index that is ignored.
 
     Raises:
         InvalidTargetError: If one of them is outside 0 to `classes - 1`.
     """
-    counted = targets[targets != IGNORED]
-    if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
-        raise InvalidTargetError(
-            f"The targets of `{name}` must be in 0 to {classes - 1}, because the model has "
-            f"{classes} outputs, got values from {int(counted.min())} to {int(counted.max())}."
+    counted = targets[targets != ignored]
+    if not len(counted):
+        return
+    low, high = int(counted.min()), int(counted.max())
+    if low >= 0 and high < classes:
+        return
+    advice = ""
+    if (high == 255 and low >= 0) or (low == -1 and high < classes):
+        value = 255 if high == 255 else -1
+        advice = (
+            f" If {value} marks targets that do not count, pass "
+            f"`loss_fn=nn.CrossEntropyLoss(ignore_index={value})`."
         )
+    elif low == 1 and high == classes:
+        advice = " Class indices start from 0: subtract 1."
+    raise InvalidTargetError(
+        f"The targets of `{name}` must be in 0 to {classes - 1}, because the model has "
+        f"{classes} outputs, got values from {low} to {high}.{advice}"
+    )

@@ -8,77 +8,115 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._forward.batch import arguments_of, describe, inputs_of, outputs_of, split
+from finetunelib._forward.batch import (
+    arguments_of,
+    describe,
+    inputs_of,
+    outputs_of,
+    shapes_of,
+    split,
+)
 from finetunelib._forward.guess import first_layer
 from finetunelib._forward.run import INPUT_ERRORS, run_once
 from finetunelib._messages import first_line
-from finetunelib._preserve import random_state_preserved
+from finetunelib._preserve import evaluating, random_state_preserved, unchanged
 from finetunelib._typing import Batch
 from finetunelib.errors import (
     DataError,
     FinetuneLibError,
-    InvalidArgumentError,
     InvalidInputError,
-    InvalidTargetError,
     InvalidTypeError,
 )
-from finetunelib.training._tasks.class_targets import check_class_targets
-from finetunelib.training._tasks.supervised import ELEMENTWISE, SupervisedTask
-from finetunelib.training._tasks.task import Task
+from finetunelib.training._tasks.first_loss import check_targets, loss_of_first_batch
+from finetunelib.training._tasks.modules import TrainedModules
+from finetunelib.training._tasks.supervised import SupervisedTask
+from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 
 
 def check_batch(
-    model: nn.Module, task: Task, batch: Batch, all_targets: Tensor | None, name: str
-) -> None:
-    """Check that the model and the loss accept a batch, by a dry run without side effects.
-
-    A custom task is not checked, because its `step` may have side effects.
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    all_targets: Tensor | None,
+    name: str,
+    *,
+    training: bool = False,
+) -> StepOutput:
+    """Check that the model and the loss accept a batch, without side effects on the modules.
 
     Args:
         model: The model, on the batch's device.
-        task: The task that will process the batch.
+        task: The task that will process the batch. The user's own is called in the modes of the
+            moment, and its errors keep their type.
         batch: The first batch of the data.
         all_targets: The targets of all samples, if they are in memory.
         name: The name of the data, for messages.
+        training: Whether the batch is trained on, so that the loss needs a gradient.
+
+    Returns:
+        The output of the task.
 
     Raises:
         InvalidInputError: If the model does not accept the inputs.
         InvalidTargetError: If the loss does not accept the targets.
         InvalidTypeError: If the batch has no targets.
+        InvalidArgumentError: If the loss is not a mean, or has no gradient.
     """
     if not isinstance(task, SupervisedTask):
-        return
+        return _check_step(model, task, batch, name, training=training)
     _, targets = split(batch)
     if not isinstance(targets, Tensor):
-        raise InvalidTypeError(
-            f"The targets of `{name}` must be a tensor, got {describe(targets)}."
-        )
+        raise InvalidTypeError(_no_targets(targets, name))
     outputs = dry_run(model, batch, name)
-    if task.default_loss:
-        check_class_targets(outputs, targets, targets if all_targets is None else all_targets, name)
-    if isinstance(task.loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
-        raise InvalidTargetError(
-            f"The targets of `{name}` have the shape {tuple(targets.shape)} and the model's "
-            f"outputs {tuple(outputs.shape)}; {type(task.loss_fn).__name__} would broadcast them. "
-            "Give both the same shape, such as with `targets.unsqueeze(1)`."
-        )
-    _check_loss_runs(task, outputs, targets, name)
+    check_targets(task, outputs, targets, targets if all_targets is None else all_targets, name)
+    loss = loss_of_first_batch(task, outputs, targets, name, training=training)
+    return StepOutput(loss, outputs, targets, task.weight(outputs, targets))
 
 
 def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
-    """Return the model's outputs for a batch in eval mode.
+    """Return the model's outputs for a batch in eval mode. The model is left as it was.
 
     Raises:
         InvalidInputError: If the model does not accept the inputs.
         InvalidTypeError: If the model does not return a tensor.
     """
     inputs = inputs_of(batch)
-    output = run_once(
-        model,
-        arguments_of(inputs),
-        explain=lambda error: _explain(model, inputs, name, error),
-    )
+    with unchanged(model):
+        output = run_once(
+            model,
+            arguments_of(inputs),
+            explain=lambda error: _explain(model, inputs, name, error),
+        )
     return outputs_of(output)
+
+
+def _check_step(
+    model: nn.Module, task: Task, batch: Batch, name: str, *, training: bool
+) -> StepOutput:
+    """Run a task of the user's on copies of what it may change."""
+    modules = TrainedModules(model, task).others.values()
+    mode = torch.enable_grad() if training else evaluating(model)
+    with unchanged(model, *modules, others=[task]), random_state_preserved(), mode:
+        try:
+            output = validate_output(task.step(model, batch), task)
+        except Exception as error:
+            error.add_note(
+                f"In the check of the first batch of `{name}`, {shapes_of(batch)}, before training."
+            )
+            raise
+    return output
+
+
+def _no_targets(targets: object, name: str) -> str:
+    text = f"The targets of `{name}` must be a tensor, got {describe(targets)}."
+    if isinstance(targets, int | float):
+        return (
+            f"{text} A list, or another iterable, yields ready batches, but these are single "
+            f"samples. Make batches of them: `DataLoader({name}, batch_size=64, shuffle=True)`."
+        )
+    if isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
+        return f"{text} They are texts, such as {targets[0]!r}; map them to class indices."
+    return f"{text} Convert them with torch.tensor(...) in the dataset or in `collate_fn`."
 
 
 def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
@@ -93,30 +131,14 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     takes_indices = any(
         isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules()
     )
+    if inputs.dtype == torch.float64 and layer.weight.dtype != torch.float64:
+        return f"{text} {hint} Convert the inputs of `{name}` with `.float()`."
     if not (takes_indices or inputs.is_floating_point() or inputs.is_complex()):
         return (
             f"The inputs of `{name}` must be floating point, got {inputs.dtype}. "
             f"{hint} Convert them, for bytes with `inputs.float() / 255`."
         )
     return f"{text} {hint}"
-
-
-def _check_loss_runs(task: SupervisedTask, outputs: Tensor, targets: Tensor, name: str) -> None:
-    try:
-        with torch.no_grad(), random_state_preserved():
-            loss = task.loss(outputs, targets)
-    except FinetuneLibError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InvalidTargetError(
-            f"`loss_fn(outputs, targets)` failed on outputs {_shapes(outputs)} and the targets of "
-            f"`{name}` {_shapes(targets)}: {first_line(error)}. It receives the outputs first."
-        ) from error
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        raise InvalidArgumentError(
-            f"`loss_fn` must return a scalar, the mean over the batch, got {describe(loss)}. "
-            "Reduce it, such as with `.mean()`."
-        )
 
 
 def _shapes(value: Any) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finetunelib._forward.batch import arguments_of, call, inputs_of, split
 from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
-from finetunelib.training._tasks.class_targets import count_targets
+from finetunelib.training._tasks.convention import Convention, convention_of
+from finetunelib.training._tasks.measured import measured_weighting, nothing_counted
 from finetunelib.training._tasks.task import StepOutput, Task
-
-#: Losses that compare outputs and targets element by element.
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss)
+from finetunelib.training._tasks.weighting import (
+    Weighting,
+    function_of,
+    ignored_by,
+    known_weighting,
+)
 
 
 class SupervisedTask(Task):
@@ -28,13 +32,9 @@ class SupervisedTask(Task):
     def __init__(self, loss_fn: LossFunction | None) -> None:
         self.default_loss = loss_fn is None
         self.loss_fn: LossFunction = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
-        self._weight = _weight_of(self.loss_fn)
-        reduction = getattr(self.loss_fn, "reduction", "mean")
-        if reduction != "mean":
-            raise InvalidArgumentError(
-                f"`loss_fn` must average over the batch, got the reduction {reduction!r}. "
-                f'Use {type(self.loss_fn).__name__}(reduction="mean").'
-            )
+        self._weighting = known_weighting(self.loss_fn)
+        self._provisional: Weighting | None = None
+        self._row: torch.Size | None = None
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Run the model on a batch and compare its outputs with the targets.
@@ -45,7 +45,53 @@ class SupervisedTask(Task):
         """
         inputs, targets = split(batch)
         outputs = call(model, inputs)
-        return StepOutput(self.loss(outputs, targets), outputs, targets, self._weight(targets))
+        loss = self.loss(outputs, targets)
+        return StepOutput(loss, outputs, targets, self.weight(outputs, targets))
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> Tensor | float:
+        """Return what the loss of a batch is a mean over.
+
+        Raises:
+            InvalidArgumentError: If the loss is a sum, or the rows of batches have different
+                shapes and it is unknown whether the loss counts rows or elements.
+        """
+        weighting = self.weighting(outputs, targets)
+        if self._row is not None and targets.shape[1:] != self._row:
+            raise InvalidArgumentError(
+                f"The targets of a batch have rows of shape {tuple(targets.shape[1:])}, those of "
+                f"an earlier one {tuple(self._row)}, and it is unknown whether `loss_fn` is a mean "
+                "over rows or over elements. Return what it is a mean over as "
+                "`StepOutput.weight` from a Task."
+            )
+        return weighting.weight(targets)
+
+    def weighting(self, outputs: Tensor, targets: Tensor) -> Weighting:
+        """Return what the loss is a mean over, which is measured once if it is not known."""
+        if self._weighting is None:
+            self._provisional = nothing_counted(targets)
+            if self._provisional is not None:
+                return self._provisional  # The next batch may tell.
+            self._weighting = measured_weighting(self.loss_fn, outputs.detach(), targets)
+            if self._weighting.weight is len and targets.dim() > 1:
+                self._row = targets.shape[1:]
+        return self._weighting
+
+    @property
+    def convention(self) -> Convention:
+        """What outputs and targets mean, according to the loss."""
+        weighting = self._weighting or self._provisional
+        ignored = ignored_by(self.loss_fn) if weighting is None else weighting.ignored
+        return convention_of(function_of(self.loss_fn), ignored)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what the loss is a mean over, or that it is not."""
+        return self._weighting is not None
+
+    @property
+    def sizes_must_be_equal(self) -> bool:
+        """Whether only batches of the same size can be averaged."""
+        return self._weighting is not None and not self._weighting.known
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, with or without targets, and return its logits or outputs."""
@@ -62,24 +108,6 @@ class SupervisedTask(Task):
                 f"Targets must be in 0 to {outputs.shape[1] - 1}, because the model has "
                 f"{outputs.shape[1]} classes: {error}"
             ) from error
-
-
-def _weight_of(loss_fn: LossFunction) -> Callable[[Tensor], Tensor | float]:
-    """Return a function that computes, from targets, what the loss is a mean over."""
-    if isinstance(loss_fn, ELEMENTWISE):
-        return Tensor.numel
-    if not isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return len
-    ignored = loss_fn.ignore_index
-
-    def class_weight(targets: Tensor) -> Tensor | float:
-        if targets.is_floating_point():
-            return len(targets)  # class probabilities: none is ignored
-        if loss_fn.weight is not None:
-            return loss_fn.weight[targets[targets != ignored]].sum()
-        return count_targets(targets, ignored)
-
-    return class_weight
 
 
 def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:
