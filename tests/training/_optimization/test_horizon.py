@@ -31,7 +31,7 @@ def fit(make: Any, interval: str, **options: Any) -> list[float]:
     trainer = quiet_trainer(
         plain_network(), lr=0.1, lr_scheduler=make, lr_scheduler_interval=interval, **options
     )
-    return trainer.fit(DATA, **fit_options)["lr"]
+    return list(trainer.fit(DATA, **fit_options)["lr"])
 
 
 def after_warm_up(second: Any) -> Any:

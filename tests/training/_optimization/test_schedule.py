@@ -184,7 +184,7 @@ def plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
     return ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.1, threshold_mode="abs")
 
 
-def expected_rates(losses: list[float]) -> list[float]:
+def expected_rates(losses: Sequence[float]) -> list[float]:
     """Return the learning rates of epochs with these losses, from PyTorch's scheduler."""
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     scheduler = plateau(optimizer)
@@ -308,7 +308,7 @@ def rates(mode: str, **options: Any) -> list[float]:
     trainer = quiet_trainer(
         plain_network(), lr=0.4, lr_scheduler=flat(mode), metrics={"score": rising}, **options
     )
-    return trainer.fit(points(8), points(8), epochs=3)["lr"]
+    return list(trainer.fit(points(8), points(8), epochs=3)["lr"])
 
 
 def test_plateau_follows_the_column_that_is_monitored() -> None:
