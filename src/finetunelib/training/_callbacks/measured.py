@@ -29,7 +29,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class MeasuredWeights:
-    """The weights that a validation measured, where they are not those that training goes on with.
+    """The weights that a validation measured, if training continues with others.
 
     Attributes:
         wanted: Whether a callback asked for them.

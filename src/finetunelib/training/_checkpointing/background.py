@@ -1,4 +1,4 @@
-"""Writing a checkpoint in a thread while training goes on."""
+"""Writing a checkpoint in a thread while training continues."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self._rooms: dict[Hashable, Tensor] = {}
+        self._buffers: dict[Hashable, Tensor] = {}
 
     def copy(self, content: Content) -> Content:
         """Return a copy of the content. It is valid until the next call."""
-        rooms, self._rooms = self._rooms, {}
-        copies = _Copies(rooms)
+        buffers, self._buffers = self._buffers, {}
+        copies = _Copies(buffers)
         with torch.no_grad():
             copied = Content(
                 copies.of(content.weights, ("weights",)),
@@ -69,24 +69,24 @@ class Staging:
                 History(content.history.rows),
                 dict(content.about),
             )
-        self._rooms = copies.used
+        self._buffers = copies.used
         return copied
 
     def clear(self) -> None:
         """Free the memory."""
-        self._rooms = {}
+        self._buffers = {}
 
 
 class _Copies:
     """Copies nested values into tensors that exist, or into new ones.
 
     Args:
-        rooms: The tensors that may be overwritten, by where their values were.
+        buffers: The tensors that may be overwritten, by where their values were.
     """
 
-    def __init__(self, rooms: Mapping[Hashable, Tensor]) -> None:
+    def __init__(self, buffers: Mapping[Hashable, Tensor]) -> None:
         self.used: dict[Hashable, Tensor] = {}
-        self._rooms = rooms
+        self._buffers = buffers
         self._copied: dict[int, Tensor] = {}
 
     def of(self, value: Any, place: tuple[Hashable, ...]) -> Any:
@@ -106,11 +106,11 @@ class _Copies:
         values = value.detach()
         if type(values) is not Tensor or values.layout is not torch.strided or values.is_quantized:
             return values.clone().cpu()
-        room = self._rooms.get(place)
-        if room is None or _form(room) != _form(values):
-            room = torch.empty_like(values, device="cpu")
-        self.used[place] = room
-        return room.copy_(values).requires_grad_(value.requires_grad)
+        buffer = self._buffers.get(place)
+        if buffer is None or _form(buffer) != _form(values):
+            buffer = torch.empty_like(values, device="cpu")
+        self.used[place] = buffer
+        return buffer.copy_(values).requires_grad_(value.requires_grad)
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """The weights that validation measured, in checkpoints of runs whose own weights differ.
 
 With an average of the weights, `model.safetensors` of the best checkpoint contains the averages
-that gave its value, and the state contains the weights that training goes on with.
+that gave its value, and the state contains the weights that training continues with.
 """
 
 from __future__ import annotations

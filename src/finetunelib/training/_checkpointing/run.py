@@ -72,8 +72,8 @@ class RunRecord:
         resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
         run_id: The id of the run, which its checkpoints contain. `None` if it was resumed from a
             checkpoint of an early version, which has none.
-        hyperparameters: Those in the checkpoint that the run was resumed from, which it goes on
-            with, or `None`.
+        hyperparameters: Those in the checkpoint that the run was resumed from and uses, or
+            `None`.
         data: The data of the last `fit`, by the name of its argument.
     """
 
@@ -128,7 +128,7 @@ class TrainingRun:
             path: The folder.
             position: Where the run is in its data, or `None` if it has not started.
             measured: The weights that the file of weights is to contain, if they differ from those
-                that training goes on with.
+                that training continues with.
 
         Raises:
             CheckpointError: If a state contains an object that could not be read back safely.

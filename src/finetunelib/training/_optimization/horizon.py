@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """What happens when a schedule goes on after its last step.
+    """What happens when a schedule continues after its last step.
 
     Attributes:
         length: The number of steps of the schedule.

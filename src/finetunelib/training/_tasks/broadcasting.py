@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: The rows of a batch of one sample that are evaluated, so that broadcasting shows.
+#: The rows of a batch of one sample that are evaluated, to make broadcasting visible.
 _ROWS = 3
 
 

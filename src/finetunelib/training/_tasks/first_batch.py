@@ -51,7 +51,7 @@ def check_batch(
         batch: The first batch of the data.
         all_targets: The targets of all samples, if they are in memory.
         name: The name of the data, for messages.
-        training: Whether the batch is trained on, so that the loss needs a gradient.
+        training: Whether the batch is trained on. The loss then needs a gradient.
 
     Returns:
         The output of the task.
