@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
+import os
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from finetunelib._files.append import append
 from finetunelib.callbacks import CSVLogger, EarlyStopping, TensorBoardLogger
 from finetunelib.errors import InvalidArgumentError, MissingDependencyError, PathNotWritableError
 from finetunelib.training import Callback, TrainContext
@@ -40,6 +44,72 @@ def test_csv_log_is_complete_after_each_epoch(tmp_path: Path) -> None:
         points(8), epochs=3
     )
     assert lines == [2, 3, 4]
+
+
+def test_csv_log_appends_one_line_after_each_epoch(tmp_path: Path) -> None:
+    """The file of the first epoch is kept, and the earlier rows are not written again."""
+    path, files = tmp_path / "log.csv", []
+
+    class Look(Callback):
+        """Remembers which file is there and how it begins."""
+
+        def on_epoch_end(self, context: TrainContext) -> None:
+            files.append((path.stat().st_ino, path.read_bytes()))
+
+    log = CSVLogger(path)
+    trainer = quiet_trainer(plain_network(), callbacks=[log, Look()])
+    trainer.fit(points(8), epochs=3)
+    assert len({number for number, _ in files}) == 1
+    assert all(after.startswith(before) for (_, before), (_, after) in pairwise(files))
+    trainer.fit(points(8), epochs=2)
+    assert path.read_bytes() == trainer.history.to_csv(tmp_path / "history.csv").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["another column", "changed by somebody", "deleted", "missing"])
+def test_csv_log_is_written_again_if_a_line_is_not_enough(tmp_path: Path, change: str) -> None:
+    """Nothing is appended to a file that is not the one of the epoch before."""
+    path = tmp_path / "log.csv"
+
+    class Change(Callback):
+        """Changes the file or the row in the second epoch."""
+
+        def on_epoch_end(self, context: TrainContext) -> None:
+            if context.state.epoch != 2:
+                return
+            if change == "another column":
+                context.history.rows[-1]["new"] = 1.0
+            elif change == "changed by somebody":
+                path.write_text("other")
+            elif change == "deleted":
+                path.unlink()
+            else:
+                del context.history.rows[-1]["lr"]
+
+    trainer = quiet_trainer(plain_network(), callbacks=[Change(), CSVLogger(path)])
+    trainer.fit(points(8), epochs=3)
+    assert path.read_bytes() == trainer.history.to_csv(tmp_path / "history.csv").read_bytes()
+
+
+def test_csv_log_on_a_full_disk_is_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No part of a line is left, and the error names the file."""
+    real = os.write
+
+    def half(descriptor: int, content: bytes) -> int:
+        if len(content) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, content[: len(content) // 2])
+
+    path = tmp_path / "log.csv"
+    log = CSVLogger(path)
+    trainer = quiet_trainer(plain_network(), callbacks=[log])
+    trainer.fit(points(8), epochs=1)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(PathNotWritableError, match="disk is full"):
+        append(path, b"x" * 100, size=len(before))
+    assert path.read_bytes() == before
 
 
 def test_csv_log_replaces_an_existing_file_after_the_first_epoch(tmp_path: Path) -> None:

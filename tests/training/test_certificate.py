@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib import Trainer, freeze_and_replace_head
 from finetunelib.callbacks import EMA
@@ -18,6 +18,8 @@ from finetunelib.finetuning import (
     save_weights,
     unfreeze,
 )
+from finetunelib.finetuning._digests import digest
+from finetunelib.finetuning._freezing import known_digests
 from finetunelib.training import Callback, History, TrainContext
 from training.tiny import network, plain_network, points, quiet_trainer
 
@@ -241,3 +243,80 @@ def test_repr_of_a_certificate_is_short() -> None:
     assert repr(certificate) == (
         "Certificate(60 unchanged, 5 of them loaded, moved=['bn0', 'bn1', 'bn2'] and 6 more)"
     )
+
+
+def test_frozen_tensors_are_read_once_in_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their digests at the start are those of `freeze` or of the last `fit`."""
+    computed: list[int] = []
+    real = digest
+
+    def counted(tensor: Tensor) -> str:
+        computed.append(tensor.numel())
+        return real(tensor)
+
+    monkeypatch.setattr(known_digests, "digest", counted)
+    model = plain_network()
+    frozen = len(freeze(model, "backbone"))
+    assert len(computed) == frozen
+    trainer = quiet_trainer(model)
+    for fits in (1, 2):
+        certificate = trainer.fit(points(8), epochs=1).certificate
+        assert certificate is not None
+        assert (len(certificate.digests), len(computed)) == (frozen, (1 + fits) * frozen)
+
+
+@pytest.mark.parametrize("write", ["in place", "through data", "another tensor", "by numpy"])
+def test_write_before_a_fit_is_not_taken_for_one_of_training(write: str) -> None:
+    """Tensors that were written to since `freeze` are read again at the start."""
+    model = plain_network()
+    freeze(model, "backbone")
+    weight = model.get_parameter("backbone.1.weight")
+    with torch.no_grad():
+        if write == "in place":
+            weight.add_(1.0)
+        elif write == "through data":
+            weight.data.add_(1.0)
+        elif write == "another tensor":
+            weight.data = weight.data + 1.0
+        else:
+            weight.detach().numpy()[:] += 1.0
+    certificate = quiet_trainer(model).fit(points(8), epochs=1).certificate
+    assert certificate is not None
+    assert certificate.moved == ()
+    assert certificate.digests["backbone.1.weight"] == fingerprint(model)["backbone.1.weight"]
+
+
+def test_digest_that_is_known_by_mistake_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a write leaves no trace, the tensor counts as changed, and not as unchanged."""
+    model = plain_network()
+    monkeypatch.setattr(known_digests, "_traces", lambda _: ())
+    freeze(model, "backbone")
+    model.get_parameter("backbone.1.weight").data.add_(1.0)
+    with pytest.warns(UserWarning, match="frozen tensors changed"):
+        certificate = quiet_trainer(model).fit(points(8), epochs=1).certificate
+    assert certificate is not None
+    assert certificate.moved == ("backbone.1.weight",)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(5.0),
+        torch.arange(4.0).reshape(2, 2).t(),
+        torch.tensor(3),
+        torch.empty(0),
+        torch.arange(9, dtype=torch.uint8)[1:],
+        torch.tensor([True, False]),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.eye(3).to_sparse(),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}",
+)
+def test_known_digest_is_the_computed_one(tensor: Tensor) -> None:
+    """Tensors of all kinds have the digest of their bits, before and after a change."""
+    for _ in range(2):
+        assert known_digests.computed_digest(tensor) == digest(tensor)
+        assert known_digests.known_digest(tensor) == digest(tensor)
+        if tensor.layout is torch.strided:
+            tensor.data.fill_(1)
+    assert known_digests.known_digest(tensor) == digest(tensor)

@@ -5,18 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetunelib._files.append import append
 from finetunelib._files.paths import as_path, check_writable
 from finetunelib._optional import require
 from finetunelib._public import public
 from finetunelib._typing import StrPath
-from finetunelib.training import Callback, TrainContext
+from finetunelib.training import Callback, History, TrainContext
+from finetunelib.training._history import as_csv
 
 
 @public("finetunelib.callbacks")
 class CSVLogger(Callback):
     """Writes the history to a CSV file after each epoch.
 
-    The file is replaced atomically, so it is complete at any time.
+    The file is complete at any time: it is written atomically after the first epoch of a `fit`,
+    and each later epoch appends a line, which takes the same time after any number of epochs. A
+    row with a new column makes it write the whole file again, as does a change of the file by
+    something else.
 
     Args:
         path: The file. An existing one is replaced at the end of the first epoch.
@@ -40,10 +45,30 @@ class CSVLogger(Callback):
 
     def __init__(self, path: StrPath) -> None:
         self.path: Path = check_writable(path)
+        self._names: tuple[str, ...] = ()
+        self._rows = self._size = 0
+
+    def on_fit_start(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
+        """Write the whole file after the first epoch: it may be that of another run."""
+        self._rows = self._size = 0
 
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Write the history, including the new row."""
-        context.history.to_csv(self.path)
+        """Add the new row to the file."""
+        history = context.history
+        if not self._append(history):
+            history.to_csv(self.path)
+            self._names, self._size = history.names, self.path.stat().st_size
+        self._rows = len(history)
+
+    def _append(self, history: History) -> bool:
+        """Append the last row, and return whether that makes the file complete."""
+        row = history.rows[-1]
+        if not self._size or len(history) != self._rows + 1 or not row.keys() <= {*self._names}:
+            return False
+        line = as_csv([row], self._names, header=False)
+        appended = append(self.path, line, size=self._size)
+        self._size += len(line)
+        return appended
 
 
 @public("finetunelib.callbacks")

@@ -687,7 +687,8 @@ def test_loading_counts_as_a_change_of_each_tensor(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     path = save_weights(model, tmp_path / "w.safetensors")
     for other in (copy.deepcopy(model), copy.deepcopy(model).double()):
-        other[0].weight.data = other[0].weight.data.t().contiguous().t()  # Cannot be read into.
+        weight = other.get_parameter("0.weight")
+        weight.data = weight.data.t().contiguous().t()  # Cannot be read into.
         versions = {name: tensor._version for name, tensor in other.state_dict().items()}
         load_weights(other, path)
         for name, tensor in other.state_dict().items():

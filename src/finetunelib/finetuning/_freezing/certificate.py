@@ -13,7 +13,7 @@ from finetunelib._messages import listed, quoted
 from finetunelib._public import public
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import loaded_digests
-from finetunelib.finetuning._freezing.fingerprint import fingerprint
+from finetunelib.finetuning._freezing.fingerprint import fingerprint, known_fingerprint
 
 #: How many names of tensors a repr shows.
 _SHOWN = 3
@@ -27,6 +27,11 @@ class Certificate:
     `fit` stores it in `History.certificate`. It covers every call of the Trainer's `fit`, from the
     start of the first one. A tensor is left out if it was unfrozen between two calls, or changed
     by other code between them.
+
+    The digests are computed from all bytes at the end of each `fit`. At its start, those that
+    `freeze`, `fingerprint` or the last `fit` computed are used, except for tensors that were
+    written to since. A write that leaves no trace, not even in a sum over the bits, is reported as
+    a change during training: it can make a certificate shorter, but not wrong.
 
     Attributes:
         digests: The sha256 of each tensor that was frozen before and after training and did not
@@ -77,7 +82,7 @@ class FreezeAudit:
 
     def start(self, model: nn.Module) -> None:
         """Record the digests of the frozen tensors at the start of a run."""
-        now = fingerprint(model)
+        now = known_fingerprint(model)
         if self._first is None:
             self._first = now
         else:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_model
 from finetunelib._public import public
 from finetunelib._wrappers import own_name, unwrapped
-from finetunelib.finetuning._digests import digest
 from finetunelib.finetuning._freezing.hold import held_in_eval_mode
+from finetunelib.finetuning._freezing.known_digests import computed_digest, known_digest
+
+#: From how many bytes several threads compute digests, and how many threads.
+_LARGE, _THREADS = 16 * 2**20, 4
 
 
 @public("finetunelib.finetuning")
@@ -40,8 +48,27 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         >>> fingerprint(model) == before
         True
     """
-    own = unwrapped(check_model(model))
-    return {own_name(name): digest(tensor) for name, tensor in frozen_tensors(own).items()}
+    return _digests(check_model(model), computed_digest)
+
+
+def known_fingerprint(model: nn.Module) -> dict[str, str]:
+    """Return the fingerprint of a model, reading only tensors that may have changed.
+
+    A digest from an earlier call of `fingerprint` or `freeze` is used again if nothing shows that
+    the tensor was written to. Use it as the state before, never as the state after.
+    """
+    return _digests(model, known_digest)
+
+
+def _digests(model: nn.Module, of: Callable[[Tensor], str]) -> dict[str, str]:
+    tensors = frozen_tensors(unwrapped(model))
+    names = [own_name(name) for name in tensors]
+    size = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
+    workers = min(len(names), _THREADS, os.cpu_count() or 1)
+    if size < _LARGE or workers < 2:
+        return dict(zip(names, map(of, tensors.values()), strict=True))
+    with ThreadPoolExecutor(workers) as pool:  # hashlib computes without Python's lock.
+        return dict(zip(names, pool.map(of, tensors.values()), strict=True))
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
