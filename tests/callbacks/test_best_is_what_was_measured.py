@@ -210,7 +210,7 @@ class Script:
 
     def __init__(self, values: Sequence[float]) -> None:
         self.values = [value for value in values for _ in range(2)]  # training, validation
-        self.position = -1
+        self.position = -3  # The first batches of both data are measured before training.
 
     def __deepcopy__(self, memo: object) -> Script:
         return self

@@ -243,7 +243,7 @@ def test_targets_that_are_not_class_indices_are_rejected(
 
 def test_invalid_target_in_later_batch_is_rejected() -> None:
     """All batches are checked, not only the first."""
-    with pytest.raises(InvalidTargetError, match="range from 0 to 9"):
+    with pytest.raises(InvalidTargetError, match="from 0 to 9"):
         plot_confusion(Oracle(3), data_predicting([0, 0, 0, 0], [0, 0, 0, 9]), batch_size=2)
 
 

@@ -65,6 +65,7 @@ def loss_of_first_batch(
         try:
             with torch.no_grad():
                 found = broadcasting_in(task.loss, outputs, targets)
+            _refuse_broadcasting(found, outputs, targets, shapes)
             with torch.set_grad_enabled(training):
                 loss = task.loss(leaf, targets)
         except (FinetuneLibError, torch.OutOfMemoryError):
@@ -79,15 +80,17 @@ def loss_of_first_batch(
                 f"`loss_fn` must return a scalar, the mean over the batch, got {describe(loss)}. "
                 "Reduce it, such as with `.mean()`."
             )
-        if found is not None:
-            raise InvalidTargetError(
-                f"`loss_fn(outputs, targets)` would broadcast {found} on {shapes}, and compare "
-                f"every output with every target. Give both the same shape, "
-                f"{_advice(outputs, targets)}."
-            )
         if leaf.requires_grad:
             _check_gradient(task, loss, leaf, targets, shapes)
     return loss.detach()
+
+
+def _refuse_broadcasting(found: str | None, outputs: Tensor, targets: Tensor, shapes: str) -> None:
+    if found is not None:
+        raise InvalidTargetError(
+            f"`loss_fn(outputs, targets)` would broadcast {found} on {shapes}, and compare every "
+            f"output with every target. Give both the same shape, {_advice(outputs, targets)}."
+        )
 
 
 def _check_gradient(

@@ -27,10 +27,8 @@ from finetunelib.errors import (
     InvalidTargetError,
     InvalidTypeError,
 )
+from finetunelib.training._tasks.class_targets import IGNORED, check_class_range
 from finetunelib.training._tasks.first_batch import dry_run
-
-#: The target that cross-entropy ignores.
-_IGNORED = nn.CrossEntropyLoss().ignore_index
 
 #: How far from 1 the sums of a softmax may be, after rounding in half precision.
 _SOFTMAX_TOLERANCE = 1e-3
@@ -162,7 +160,7 @@ class _Classifier:
     def _predicted(
         self, inputs: Any, targets: Tensor, outputs: Tensor, start: int
     ) -> PredictedBatch:
-        rows = (targets != _IGNORED).nonzero().flatten()
+        rows = (targets != IGNORED).nonzero().flatten()
         outputs, targets = outputs[rows], targets[rows]
         probabilities = outputs if self._returns_probabilities else outputs.softmax(1)
         finite = probabilities.isfinite().all(1)
@@ -250,9 +248,4 @@ def _check_targets(targets: object, outputs: Tensor) -> None:
             f"The targets of `data` must have the shape {(rows,)}, one class index for each row "
             f"of logits, got {tuple(targets.shape)}."
         )
-    counted = targets[targets != _IGNORED]
-    if len(counted) and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
-        raise InvalidTargetError(
-            f"The targets of `data` must be in 0 to {classes - 1}, because the model has {classes} "
-            f"outputs, but they range from {int(counted.min())} to {int(counted.max())}."
-        )
+    check_class_range(targets, classes, "data")
