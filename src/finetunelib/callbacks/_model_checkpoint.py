@@ -151,8 +151,7 @@ class ModelCheckpoint(Callback):
 
     def on_step_end(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due."""
-        if self._unwritten is not None and self._unwritten[0] not in context.requested_checkpoints:
-            self._forget_unwritten()
+        self._forget_unwritten(context)
         if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
             self._request(context, self._path_for(context))
 
@@ -169,31 +168,33 @@ class ModelCheckpoint(Callback):
         improvement = self._improvement
         if improvement is None:
             return False
-        self._forget_unwritten()
+        self._forget_unwritten(context)
         before = improvement.best
         if not improvement.update(context.history.rows[-1][improvement.monitor]):
             return False
         self._unwritten = path, before
         return True
 
-    def _forget_unwritten(self) -> None:
+    def _forget_unwritten(self, context: TrainContext) -> None:
         """Forget a best epoch whose checkpoint could not be written."""
-        if self._unwritten is not None and self._improvement is not None:
+        if self._unwritten is None or self._unwritten[0] in context.requested_checkpoints:
+            return  # There is none, or a thread still writes it.
+        if self._improvement is not None:
             self._improvement.best = self._unwritten[1]
         self._unwritten = None
 
     def on_interrupt(self, context: TrainContext) -> None:
         """Request a last checkpoint, unless there is one or resuming would not be exact."""
-        self._forget_unwritten()
+        self._forget_unwritten(context)
         path = self._path_for(context)
         exact = context.why_not_resumable(context.state.batch > 0) is None
         if exact and context.last_checkpoint != path:
             self._request(context, path)
 
-    def on_fit_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
+    def on_fit_end(self, context: TrainContext) -> None:
         """Let other runs use the folder, and forget a best epoch without a checkpoint."""
         self._lock.release()
-        self._forget_unwritten()
+        self._forget_unwritten(context)
 
     def on_checkpoint(self, context: TrainContext) -> None:
         """Delete all checkpoints except the newest ones and the best one."""
