@@ -1,87 +1,189 @@
-"""Compares `export_onnx`, which verifies the file, with `torch.onnx.export`.
+"""The time and peak memory of `export_onnx`, which verifies the file, and of `visualize`.
 
-    python benchmarks/export.py [--rounds 7]
+    python benchmarks/export.py [--rounds 3] [--models mlp resnet50 vit_b_16 bert]
 
-Both export the 784-500-10 MLP with a dynamic batch size into the same folder, alternately, after
-one warm-up call each. Prints the median seconds of both, and the median and quartiles of their
-ratios, as JSON.
+Each model is exported by `torch.onnx.export` and by `export_onnx`, with a dynamic batch size, and
+its temporary file for the viewer is written. Times are processor times of one process, taken
+alternately after a warm-up with a small model. Memory is the peak of the resident memory during one
+call, in a process of its own, above that before the call; it is also measured for an export without
+verification. Linux only. Prints JSON with medians of the times and
+of their paired ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
+import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib import build_mlp, export_onnx
+from finetunelib.visualization._netron.temporary_onnx import write_temporary_onnx
+
+#: The arguments of a model by name.
+Inputs = dict[str, Tensor]
+
+#: What is timed: exporting as torch does, as this library does, and for the viewer.
+TIMED = ("bare", "verified", "viewer")
+
+#: Whose memory is measured: also that of an export without verification.
+MEASURED = ("bare", "saved", "verified")
 
 
-def bare(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
-    """Return the seconds of `torch.onnx.export`, without its warnings and output."""
-    started = time.perf_counter()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (inputs,),
-            folder / "bare.onnx",
-            dynamic_shapes=({0: "batch"},),
-            dynamo=True,
-            verbose=False,
-        )
-    return time.perf_counter() - started
+def mlp() -> tuple[nn.Module, Inputs]:
+    """Return the 784-500-10 MLP."""
+    return build_mlp(784, [500], 10, seed=0), {"inputs": torch.rand(2, 1, 28, 28)}
 
 
-def verified(model: nn.Module, inputs: torch.Tensor, folder: Path) -> float:
-    """Return the seconds of `export_onnx`."""
-    started = time.perf_counter()
-    report = export_onnx(model, folder / "verified.onnx", inputs)
-    assert report.verification is not None
-    assert report.verification.status == "verified"
-    return time.perf_counter() - started
+def resnet50() -> tuple[nn.Module, Inputs]:
+    """Return ResNet-50 with random weights, and two images."""
+    import torchvision
+
+    return torchvision.models.resnet50(), {"x": torch.randn(2, 3, 224, 224)}
+
+
+def vit_b_16() -> tuple[nn.Module, Inputs]:
+    """Return ViT-B/16 with a random head, and two images."""
+    import torchvision
+
+    model = torchvision.models.vit_b_16()
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # Zeros would prove nothing.
+    return model, {"x": torch.randn(2, 3, 224, 224)}
+
+
+def bert() -> tuple[nn.Module, Inputs]:
+    """Return a BERT of 12 layers that classifies texts of 64 tokens."""
+    import transformers
+
+    model: nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig())
+    tokens = torch.randint(1, 30_000, (2, 64))
+    mask = torch.ones_like(tokens)
+    mask[1, 40:] = 0
+    return model, {"input_ids": tokens, "attention_mask": mask}
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
+    "mlp": mlp,
+    "resnet50": resnet50,
+    "vit_b_16": vit_b_16,
+    "bert": bert,
+}
+
+
+def call(kind: str, model: nn.Module, inputs: Inputs, folder: Path) -> None:
+    """Export a model once."""
+    if kind == "saved":
+        export_onnx(model, folder / "saved.onnx", inputs, verify=False)
+    elif kind == "verified":
+        report = export_onnx(model, folder / "verified.onnx", inputs)
+        assert report.verification is not None
+        assert report.verification.status == "verified"
+    elif kind == "viewer":
+        write_temporary_onnx(model, inputs, folder / "viewer.onnx")
+    else:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model,
+                (),
+                folder / "bare.onnx",
+                kwargs=inputs,
+                dynamic_shapes={name: {0: "batch"} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+
+
+def built(name: str, kinds: Sequence[str]) -> tuple[nn.Module, Inputs]:
+    """Return a model in eval mode, after a warm-up with a small one."""
+    torch.manual_seed(0)
+    small, inputs = mlp()
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in kinds:
+            call(kind, small.eval(), inputs, Path(folder))
+    torch.manual_seed(0)
+    model, inputs = MODELS[name]()
+    return model.eval(), inputs
+
+
+def times(name: str, rounds: int) -> dict[str, Any]:
+    """Return the medians of the processor times and of their ratios to the bare export."""
+    model, inputs = built(name, TIMED)
+    seconds: dict[str, list[float]] = {kind: [] for kind in TIMED}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            # Each is first in some rounds.
+            for kind in TIMED[number % 3 :] + TIMED[: number % 3]:
+                gc.collect()
+                started = time.process_time()
+                call(kind, model, inputs, Path(folder))
+                seconds[kind].append(time.process_time() - started)
+    ratios = [ours / bare for ours, bare in zip(seconds["verified"], seconds["bare"], strict=True)]
+    return {
+        **{f"{kind}_seconds": round(statistics.median(seconds[kind]), 2) for kind in TIMED},
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
+
+
+def memory(name: str, kind: str) -> float:
+    """Return the peak memory of one call in this process above that before it, in megabytes."""
+    model, inputs = built(name, [kind])
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Resets the peak.
+    before = _kilobytes("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        call(kind, model, inputs, Path(folder))
+    return (_kilobytes("VmHWM") - before) / 1000
+
+
+def _kilobytes(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1])
+
+
+def _memory_in_own_process(name: str, kind: str) -> int:
+    command = [sys.executable, __file__, "--models", name, "--memory", kind]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return round(float(done.stdout.split()[-1]))
 
 
 def main() -> None:
-    """Measure, and print the results."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds: int = parser.parse_args().rounds
-    model, inputs = build_mlp(784, [500], 10, seed=0).eval(), torch.rand(2, 1, 28, 28)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bare(model, inputs, folder)
-        verified(model, inputs, folder)
-        pairs = []
-        for number in range(rounds):
-            # The order alternates.
-            first, second = (bare, verified) if number % 2 else (verified, bare)
-            one, two = first(model, inputs, folder), second(model, inputs, folder)
-            pairs.append((one, two) if first is bare else (two, one))
-    ratios = [ours / torchs for torchs, ours in pairs]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    print(
-        json.dumps(
-            {
-                "model": "784-500-10",
-                "rounds": rounds,
-                "bare_seconds": round(statistics.median(p[0] for p in pairs), 3),
-                "verified_seconds": round(statistics.median(p[1] for p in pairs), 3),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_quartiles": [round(low, 3), round(high, 3)],
-            },
-            indent=2,
-        )
-    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--memory", choices=MEASURED, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        print(memory(options.models[0], options.memory))
+        return
+    found = {}
+    for name in options.models:
+        peaks = {f"{kind}_megabytes": _memory_in_own_process(name, kind) for kind in MEASURED}
+        found[name] = {**times(name, options.rounds), **peaks}
+    date = datetime.now(UTC).date().isoformat()
+    print(json.dumps({"date": date, "rounds": options.rounds, "models": found}, indent=2))
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

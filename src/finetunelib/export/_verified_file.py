@@ -66,17 +66,21 @@ def write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
     program, assumptions = trace_model(plan)
     limits = size_limits(assumptions, _runner(plan))
     progress.advance()
+    programs = [program]
+    del program
     try:
-        report = _write_program(program, limits, plan, new)
+        report = _write_program(programs, limits, plan, new)
     except FixedInGraphError as error:
         # The exporter declares wrong shapes for recurrent layers, and its optimizer relies on them.
-        program, _ = trace_model(plan, optimize=False, exported=error.exported)
-        report = _write_program(program, limits, plan, new)
+        programs.append(trace_model(plan, optimize=False, exported=error.exported)[0])
+        report = _write_program(programs, limits, plan, new)
     progress.advance()
     return report
 
 
-def _write_program(program: Any, limits: SizeLimits, plan: Plan, new: Path) -> ExportReport:
+def _write_program(programs: list[Any], limits: SizeLimits, plan: Plan, new: Path) -> ExportReport:
+    """Write and compare the only program in a list, which is emptied to release its weights."""
+    program = programs.pop()
     report = _save_checked(program, limits.checked, plan, new)
     exported = program.exported_program
     if plan.tolerance is None:

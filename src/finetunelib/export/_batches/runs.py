@@ -18,6 +18,8 @@ from finetunelib.export._batches.arrays import Array, to_array
 from finetunelib.export._batches.samples import Sampler
 from finetunelib.export._batches.sizes import (
     BATCH_SIZES,
+    BATCH_SIZES_OF_LARGE_MODELS,
+    LARGE_MODEL,
     adjacent,
     larger,
     smaller,
@@ -130,7 +132,7 @@ def first_runs(runner: Runner) -> tuple[Runner, list[Run]]:
 
     Also return the runner with the level of variation that the model accepts.
     """
-    sizes = _first_sizes(runner.sampler)
+    sizes = _first_sizes(runner)
     varying, runs = _runs_at(runner, LEVELS[0], sizes)
     if len(runs) == len(sizes):
         return varying, runs
@@ -241,12 +243,14 @@ def _together(runner: Runner, example: Mapping[str, int]) -> Iterator[Run]:
             yield run
 
 
-def _first_sizes(sampler: Sampler) -> list[int]:
-    example = sampler.axes.example
+def _first_sizes(runner: Runner) -> list[int]:
+    sampler, example = runner.sampler, runner.sampler.axes.example
     if BATCH not in example:
         return [_fixed_rows(sampler), _fixed_rows(sampler)]
+    parameters = sum(parameter.numel() for parameter in runner.model.parameters())
+    first = BATCH_SIZES if parameters < LARGE_MODEL else BATCH_SIZES_OF_LARGE_MODELS
     size = example[BATCH]
-    sizes = [*BATCH_SIZES, *([size + 1] if size >= max(BATCH_SIZES) else [])]
+    sizes = [*first, *([size + 1] if size >= max(first) else [])]
     return [size for size in sizes if sampler.axes.allows(_with_batch(example, size))]
 
 

@@ -21,6 +21,10 @@ _STEPS = (32, 16, 8, 7, 4, 2)
 #: The batch sizes that are compared first: 1, and sizes that are rarely used for tracing.
 BATCH_SIZES = (1, 2, 7)
 
+#: The same for models with at least this many parameters, whose rows are expensive.
+BATCH_SIZES_OF_LARGE_MODELS = (1, 2, 3)
+LARGE_MODEL = 20_000_000
+
 
 class Axes:
     """The dynamic axes of all inputs: their names, sizes in the example, and bounds."""
