@@ -14,6 +14,7 @@ from finetunelib._escapes import escaped, one_line
 from finetunelib.errors import CorruptFileError, FileMissingError, FinetuneLibError
 from finetunelib.finetuning import load_weights
 from finetunelib.visualization import summary
+from training._checkpointing.checkpoint_files import DATA, forge, trainer
 
 #: A name that would clear a terminal, reverse the direction of text, and cannot be encoded.
 NAME = "a\x1b[2J\u202eb\ud800"
@@ -78,3 +79,26 @@ def test_names_of_modules_are_escaped_in_a_summary() -> None:
         assert "\u202e" not in text
         text.encode()
     assert "a\\x1b[2J" in str(table)
+
+
+def test_names_in_a_load_report_are_escaped(tmp_path: Path) -> None:
+    """The names of tensors and of the file are escaped in the text of a report."""
+    fields = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a\x1b[2J": fields}).encode()
+    path = tmp_path / "a\x1b[2J.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    report = load_weights(nn.Linear(2, 2), path, minimum_match=0.0)
+    assert report.unexpected == ("a\x1b[2J",)
+    for text in (str(report), repr(report)):
+        assert "\x1b" not in text
+
+
+def test_warning_about_a_checkpoint_is_escaped(tmp_path: Path) -> None:
+    """What a manifest says about the environment cannot change the terminal."""
+    trained = trainer()
+    trained.fit(DATA, epochs=1)
+    path = trained.save_checkpoint(tmp_path / "one")
+    forge(path, torch="2\x1b[2J")
+    with pytest.warns(UserWarning, match="different environment") as caught:
+        trainer().load_checkpoint(path)
+    assert "\x1b" not in str(caught[0].message)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import resource
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from finetunelib.errors import (
     InvalidTypeError,
     PathNotWritableError,
 )
+from support_disk import files_limited_to
 
 
 def names_in(folder: Path) -> list[str]:
@@ -33,17 +32,6 @@ def names_in(folder: Path) -> list[str]:
 def disk_full(*_: object, **__: object) -> None:
     """Fail as the system does when the disk is full."""
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@contextlib.contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Limit the size of files that this process writes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # check_readable

@@ -6,8 +6,7 @@ import contextlib
 import copy
 import os
 import pickle
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from finetunelib.errors import (
 )
 from finetunelib.finetuning import LoadReport, load_weights, save_weights
 from finetunelib.models import MLP
+from support_disk import files_limited_to
 
 
 def mlp(seed: int, *, classes: int = 3) -> MLP:
@@ -102,17 +102,6 @@ def moved(before: dict[str, Tensor], model: nn.Module) -> set[str]:
 def names_in(folder: Path) -> list[str]:
     """Return all names in a folder, including hidden files."""
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextlib.contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Limit the size of the files that this process can write to `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # Round trips

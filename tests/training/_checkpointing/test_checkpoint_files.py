@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import gc
 import json
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -16,7 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections import Counter, OrderedDict, defaultdict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +41,7 @@ from finetunelib.training._checkpointing.folder import (
     sweep,
 )
 from finetunelib.training._checkpointing.manifest import FILES, HISTORY, MANIFEST, STATE, WEIGHTS
+from support_disk import files_limited_to
 from training._checkpointing.checkpoint_files import (
     COMBINATIONS,
     DATA,
@@ -358,17 +357,6 @@ def test_a_checkpoint_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
         remove_checkpoint(path)
     assert f"`{path}`" in str(caught.value)
     assert open_checkpoint(path).state == {"step": 1}
-
-
-@contextlib.contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """Limit the size of files that this process writes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def large_files(path: Path, name: str, step: int) -> None:

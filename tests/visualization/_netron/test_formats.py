@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -361,3 +362,49 @@ def test_code_in_archive_does_not_run(tmp_path: Path) -> None:
     torch.save(_Bomb(tmp_path / "boom"), path)
     assert check_viewable(path) == path
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02\x8e" + struct.pack("<Q", 2**40) + b"x",
+        b"\x80\x02B" + struct.pack("<I", 2**31) + b"x",
+        b"\x80\x02" + b"N0" * 1_100_000 + b"N.",
+        b"\x80\x02I" + b"1" * 100_000 + b"\n.",
+    ],
+    ids=["bytes of a terabyte", "bytes of two gigabytes", "many instructions", "a long number"],
+)
+def test_legacy_file_that_claims_too_much_is_corrupt(tmp_path: Path, pickled: bytes) -> None:
+    """The memory for a claim is not allocated, and the number of instructions is limited."""
+    path = tmp_path / "model.pth"
+    _save_legacy(path)
+    path.write_bytes(path.read_bytes()[:14] + b"." + pickled)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptFileError, match=r"model\.pth"):
+            check_viewable(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_archive_with_too_many_entries_is_corrupt(tmp_path: Path) -> None:
+    """They are counted before the directory is read."""
+    path = tmp_path / "model.zip"
+    length = 46 * 300_000
+    start = 30
+    record = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 300_000, 300_000, length, start)
+    end = b"PK\6\6" + record + b"PK\6\7" + struct.pack("<IQI", 0, start + length, 1)
+    end += b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(b"PK\3\4" + bytes(26) + bytes(length) + end)
+    with pytest.raises(CorruptFileError, match="300,000"):
+        check_viewable(path)
+
+
+def test_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    """A safetensors header may have 32 MiB, as in `load_weights`."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 33 * 2**20) + b"{}")
+    os.truncate(path, 34 * 2**20)
+    with pytest.raises(CorruptFileError, match="header"):
+        check_viewable(path)

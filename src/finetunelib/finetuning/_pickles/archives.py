@@ -27,7 +27,7 @@ def entries_of(file: Path) -> dict[str, zipfile.ZipInfo]:
         zipfile.BadZipFile: If it is damaged.
     """
     size = file.stat().st_size
-    _check_directory(file, size)
+    check_directory(file)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     names = {entry.filename.lower(): entry for entry in entries}
@@ -45,8 +45,14 @@ def entries_of(file: Path) -> dict[str, zipfile.ZipInfo]:
     return {name.removeprefix(f"{folder}/"): entry for name, entry in names.items()}
 
 
-def _check_directory(file: Path, size: int) -> None:
-    """Check that the directory is at the end of a file, where every reader finds the same one."""
+def check_directory(file: Path) -> None:
+    """Check that the directory is at the end of a file, where every reader finds the same one.
+
+    Raises:
+        ValueError: If it has too many entries.
+        zipfile.BadZipFile: If it is somewhere else, or damaged.
+    """
+    size = file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(max(size - 98, 0))
         tail = stream.read()

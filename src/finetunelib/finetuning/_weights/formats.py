@@ -101,7 +101,7 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        _check_header(path)
+        check_header(path)
         # This checks that the sizes and offsets of all tensors agree with the file's size.
         with safe_open(path, "pt"):
             pass
@@ -116,7 +116,12 @@ def read_safetensors(path: Path) -> dict[str, FileTensor]:
     return {name: _entry(path, name, 8 + length, header[name]) for name in header}
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
+    """Raise if a safetensors file claims a header that is too long to be read.
+
+    Raises:
+        ValueError: If it does.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _LONGEST_HEADER:

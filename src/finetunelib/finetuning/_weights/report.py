@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from finetunelib._escapes import escaped
 from finetunelib._messages import listed
 from finetunelib._public import public
 
@@ -97,7 +98,7 @@ class LoadReport:
         return f"LoadReport({self.path.name!r}, {len(self.loaded)} loaded{counts})"
 
     def __str__(self) -> str:
-        return "\n".join(self.lines(f"loaded from {self.path.name}"))
+        return escaped("\n".join(self.lines(f"loaded from {self.path.name}")))
 
     def lines(self, verb: str) -> list[str]:
         """Return the lines of the report. `verb` replaces "loaded" in the first."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickletools
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO, BinaryIO, cast
 
 from finetunelib._files.paths import check_readable
 from finetunelib._typing import StrPath
@@ -55,6 +57,9 @@ _PLACEHOLDERS = {
 #: The first bytes of a `torch.save` file that is not an archive, and its number of pickles.
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _LEGACY_PICKLES = 5
+
+#: The largest number of instructions in them, and of bytes in a line.
+_MOST_INSTRUCTIONS, _LONGEST_LINE = 2_000_000, 2**16
 
 
 def check_viewable(path: StrPath) -> Path:
@@ -110,11 +115,14 @@ def _check_onnx(file: Path) -> None:
 def _check_safetensors(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
+    from finetunelib.finetuning._weights.formats import check_header
+
     try:
+        check_header(file)
         # Reads only the header, and compares it with the file's size.
         with safe_open(file, framework="numpy"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise CorruptFileError(
             f"`{file}` is not an intact safetensors file: {error}. Write or copy it again."
         ) from error
@@ -140,6 +148,11 @@ def _check_zip(file: Path, suffix: str) -> None:
 
 
 def _names_in_zip(file: Path) -> list[str]:
+    from finetunelib.finetuning._pickles.archives import check_directory
+
+    # An archive of another program may end in a comment, but not with millions of entries.
+    with contextlib.suppress(zipfile.BadZipFile):
+        check_directory(file)
     with zipfile.ZipFile(file) as archive:
         if min((entry.header_offset for entry in archive.infolist()), default=0) > 0:
             # A truncated file may end in an inner archive, which is intact.
@@ -152,9 +165,7 @@ def _check_legacy(file: Path, head: bytes) -> None:
     if head.startswith(_LEGACY):
         try:
             with file.open("rb") as stream:
-                for _ in range(_LEGACY_PICKLES):
-                    for _ in pickletools.genops(stream):
-                        pass
+                _check_pickles(_Bounded(stream, file.stat().st_size))
         # Each kind of argument in a damaged pickle raises its own exception.
         except (ValueError, OverflowError, MemoryError) as error:
             raise CorruptFileError(
@@ -165,6 +176,42 @@ def _check_legacy(file: Path, head: bytes) -> None:
             f"`{file}` is not a PyTorch file: it is neither an archive nor a pickle. "
             "Write or copy it again."
         )
+
+
+def _check_pickles(stream: _Bounded) -> None:
+    """Read the instructions of the pickles in a `torch.save` file.
+
+    Raises:
+        ValueError: If one is damaged, claims more than the file has, or they are too many.
+    """
+    instructions = 0
+    for _ in range(_LEGACY_PICKLES):
+        for _ in pickletools.genops(cast("IO[bytes]", stream)):
+            instructions += 1
+            if instructions > _MOST_INSTRUCTIONS:
+                raise ValueError(f"it has more than {_MOST_INSTRUCTIONS:,} instructions")
+
+
+class _Bounded:
+    """A file that refuses to read more bytes than it has, before memory is allocated for them."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream = stream
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        """Read a number of bytes."""
+        if count > self._size:
+            raise ValueError(f"it claims {count:,} bytes, more than the {self._size:,} of the file")
+        return self._stream.read(count)
+
+    def readline(self) -> bytes:
+        """Read a line, which is a name or a number here."""
+        return self._stream.readline(_LONGEST_LINE)
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return self._stream.tell()
 
 
 def _check_signature(file: Path, suffix: str, head: bytes) -> None:
