@@ -332,7 +332,7 @@ def test_another_dtype_is_refused(tmp_path: Path) -> None:
 def test_another_learning_rate_is_reported_as_ignored(tmp_path: Path) -> None:
     """The state of the optimizer determines it."""
     path = trainer(lr=0.1).save_checkpoint(tmp_path / "start")
-    with pytest.warns(UserWarning, match="`lr` is 0.2 here and was 0.1"):
+    with pytest.warns(UserWarning, match=r"`lr` 0\.1 in the checkpoint and 0\.2 here"):
         trainer(lr=0.2).load_checkpoint(path)
 
 
