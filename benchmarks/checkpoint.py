@@ -187,7 +187,7 @@ def by_ravex(ravex: Any, megabytes: int, folder: Path) -> Times:
     return {"ravex.blocked": statistics.median(blocked[1:]), "ravex.blocked_first": blocked[0]}
 
 
-def measure(megabytes: int, rounds: int, folder: Path, ravex: Any | None) -> dict[str, float]:
+def measure(megabytes: int, rounds: int, folder: Path, ravex: Any | None) -> dict[str, Any]:
     """Return medians over rounds. Each round measures everything once, in another order."""
     model = linear(megabytes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -220,8 +220,11 @@ def measure(megabytes: int, rounds: int, folder: Path, ravex: Any | None) -> dic
                 times[f"ratio.{kind}"] = times[f"checkpoint.{kind}"] / times[f"torch_load.{kind}"]
             for name, value in times.items():
                 measured[name].append(value)
-    medians = {name: round(statistics.median(values), 3) for name, values in measured.items()}
-    return {"megabytes": megabytes, **dict(sorted(medians.items()))}
+    result: dict[str, Any] = {"megabytes": megabytes}
+    for name, values in sorted(measured.items()):
+        group, _, part = name.partition(".")
+        result.setdefault(group, {})[part] = round(statistics.median(values), 3)
+    return result
 
 
 def main() -> None:
