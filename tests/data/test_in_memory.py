@@ -525,3 +525,20 @@ def test_mnist_in_memory_equals_its_transform(mnist_folder: Path) -> None:
         expected_image, expected_target = reference[index]
         assert torch.equal(image, expected_image)
         assert int(target) == expected_target
+
+
+def test_sample_that_raises_is_named() -> None:
+    """The error has its index, its cause and the original text."""
+
+    class Broken:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> Tensor:
+            if index == 3:
+                raise FileNotFoundError("x.png")
+            return torch.zeros(2)
+
+    with pytest.raises(DataError, match=r"Sample 3 .*x\.png") as caught:
+        in_memory(Broken(), progress=False)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)

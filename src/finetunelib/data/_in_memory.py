@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from finetunelib._messages import readable_size
+from finetunelib._messages import first_line, readable_size
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
@@ -78,8 +78,8 @@ def in_memory(
 
     Raises:
         EmptyDataError: If the dataset is empty.
-        DataError: If reading a sample twice gives different results (a random transform), the
-            samples differ in shape, or they do not fit into memory.
+        DataError: If a sample cannot be read, reading one twice gives different results (a random
+            transform), the samples differ in shape, or they do not fit into memory.
         InvalidTypeError: If a sample contains anything other than tensors, arrays, numbers or
             images.
 
@@ -137,7 +137,13 @@ def _read_all(
 
 
 def _read(dataset: SizedDataset[Any], index: int) -> tuple[Tensor, ...]:
-    sample = dataset[index]
+    try:
+        sample = dataset[index]
+    except Exception as error:
+        raise DataError(
+            f"Sample {index} of `dataset` ({type(dataset).__name__}) could not be read: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
     parts = sample if isinstance(sample, tuple | list) else (sample,)
     return tuple(_as_tensor(part, index) for part in parts)
 

@@ -99,6 +99,11 @@ HINTS: dict[str, tuple[Callable[[], Any], str, Callable[[], Any]]] = {
         "DataLoader(train, batch_size=64, shuffle=True)",
         lambda: fit(DataLoader(SAMPLES, batch_size=64, shuffle=True)),  # type: ignore[arg-type]
     ),
+    "list of samples with tensors": (
+        lambda: fit(list(zip(INPUTS, TARGETS, strict=True))),
+        "DataLoader(train, batch_size=64, shuffle=True)",
+        lambda: fit(DataLoader(list(zip(INPUTS, TARGETS, strict=True)), batch_size=64)),  # type: ignore[arg-type]
+    ),
     "shapes that broadcast": (
         lambda: fit((INPUTS, INPUTS[:, 0]), 1, loss_fn=nn.functional.l1_loss),
         "targets.unsqueeze(1)",

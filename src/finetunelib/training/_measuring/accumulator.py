@@ -37,6 +37,7 @@ class MetricAccumulator:
         self._loss = Mean()
         self._metrics = metrics
         self._task = task
+        self._supervised = task if isinstance(task, SupervisedTask) else None
         self._prefix = prefix
         self._columns: dict[str, tuple[str, ...]] = {}
         self._weight: object = None
@@ -57,7 +58,8 @@ class MetricAccumulator:
             InvalidArgumentError: If its size differs from that of an earlier batch, and it is
                 unknown what the loss is a mean over.
         """
-        self._check_size(output)
+        if self._supervised is not None and self._supervised.sizes_must_be_equal:
+            self._check_size(output)
         self._loss.add(output.loss, output.weight)
         if self._metrics:
             outputs = mapped(_for_metrics, output.outputs)
@@ -106,8 +108,6 @@ class MetricAccumulator:
         self._follows = not isinstance(self._task, SupervisedTask) or self._task.is_measured
 
     def _check_size(self, output: StepOutput) -> None:
-        if not task_needs_equal_sizes(self._task):
-            return
         if self._weight is not None and output.weight != self._weight:
             raise InvalidArgumentError(
                 f"A batch has {output.weight} samples and an earlier one {self._weight}, but "

@@ -32,9 +32,10 @@ def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: 
         InvalidTargetError: If the dtype, the shape or a value of the targets is wrong.
     """
     if outputs.dim() < 2 or outputs.shape[1] == 1:
+        advice = _advice_for_one(outputs, targets, values)
         raise InvalidTargetError(
             f"The default loss needs logits of shape (batch, classes) for at least two classes, "
-            f"but the model returns the shape {tuple(outputs.shape)}. {_advice_for_one(values)}"
+            f"but the model returns the shape {tuple(outputs.shape)}. {advice}"
         )
     classes = outputs.shape[1]
     if targets.dtype != torch.int64:
@@ -52,7 +53,9 @@ def check_class_targets(outputs: Tensor, targets: Tensor, values: Tensor, name: 
     check_class_range(values, classes, name)
 
 
-def _advice_for_one(values: Tensor) -> str:
+def _advice_for_one(outputs: Tensor, targets: Tensor, values: Tensor) -> str:
+    if outputs.shape[:1] != targets.shape[:1]:
+        return "It must return one row for each sample of a batch."
     if values.numel() and bool(((values == 0) | (values == 1)).all()):
         return (
             "For targets of 0 and 1 and one output, pass `loss_fn=nn.BCEWithLogitsLoss()` with "

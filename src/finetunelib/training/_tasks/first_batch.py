@@ -65,7 +65,7 @@ def check_batch(
     if not isinstance(task, SupervisedTask):
         return _check_step(model, task, batch, name, training=training)
     _, targets = split(batch)
-    if not isinstance(targets, Tensor):
+    if not isinstance(targets, Tensor) or targets.dim() == 0:
         raise InvalidTypeError(_no_targets(targets, name))
     outputs = dry_run(model, batch, name)
     check_targets(task, outputs, targets, targets if all_targets is None else all_targets, name)
@@ -108,12 +108,13 @@ def _check_step(
 
 
 def _no_targets(targets: object, name: str) -> str:
-    text = f"The targets of `{name}` must be a tensor, got {describe(targets)}."
-    if isinstance(targets, int | float):
+    if isinstance(targets, int | float | Tensor):
         return (
-            f"{text} A list, or another iterable, yields ready batches, but these are single "
-            f"samples. Make batches of them: `DataLoader({name}, batch_size=64, shuffle=True)`."
+            f"The targets of `{name}` must be a tensor (batch, ...), got a single value. A list, "
+            "or another iterable, yields ready batches, but these are single samples. Make batches "
+            f"of them: `DataLoader({name}, batch_size=64, shuffle=True)`."
         )
+    text = f"The targets of `{name}` must be a tensor, got {describe(targets)}."
     if isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
         return f"{text} They are texts, such as {targets[0]!r}; map them to class indices."
     return f"{text} Convert them with torch.tensor(...) in the dataset or in `collate_fn`."

@@ -55,6 +55,9 @@ class SupervisedTask(Task):
             InvalidArgumentError: If the loss is a sum, or the rows of batches have different
                 shapes and it is unknown whether the loss counts rows or elements.
         """
+        known = self._weighting
+        if known is not None and self._row is None:
+            return known.weight(targets)  # At every step but the first.
         weighting = self.weighting(outputs, targets)
         if self._row is not None and targets.shape[1:] != self._row:
             raise InvalidArgumentError(
