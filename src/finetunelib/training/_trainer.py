@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.exclusive import exclusive
+from finetunelib.training._measuring.first_batch import copied
 from finetunelib.training._measuring.metrics import MetricLike, as_metrics
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import check_trainable
@@ -391,7 +392,7 @@ class Trainer:
         checkpoint = newest_checkpoint(path)
         if checkpoint is None:
             raise FileMissingError(f"There is no checkpoint at `{path}` or in it.")
-        self._report(self._prepared_run().load(checkpoint))
+        self._report(self._prepared_run().load(checkpoint, try_metrics=self._try_metrics))
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """Evaluate the model on data, in eval mode and without gradients.
@@ -499,10 +500,27 @@ class Trainer:
         """Load the newest checkpoint at a path, or report that there is none."""
         checkpoint = newest_checkpoint(path)
         if checkpoint is not None:
-            self._report(run.load(checkpoint, signature))
+            self._report(run.load(checkpoint, signature, self._try_metrics))
             return
         how = "starting from scratch" if self.state.step == 0 else "continuing the current run"
         self._report(f"No checkpoint found in `{path}`; {how}.")
+
+    def _try_metrics(self, saved: Mapping[str, Any]) -> None:
+        """Load the sums of an unfinished epoch into copies of the metrics.
+
+        Raises:
+            CheckpointError: If a metric refuses them.
+        """
+        metrics = self._options.metrics
+        if not saved["metrics"].keys() <= metrics.keys():
+            return  # `fit` compares the names.
+        try:
+            MetricAccumulator(copied(metrics), self._evaluator.task).try_state_dict(saved)
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint contains sums of metrics that do not fit: {error!r}. Pass the "
+                "same metrics, or use another checkpoint."
+            ) from error
 
     def _report(self, line: str) -> None:
         if line:

@@ -231,6 +231,19 @@ def test_states_of_the_optimizers_of_pytorch_are_accepted(tmp_path: Path, kind: 
         check_optimizer(Contents(tmp_path, {}), saved, optimizer)
 
 
+@pytest.mark.parametrize("state", [{}, {"hits": "x", "samples": 2}, {"hits": 1}], ids=str)
+def test_sums_that_a_metric_cannot_have_are_refused(
+    written: Path, tmp_path: Path, state: dict[str, Any]
+) -> None:
+    """They are loaded into copies of the metrics before anything is changed."""
+
+    def put(saved: dict[str, Any]) -> None:
+        saved["inside"]["measured"]["metrics"]["accuracy"] = state
+
+    path = changed(written / "inside", put, tmp_path / "copy")
+    assert_refused(watched(tmp_path), path, "sums of metrics")
+
+
 def test_ctrl_c_while_loading_leaves_the_run_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

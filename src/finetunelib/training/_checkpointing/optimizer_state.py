@@ -157,3 +157,13 @@ def _check_state(
             contents.check(same, place, f"a tensor of the shape {shape}")
         elif expected is not None:
             contents.check_like(value, expected, place)
+
+
+def undo_casts(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
+    """Restore the dtypes of an optimizer's tensors, which PyTorch casts when it loads a state."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in saved.items():
+        loaded = optimizer.state[parameters[index]]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(loaded[name].device)

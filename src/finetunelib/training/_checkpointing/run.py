@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,11 @@ from finetunelib.training._checkpointing.measured import (
     weights_replaced,
     write_weights,
 )
-from finetunelib.training._checkpointing.optimizer_state import check_groups, check_optimizer
+from finetunelib.training._checkpointing.optimizer_state import (
+    check_groups,
+    check_optimizer,
+    undo_casts,
+)
 from finetunelib.training._checkpointing.position import (
     DataSignature,
     EpochPosition,
@@ -175,7 +179,12 @@ class TrainingRun:
                 },
             )
 
-    def load(self, checkpoint: Checkpoint, signature: DataSignature | None = None) -> str:
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        signature: DataSignature | None = None,
+        try_metrics: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> str:
         """Restore the run from a checkpoint. The next `fit` continues from there.
 
         The parts of the model that were frozen are frozen again, and no others. An exception is a
@@ -186,6 +195,7 @@ class TrainingRun:
             checkpoint: The checkpoint.
             signature: How the data is split into batches, if known. It must match if the
                 checkpoint was written in the middle of an epoch.
+            try_metrics: Loads the sums of an unfinished epoch into copies of the metrics.
 
         Returns:
             One line on what was frozen or unfrozen, or an empty string if nothing was.
@@ -199,6 +209,8 @@ class TrainingRun:
         check_history(checkpoint.path, history, manifest["epoch"], manifest["step"])
         if position is not None and position.batch and signature is not None:
             signature.check_matches(position.signature)
+        if position is not None and position.batch and try_metrics is not None:
+            try_metrics(position.train_metrics)
         frozen = saved_frozen_state(checkpoint.path, saved, self.model)
         settings = saved.get("hyperparameters")
         if settings is None:
@@ -328,21 +340,12 @@ class TrainingRun:
 
     def _load_small_states(self, states: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(states["optimizer"])
-        self._undo_casts(states["optimizer"]["state"])
+        undo_casts(self.optimizer, states["optimizer"]["state"])
         self.schedule.load_state_dict(states["schedule"])
         self.precision.load_state_dict(states["precision"])
         callbacks = by_name(self.callbacks)
         for name, state in states["callbacks"].items():
             callbacks[name].load_state_dict(state)
-
-    def _undo_casts(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
-        """Restore the dtypes of the optimizer's tensors, which PyTorch casts when loading."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for index, values in saved.items():
-            loaded = self.optimizer.state[parameters[index]]
-            for name, value in values.items():
-                if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
-                    loaded[name] = value.to(loaded[name].device)
 
     def _unsaved_tensors(self) -> dict[str, Tensor]:
         """Return what the model's state dict omits: non-persistent buffers, the loss, the task."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.first_batch import FirstBatch, columns, copied, follow_loss
-from finetunelib.training._measuring.means import Mean
+from finetunelib.training._measuring.means import Mean, MeanOf
 from finetunelib.training._measuring.metric_state import metric_state
 from finetunelib.training._measuring.metrics import Metric
 from finetunelib.training._measuring.rows import mapped
@@ -141,6 +142,18 @@ class MetricAccumulator:
         for name, values in state["metrics"].items():
             if stateful := metric_state(self._metrics[name]):
                 stateful.load_state_dict(values)
+
+    def try_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums, and raise any error if they cannot be those of these metrics.
+
+        Metrics of other libraries and of the user are restored, but their values are not computed,
+        which could have effects.
+        """
+        self.load_state_dict(state)
+        self._loss.compute()
+        for metric in self._metrics.values():
+            if type(metric) in (MeanOf, Accuracy):
+                metric.compute()
 
     def compute(self) -> dict[str, float]:
         """Return the loss and the metrics by name, the loss first.
