@@ -38,6 +38,7 @@ from conformance.export_models import (
     torchvision_models,
     transformers_models,
 )
+from conformance.library_models import library_models
 from finetunelib import export_onnx
 from finetunelib.errors import FinetuneLibError
 from finetunelib.export import ExportReport, load_onnx_metadata, verify_onnx
@@ -64,7 +65,7 @@ PACKAGES = ("finetunelib", "torch", "torchvision", "timm", "transformers", "onnx
 
 def models() -> list[ExportModel]:
     """Return all models that are exported."""
-    return [*torchvision_models(), *transformers_models(), *own_models()]
+    return [*torchvision_models(), *transformers_models(), *own_models(), *library_models()]
 
 
 def key(case: ExportModel) -> str:
@@ -148,6 +149,7 @@ def write(found: Mapping[str, Mapping[str, Any]]) -> None:
             "onnxruntime": version("onnxruntime"),
         },
         "tried": len(found),
+        "not_tried": [name for name in map(key, models()) if name not in found],
         "verified": sum(result["status"] == "verified" for result in found.values()),
         "seconds": round(sum(float(result["seconds"]) for result in found.values())),
         "models": found,
@@ -164,13 +166,18 @@ def page(content: Mapping[str, Any]) -> str:
     found: Mapping[str, Mapping[str, Any]] = content["models"]
     failed = {name: result for name, result in found.items() if result["status"] != "verified"}
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    dates = sorted({result["date"] for result in found.values()})
+    left = (
+        [f"Not tried yet: {', '.join(content['not_tried'])}.", ""] if content["not_tried"] else []
+    )
     return "\n".join(
         [
             "# Models that were exported and verified",
             "",
             *textwrap.wrap(
-                f"`python tests/conformance/export.py` of {content['date']}: {content['verified']} "
-                f"of {content['tried']} models verified, in {content['seconds'] / 60:.0f} minutes "
+                f"`python tests/conformance/export.py` of {' and '.join(dates)}: "
+                f"{content['verified']} of {content['tried']} models verified, "
+                f"in {content['seconds'] / 60:.0f} minutes "
                 f"on a shared machine of {content['cores']} cores, with {versions}.",
                 width=100,
             ),
@@ -180,6 +187,7 @@ def page(content: Mapping[str, Any]) -> str:
             *_table(found.items()),
             "",
             *(_failures(failed) if failed else []),
+            *left,
             "Next: {doc}`verification`.",
             "",
         ]
