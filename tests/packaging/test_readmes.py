@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from release_version import ROOT
@@ -12,11 +13,11 @@ ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
-def result(name: str) -> dict[str, float]:
+def result(name: str) -> dict[str, Any]:
     """Return the result of a benchmark, for its last size if it has several."""
     text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
     content = json.loads(text)
-    last: dict[str, float] = content[-1] if isinstance(content, list) else content
+    last: dict[str, Any] = content[-1] if isinstance(content, list) else content
     return last
 
 
@@ -24,7 +25,7 @@ def numbers() -> list[str]:
     """Return the numbers of the benchmarks in both READMEs."""
     tutorial, overhead = result("tutorial"), result("step_overhead")
     imports, checkpoint = result("import_time"), result("checkpoint")
-    export = result("export")
+    export = result("export")["models"]["resnet50"]
     return [
         f"{tutorial['example_seconds']:.1f}",
         f"{tutorial['tutorial_seconds']:.1f}",

@@ -127,16 +127,17 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
             axis that does not exist, `tolerance` is not a finite number above 0, or the number of
             names, labels or tensors is wrong.
         InvalidTypeError: If an argument is of an unsupported type, or the model's output contains
-            anything other than tensors.
+            anything other than tensors, numbers and `None`.
         InvalidInputError: If the model cannot take `example_input` or `sample_inputs`.
         FreezeError: If a tensor of `certificate` has changed since the training run.
-        ExportError: If the exporter cannot export the model, fixed its batch size or cannot write
-            `opset_version`, or if ONNX or ONNX Runtime cannot read the file.
+        ExportError: If the exporter cannot export the model, fixed its batch size, assumed a size
+            that the graph cannot check or cannot write `opset_version`, or if ONNX or ONNX Runtime
+            cannot read the file.
         ExportMismatchError: If the file and the model compute different outputs. No file is kept.
 
     Warns:
-        UserWarning: If the comparison was inconclusive, because the outputs do not vary over the
-            samples. The file is kept.
+        UserWarning: If the comparison was inconclusive, because an input, a dynamic axis or an
+            output did not vary. The file is kept.
 
     Example:
         >>> import os, tempfile, torch

@@ -56,12 +56,14 @@ def verify_onnx(
     """Compare an ONNX file with the model that it was exported from, on given batches.
 
     ONNX checks the file, and ONNX Runtime runs it on the CPU. The model runs in eval mode and is
-    restored. For each output and batch, four conditions must hold: all values are finite; no value
-    differs by more than `tolerance`; the norms of the variation agree to `tolerance`; the largest
-    value of each sample is at the same index. Errors are measured relative to the spread of the
+    restored. If a dynamic axis has one size in all batches, it is also compared at a second one.
+    For each output and batch, these conditions must hold: all values are finite; no value differs
+    by more than `tolerance`; the norms of the variation agree to `tolerance`; the largest value of
+    each sample of an output `(batch, classes)` is at the same index; integers and booleans are
+    equal, except where rounding decides them. Errors are measured relative to the spread of the
     outputs over the samples, because an error that is small compared with a large constant can
-    still be all that varies. An output has one scale: a column that varies a thousand times less
-    than another is not verified by it, so return such columns as separate outputs.
+    still be all that varies. A column or channel that varies a thousand times less than another
+    is measured by its own spread.
 
     If they differ, the model is traced again, and each node of the file runs on the model's values
     to find the first one that differs.
