@@ -35,7 +35,7 @@ def numbers() -> list[str]:
         f"{overhead['tiny_added_us']} µs",
         f"{overhead['tiny_plain_us']} µs",
         f"{checkpoint['megabytes']:,} MB",
-        f"{checkpoint['ratio']}",
+        f"{checkpoint['ratio']['checkpoint_to_torch_save']}",
         f"{export['ratio']}",
     ]
 
