@@ -38,11 +38,12 @@ class MetricAccumulator:
         self._loss = Mean()
         self._metrics = metrics
         self._task = task
-        self._supervised = task if isinstance(task, SupervisedTask) else None
         self._prefix = prefix
         self._columns: dict[str, tuple[str, ...]] = {}
         self._weight: object = None
-        self._follows = False
+        # Whether it is known what the loss is a mean over, which only the first batches tell.
+        self._settled = False
+        self._equal_sizes = False
 
     def reset(self) -> None:
         """Start a new pass."""
@@ -50,7 +51,7 @@ class MetricAccumulator:
         self._weight = None
         for metric in self._metrics.values():
             metric.reset()
-        self._follow_loss()
+        self._settle()
 
     def update(self, output: StepOutput) -> None:
         """Add the output of a task for one batch.
@@ -59,13 +60,13 @@ class MetricAccumulator:
             InvalidArgumentError: If its size differs from that of an earlier batch, and it is
                 unknown what the loss is a mean over.
         """
-        if self._supervised is not None and self._supervised.sizes_must_be_equal:
+        if not self._settled:
+            self._settle()
+        if self._equal_sizes:
             self._check_size(output)
         self._loss.add(output.loss, output.weight)
         if self._metrics:
             outputs = mapped(_for_metrics, output.outputs)
-            if not self._follows:
-                self._follow_loss()
             for name, metric in self._metrics.items():
                 try:
                     metric.update(outputs, output.targets)
@@ -102,11 +103,13 @@ class MetricAccumulator:
                 f"Two metrics would write the column {repeated[0]!r}. Give one another name."
             )
 
-    def _follow_loss(self) -> None:
+    def _settle(self) -> None:
+        """Let the metrics follow the loss, as far as it is known what it is a mean over."""
         for metric in self._metrics.values():
             follow_loss(metric, self._task)
+        self._equal_sizes = task_needs_equal_sizes(self._task)
         # A loss that has seen ignored targets only will tell later which ones it ignores.
-        self._follows = not isinstance(self._task, SupervisedTask) or self._task.is_measured
+        self._settled = not isinstance(self._task, SupervisedTask) or self._task.is_measured
 
     def _check_size(self, output: StepOutput) -> None:
         if self._weight is not None and output.weight != self._weight:
