@@ -157,6 +157,11 @@ _PROJECTION = samples(5, 3, 3, 3, seed=7)
 RECURRENT: dict[str, Right] = {
     "a GRU with time first": Right(_recurrent(nn.GRU), samples(6, 2, 4)),
     "an LSTM of any length": Right(_recurrent(nn.LSTM, batch_first=True), samples(3, 6, 4), _STEPS),
+    "an LSTM of a bounded length": Right(
+        _recurrent(nn.LSTM, batch_first=True),
+        samples(3, 6, 4),
+        {"dynamic_shapes": [{1: torch.export.Dim("steps", min=2, max=40)}]},
+    ),
     "an LSTM with its state": Right(_recurrent(nn.LSTM, 2, batch_first=True), _lstm_with_state()),
 }
 

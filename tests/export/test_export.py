@@ -232,7 +232,10 @@ def test_keyword_arguments_have_the_names_of_the_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_positional_arguments_without_names_are_numbered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dynamic_batch", [False, True], ids=["fixed batch", "dynamic batch"])
+def test_positional_arguments_without_names_are_numbered(
+    tmp_path: Path, dynamic_batch: bool
+) -> None:
     """The inputs of a forward with `*args` are called `input`, `input_1`, and so on."""
 
     class Unnamed(nn.Module):
@@ -240,8 +243,9 @@ def test_positional_arguments_without_names_are_numbered(tmp_path: Path) -> None
             return tensors[0] - 2 * tensors[1]
 
     example = (samples(2, 4), samples(2, 4, seed=2))
-    report = export_onnx(Unnamed(), tmp_path / "args.onnx", example, dynamic_batch=False)
+    report = export_onnx(Unnamed(), tmp_path / "args.onnx", example, dynamic_batch=dynamic_batch)
     assert [info.name for info in report.inputs] == ["input", "input_1"]
+    assert report.inputs[1].shape == ("batch" if dynamic_batch else 2, 4)
     assert report.verification is not None
     assert report.verification.status == "verified"
 

@@ -146,44 +146,38 @@ from finetunelib import export_onnx
 from finetunelib.errors import ExportError
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, branching):
         super().__init__()
         self.layer = nn.Linear(4, 3)
+        self.branching = branching
 
     def forward(self, inputs):
-        if {condition}:
-            return self.layer(inputs)
-        return -self.layer(inputs)
+        if self.branching and inputs.sum() > 0:
+            return -self.layer(inputs)
+        return self.layer(inputs)
 
-try:
-    export_onnx(Model(), sys.argv[1], torch.randn(2, 4), opset_version={opset})
-except ExportError:
-    sys.exit(3)
+failed = []
+for branching, opset in ((False, None), (False, 17), (True, None)):
+    try:
+        export_onnx(Model(branching), sys.argv[1], torch.randn(2, 4), opset_version=opset)
+    except ExportError:
+        failed.append((branching, opset))
+sys.exit(failed != [(True, None)])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("condition", "opset", "status"),
-    [
-        pytest.param("True", None, 0, id="success"),
-        pytest.param("True", 17, 0, id="converted to an old opset"),
-        pytest.param("inputs.sum() > 0", None, 3, id="failure"),
-    ],
-)
-def test_a_program_that_exports_is_silent(
-    tmp_path: Path, condition: str, opset: int | None, status: int
-) -> None:
-    """A new process without configured logging prints nothing."""
+def test_a_program_that_exports_is_silent(tmp_path: Path) -> None:
+    """A new process without configured logging prints nothing, also when an export fails."""
     program = tmp_path / "program.py"
-    program.write_text(_PROGRAM.format(condition=condition, opset=opset))
+    program.write_text(_PROGRAM)
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "model.onnx")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_failure_of_the_exporter_names_its_cause(branching_error: ExportError) -> None:
