@@ -108,7 +108,19 @@ def test_samples_that_are_read_together_are_checked() -> None:
         ((object(), 0), PLAIN, ["of type object", "collate_fn"]),
         ((np.array([None, 1]), 0), PLAIN, ["ndarray"]),
     ],
-    ids=str,
+    ids=[
+        "None",
+        "None as a part",
+        "another shape",
+        "another shape of arrays",
+        "another length",
+        "another length of lists",
+        "ragged lists",
+        "other keys",
+        "a text",
+        "an object",
+        "an array of objects",
+    ],
 )
 def test_sample_that_differs_is_named(odd: Any, usual: Any, values: list[str]) -> None:
     """The message contains its index, its properties, those of the others, and what to do."""
@@ -199,7 +211,9 @@ class Shortened:
         return iter([(torch.zeros(2, 4), torch.zeros(2).long())] * 2)
 
 
-@pytest.mark.parametrize("data", [Shortened(), DataLoader(Items(StopIteration()), 4)], ids=str)
+@pytest.mark.parametrize(
+    "data", [Shortened(), DataLoader(Items(StopIteration()), 4)], ids=["iterable", "DataLoader"]
+)
 def test_fewer_batches_than_announced_are_an_error(data: Any) -> None:
     """This holds for training, evaluation and prediction."""
     trainer = Trainer(build_mlp(4, [], 2), progress=False)

@@ -28,7 +28,9 @@ def batches() -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "data", [DATA, TensorDataset(*DATA), loader(), loader(shuffle=True), batches()], ids=repr
+    "data",
+    [DATA, TensorDataset(*DATA), loader(), loader(shuffle=True), batches()],
+    ids=["tensors", "dataset", "loader", "shuffled loader", "batches"],
 )
 def test_last_batch_of_one_sample_is_refused_before_the_first_step(data: Any) -> None:
     """Nothing has changed then, and the model is unchanged."""
