@@ -58,6 +58,8 @@ def _traces(tensor: Tensor) -> tuple[object, ...] | None:
         type(tensor) not in (Tensor, nn.Parameter)
         or values.layout is not torch.strided
         or values.is_quantized
+        or values.is_conj()
+        or values.is_neg()
         or tensor.is_inference()
         or not values.is_contiguous()
     ):
