@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from finetunelib import Trainer, build_mlp
@@ -195,8 +195,13 @@ def test_best_epoch_whose_checkpoint_could_not_be_written_is_not_the_best_path(
 
     monkeypatch.setattr(TrainingRun, "save", fail_once)
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_score", mode="min", on_error="warn")
-    metrics = {"score": lambda outputs, targets: values[trainer.state.epoch]}
-    trainer = quiet_trainer(plain_network(), callbacks=[checkpoint], metrics=metrics)
+
+    def score(outputs: Tensor, targets: Tensor) -> float:
+        return values[trainer.state.epoch]
+
+    trainer: Trainer = quiet_trainer(
+        plain_network(), callbacks=[checkpoint], metrics={"score": score}
+    )
     with pytest.warns(UserWarning, match="A checkpoint is missing"):
         trainer.fit(TRAIN, VAL, epochs=4)
     assert checkpoint.best_path is not None

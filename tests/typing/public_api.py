@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import assert_type
@@ -72,7 +73,7 @@ trainer.fit((inputs.numpy(), targets.numpy()), epochs=1)
 trainer.fit(dataset, epochs=3, resume_from=Path("runs"))
 assert_type(trainer.save_checkpoint("runs/last"), Path)
 trainer.load_checkpoint("runs")
-assert_type(trainer.history["val_loss"], list[float])
+assert_type(trainer.history["val_loss"], Sequence[float])
 assert_type(trainer.evaluate(dataset), dict[str, float])
 assert_type(trainer.predict(inputs), Tensor)
 
