@@ -63,7 +63,9 @@ def vit_b_16() -> tuple[nn.Module, Inputs]:
     import torchvision
 
     model = torchvision.models.vit_b_16()
-    nn.init.normal_(model.heads.head.weight, std=0.02)  # Zeros would prove nothing.
+    head = model.get_submodule("heads.head")
+    assert isinstance(head, nn.Linear)
+    nn.init.normal_(head.weight, std=0.02)  # Zeros would prove nothing.
     return model, {"x": torch.randn(2, 3, 224, 224)}
 
 

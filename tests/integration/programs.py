@@ -51,7 +51,7 @@ class Program:
     make: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Any], Tensor]
     data: Any
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    optimizer: Any = torch.optim.Adam  # The base class has no `lr`.
 
     def by_hand(self, extra: Sequence[nn.Parameter] = ()) -> tuple[nn.Module, list[float]]:
         """Train with a hand-written loop, and return the model and the last epoch's losses."""

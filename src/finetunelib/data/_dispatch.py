@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
 from finetunelib.data._datasets import DatasetBatches
 from finetunelib.data._in_memory import InMemoryDataset
@@ -88,7 +89,7 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
             collate_fn=collate_fn,
             name=name,
         )
-    return ReadyBatches(data, name)
+    return ReadyBatches(cast("Iterable[Batch]", data), name)
 
 
 def _check_iterable(data: Any, name: str) -> None:

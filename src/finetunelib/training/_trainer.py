@@ -213,7 +213,7 @@ class Trainer:
 
     @property
     def model(self) -> nn.Module:
-        """The user's model. It cannot be replaced: create a new Trainer for another one."""
+        """The user's model, which cannot be replaced. Create a new Trainer for another one."""
         return self._trained.model
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# The types that sympy declares are narrower than what it accepts.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 import re
 from pathlib import Path
 from typing import Any

@@ -325,11 +325,13 @@ def test_loss_on_an_accelerator_is_noticed_at_the_next_read() -> None:
     guard.read()  # What was read once is not read again.
 
 
-def test_losses_on_an_accelerator_are_read_before_they_take_much_memory() -> None:
+def test_losses_on_an_accelerator_are_read_before_they_take_much_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The losses of a long epoch are read in several parts."""
     state = TrainState()
     guard = guard_elsewhere(state)
-    guard._CHUNK = 3
+    monkeypatch.setattr(Guard, "_CHUNK", 3)
     for loss in (1.0, math.nan):
         guard.check(output_of(loss), None)
         state.step += 1

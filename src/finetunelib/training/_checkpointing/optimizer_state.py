@@ -151,9 +151,13 @@ def _check_state(
             if value is None and name == "momentum_buffer":
                 continue  # SGD before its first update.
             shape = list(expected.shape)
-            same = isinstance(value, Tensor) and list(value.shape) == shape
-            same = same and value.layout is torch.strided and not value.is_quantized
-            same = same and value.is_floating_point() == expected.is_floating_point()
+            same = (
+                isinstance(value, Tensor)
+                and list(value.shape) == shape
+                and value.layout is torch.strided
+                and not value.is_quantized
+                and value.is_floating_point() == expected.is_floating_point()
+            )
             contents.check(same, place, f"a tensor of the shape {shape}")
         elif expected is not None:
             contents.check_like(value, expected, place)

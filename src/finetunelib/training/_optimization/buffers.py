@@ -66,7 +66,7 @@ class BufferCopies:
         if not sources:
             return  # An empty list is refused.
         with torch.no_grad():
-            torch._foreach_copy_(copies, sources)
+            torch._foreach_copy_(copies, sources)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -93,7 +93,7 @@ class Task(ABC):
             batch: A batch of the data, on the model's device. It may lack targets.
 
         Returns:
-            The outputs with one row for each sample: a tensor `(batch, ...)`, a mapping or tuple
+            The outputs with one row for each sample, as a tensor `(batch, ...)`, a mapping or tuple
             of tensors, or a list with one entry for each sample.
         """
         return self.step(model, batch).outputs
