@@ -56,7 +56,7 @@ class Program:
     def by_hand(self, extra: Sequence[nn.Parameter] = ()) -> tuple[nn.Module, list[float]]:
         """Train with a hand-written loop, and return the model and the last epoch's losses."""
         model = seeded(self.make)
-        optimizer = self.optimizer([*model.parameters(), *extra], lr=0.02)  # type: ignore[call-arg]
+        optimizer = self.optimizer([*model.parameters(), *extra], lr=0.02)
         losses: list[float] = []
         for number, batches in enumerate(epochs_of(self.data)):
             reseed(derive_seed(0, number))
