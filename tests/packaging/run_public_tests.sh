@@ -6,7 +6,7 @@ tests=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cp "$tests/test_public_api.py" "$tests/integration/test_end_to_end.py" \
-  "$tests/finetuning/_weights/test_load.py" "$folder"
+  "$tests/finetuning/_weights/test_load.py" "$tests/support_disk.py" "$folder"
 cd "$folder"
 printf '[pytest]\nmarkers =\n    slow: slow\n' > pytest.ini
 "$python" -c 'import finetunelib; assert "site-packages" in finetunelib.__file__'
