@@ -11,6 +11,9 @@ from typing_extensions import TypeIs
 
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 
+#: The largest whole number that files of this library contain.
+LARGEST_IN_FILES = 2**63 - 1
+
 
 def check_model(model: object) -> nn.Module:
     """Return `model` if it is a module.
@@ -50,6 +53,16 @@ def uninitialized(model: nn.Module, name: str = "", *, recurse: bool = True) -> 
 def is_whole(value: object) -> TypeIs[int]:
     """Return whether a value is an `int` and not a `bool`."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: object) -> TypeIs[int]:
+    """Return whether a value is an `int` from 0 on and not a `bool`."""
+    return is_whole(value) and value >= 0
+
+
+def is_number(value: object) -> TypeIs[int | float]:
+    """Return whether a value is an `int` or a `float` and not a `bool`."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_whole(**values: object) -> None:

@@ -34,6 +34,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
+def type_and_line(error: BaseException) -> str:
+    """Return the class of an error and the first line of its message, if it has one."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error) else kind
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Saving and restoring a model's modes, attributes and buffers, and random states; seeding."""
+"""Saving and restoring a model's modes, attributes and tensors, and random states; seeding."""
 
 from __future__ import annotations
 
@@ -14,6 +14,33 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+
+def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors in a model's state dict by name. They share memory with the model."""
+    state = model.state_dict().items()
+    return {name: value.detach() for name, value in state if isinstance(value, torch.Tensor)}
+
+
+@torch.no_grad()
+def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy the values of tensors into a model, by their names in its state dict."""
+    state = state_tensors(model)
+    for name, value in tensors.items():
+        state[name].copy_(value)
+
+
+@contextlib.contextmanager
+def tensors_replaced(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Run the block with other values in a model, and restore its own, which are yielded."""
+    own = {name: tensor.clone() for name, tensor in state_tensors(model).items()}
+    copy_into(model, tensors)
+    try:
+        yield own
+    finally:
+        copy_into(model, own)
 
 
 @contextlib.contextmanager

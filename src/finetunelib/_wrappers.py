@@ -1,8 +1,9 @@
-"""Names as the user wrote them, without those added by `torch.compile` or `DataParallel`."""
+"""What the user wrote, without the wrappers and names of `torch.compile` and others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import nn
 
@@ -21,6 +22,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def without_partials(function: object) -> object:
+    """Return the function or class inside `functools.partial`, or what it is if there is none."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def own_name(name: str) -> str:

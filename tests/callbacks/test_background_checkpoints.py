@@ -201,7 +201,6 @@ def test_copies_use_the_same_memory_again() -> None:
     second = staging.copy(Content.of(layer, state, History(), {}))
     assert {name: tensor.data_ptr() for name, tensor in second.weights.items()} == addresses
     assert second.weights["weight"].abs().sum() == 0
-    staging.clear()
 
 
 def test_fit_in_a_background_run_returns_when_all_is_written(tmp_path: Path) -> None:

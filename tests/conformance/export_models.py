@@ -218,7 +218,7 @@ def texts(vocabulary: int) -> dict[str, Tensor]:
 
 
 def _text_model(family: str, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
-    return _from_config(family, "SequenceClassification", options or _TEXT, texts(40))
+    return _from_config(family, "SequenceClassification", options or TEXT, texts(40))
 
 
 def _distilbert() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -295,7 +295,7 @@ class _TwoAndTwo(nn.Module):
         return _Outputs(self.head(embedding), embedding)
 
 
-_TEXT = {
+TEXT = {
     "vocab_size": 40,
     "hidden_size": 32,
     "num_hidden_layers": 2,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conformance.export_models import (
     IMAGES,
+    TEXT,
     ExportModel,
     fill_statistics,
     images,
@@ -52,17 +53,7 @@ _DETECTION = {
     "ssdlite320_mobilenet_v3_large": 320,
 }
 
-_SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+_SIZES = TEXT | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _T5 = {
     "vocab_size": 40,
     "d_model": 32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from finetunelib.errors import InvalidTypeError
@@ -48,7 +49,7 @@ def named_outputs(output: object) -> list[tuple[str, Tensor]]:
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """Yield the tensors in a module's output, whatever else it contains."""
+    """Yield the tensors in a module's output or a batch, whatever else it contains."""
     if isinstance(output, Tensor):
         yield output
         return
@@ -57,6 +58,11 @@ def tensors_in(output: object) -> Iterator[Tensor]:
         parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
     for part in parts:
         yield from tensors_in(part)
+
+
+def in_full_precision(outputs: Tensor) -> Tensor:
+    """Return outputs in half precision as float32, which numpy can take, and others unchanged."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def _parts(output: object) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_at_least
+from finetunelib._preserve import state_tensors
 from finetunelib._public import public
 from finetunelib._typing import Mode
 from finetunelib.callbacks._improvement import Improvement
@@ -111,8 +112,7 @@ class EarlyStopping(Callback):
         """Return the weights that gave the monitored value."""
         if self._improvement.monitor.startswith("val_") and context.measured_weights is not None:
             return dict(context.measured_weights)
-        state = context.model.state_dict().items()
-        return {name: value.clone() for name, value in state if isinstance(value, Tensor)}
+        return {name: tensor.clone() for name, tensor in state_tensors(context.model).items()}
 
     def _stop_if_due(self, context: TrainContext) -> None:
         if self._waited >= self._patience:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetunelib._preserve import state_tensors, tensors_replaced
 from finetunelib._public import public
 from finetunelib.callbacks._saved_state import check_keys, check_tensors
 from finetunelib.errors import InvalidArgumentError
@@ -71,7 +72,7 @@ class EMA(Callback):
         Args:
             model: The model, the same in each call.
         """
-        weights = _tensors(model)
+        weights = state_tensors(model)
         if not self._averages:
             self._averages = {name: tensor.clone() for name, tensor in weights.items()}
             return
@@ -98,18 +99,13 @@ class EMA(Callback):
             raise InvalidArgumentError(
                 "There is no average yet. Call `update(model)`, or train with this callback first."
             )
-        weights = _tensors(model)
-        own = {name: tensor.clone() for name, tensor in weights.items()}
-        _copy(self._averages, weights)
-        try:
+        with tensors_replaced(model, self._averages):
             yield
-        finally:
-            _copy(own, weights)
 
     def on_fit_start(self, context: TrainContext) -> None:
         """Start from the current weights, or continue the average of an earlier `fit`."""
         if context.resumed:
-            weights = _tensors(context.model)
+            weights = state_tensors(context.model)
             self._averages = {n: a.to(weights[n].device) for n, a in self._averages.items()}
         elif self._history is not context.history:
             self._averages = {}  # Those of another training run.
@@ -145,14 +141,3 @@ class EMA(Callback):
     def on_validation_end(self, context: TrainContext) -> None:  # noqa: ARG002 - the hook's form
         """Restore the model's weights."""
         self._loaded.close()
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict().items()
-    return {name: value.detach() for name, value in state if isinstance(value, Tensor)}
-
-
-@torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])

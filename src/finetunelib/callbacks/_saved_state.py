@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetunelib._arguments import is_count, is_number
 from finetunelib._messages import quoted
+from finetunelib._preserve import state_tensors
 from finetunelib.errors import CheckpointError
 
 
@@ -59,7 +61,7 @@ def check_tensors(callback: object, tensors: object, name: str, model: nn.Module
     """
     if not isinstance(tensors, dict):
         raise _damaged(callback, name, "a dict of tensors")
-    own = {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
+    own = state_tensors(model)
     different = [str(n) for n in own.keys() ^ tensors.keys()]
     if not different or not tensors:
         different = [n for n, value in tensors.items() if not _fits(value, own[n])]
@@ -88,8 +90,7 @@ def check_improvement(callback: object, state: object) -> None:
     check_keys(callback, state, "monitor", "best")
     check_value(callback, isinstance(state["monitor"], str), "monitor", "the name of a column")
     best = state["best"]
-    number = isinstance(best, int | float) and not isinstance(best, bool)
-    possible = number and (math.isnan(best) or abs(best) < math.inf)
+    possible = is_number(best) and (math.isnan(best) or abs(best) < math.inf)
     check_value(callback, possible, "best", "a number")
 
 
@@ -99,5 +100,4 @@ def check_count(callback: object, value: object, name: str) -> None:
     Raises:
         CheckpointError: If it is not.
     """
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    check_value(callback, whole, name, "a whole number from 0")
+    check_value(callback, is_count(value), name, "a whole number from 0")

@@ -75,6 +75,11 @@ class Batches(Protocol):
         """
         ...
 
+    @property
+    def last_batch_size(self) -> int | None:
+        """The number of samples in the last batch, or `None` if unknown."""
+        ...
+
     def has_short_last_batch(self) -> bool:
         """Return whether the last batch is known to be shorter than the others."""
         ...
@@ -101,10 +106,16 @@ class SeededBatches:
         samples: int = self.samples  # type: ignore[attr-defined]  # of the derived class
         return samples
 
+    @property
+    def last_batch_size(self) -> int:
+        """The number of samples in the last batch."""
+        size: int = self.batch_size  # type: ignore[attr-defined]  # of the derived class
+        return self.rows() % size or size
+
     def has_short_last_batch(self) -> bool:
         """Return whether the last batch is shorter than the others."""
         size: int = self.batch_size  # type: ignore[attr-defined]  # of the derived class
-        return self.rows() > size and self.rows() % size > 0
+        return self.rows() > size > self.last_batch_size
 
     def why_not_resumable(self, *, inside_epoch: bool) -> str | None:  # noqa: ARG002 - the signature of the protocol
         """Return `None`: a training run can be resumed from any batch."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from finetunelib._messages import first_line, readable_size
+from finetunelib._messages import readable_size, type_and_line
 from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
@@ -142,7 +142,7 @@ def _read(dataset: SizedDataset[Any], index: int) -> tuple[Tensor, ...]:
     except Exception as error:
         raise DataError(
             f"Sample {index} of `dataset` ({type(dataset).__name__}) could not be read: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type_and_line(error)}"
         ) from error
     parts = sample if isinstance(sample, tuple | list) else (sample,)
     return tuple(_as_tensor(part, index) for part in parts)

@@ -1,4 +1,4 @@
-"""The order and the sizes of the batches of a DataLoader."""
+"""The order of the samples of a DataLoader."""
 
 from __future__ import annotations
 
@@ -47,16 +47,6 @@ def rows_of(source: object, name: str) -> int | None:
             "last batch. Pass a DataLoader with `drop_last=False`."
         )
     return samples
-
-
-def has_short_last_batch(source: object) -> bool:
-    """Return whether the last batch of a DataLoader is shorter than the others."""
-    if not isinstance(source, DataLoader) or isinstance(source.dataset, IterableDataset):
-        return False
-    size = source.batch_size
-    if size is None or source.drop_last or not isinstance(source.sampler, Sized):
-        return False
-    return len(source.sampler) > size and len(source.sampler) % size > 0
 
 
 def _in_order(loader: DataLoader[Any]) -> bool:

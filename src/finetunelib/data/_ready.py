@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import TypeIs
 
-from finetunelib._messages import first_line
+from finetunelib._messages import type_and_line
 from finetunelib._preserve import random_states, set_random_states
 from finetunelib._typing import Batch
-from finetunelib.data._batch import first_of, length_of
-from finetunelib.data._order import has_short_last_batch, rows_of
+from finetunelib.data._batch import first_of
+from finetunelib.data._order import rows_of
 from finetunelib.data._samples import Collate, CollateFunction, raising
-from finetunelib.data._sizes import last_batch_size
+from finetunelib.data._sizes import has_short_last_batch, last_batch_size
 from finetunelib.errors import DataError
 
 
@@ -136,8 +136,6 @@ class ReadyBatches:
 
     def has_short_last_batch(self) -> bool:
         """Return whether a batch is known to be shorter than the others."""
-        if isinstance(self._batches, list):
-            return len({length_of(batch) for batch in self._batches}) > 1
         return has_short_last_batch(self._batches)
 
     def _read(self, batches: Iterator[Batch], announced: int | None) -> Iterator[Batch]:
@@ -253,7 +251,7 @@ def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     # A worker's error is reported as its traceback, whose last line is the original text.
     from_worker = len(lines) > 1 and lines[0].startswith("Caught ")
-    text = lines[-1] if from_worker else f"{type(error).__name__}: {first_line(error)}"
+    text = lines[-1] if from_worker else type_and_line(error)
     if "stack expects each tensor" in text or "default_collate" in text or "equal size" in text:
         return (
             f"{text}. Convert the samples to tensors of one size in the dataset's transform, or "

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from finetunelib._messages import first_line
+from finetunelib._messages import type_and_line
 from finetunelib._typing import Batch, SizedDataset
 from finetunelib.errors import DataError, InvalidTypeError
 
@@ -106,7 +106,7 @@ class LocatedSamples(Dataset[Any]):
 
     def _of(self, error: Exception) -> str:
         kind = type(self._dataset).__name__
-        return f"`{self._name}` ({kind}) could not be read: {_text(error)}"
+        return f"`{self._name}` ({kind}) could not be read: {type_and_line(error)}"
 
 
 class Collate:
@@ -127,13 +127,13 @@ class Collate:
             which = "" if indices is None else f" {_shortened(indices)}"
             if self._function is not None:
                 message = f"`collate_fn` failed on the samples{which} of `{self._name}`: "
-                return Failure.of(message + _text(error), error)
+                return Failure.of(message + type_and_line(error), error)
             # Imported here because the package should stay fast to import.
             from finetunelib.data._odd_sample import why_not_one_batch
 
             why = why_not_one_batch(samples, indices, self._name)
             message = f"The samples{which} of `{self._name}` cannot be combined into a batch: "
-            return Failure.of(why or f"{message}{_text(error)}. Pass `collate_fn`.", error)
+            return Failure.of(why or f"{message}{type_and_line(error)}. Pass `collate_fn`.", error)
 
 
 def collate(samples: list[Any]) -> Batch:
@@ -173,10 +173,6 @@ def raising(batches: Iterator[Batch | Failure]) -> Iterator[Batch]:
 
 def _row(value: Any) -> Any:
     return torch.tensor(value) if isinstance(value, list) else value
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
 
 
 def _shortened(indices: list[int]) -> str:

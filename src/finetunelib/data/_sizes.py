@@ -21,3 +21,13 @@ def last_batch_size(batches: object) -> int | None:
     if not size or not samples:
         return None
     return size if batches.drop_last else samples % size or size
+
+
+def has_short_last_batch(batches: object) -> bool:
+    """Return whether a batch is known to be shorter than the others of a list or a DataLoader."""
+    if isinstance(batches, list):
+        return len({length_of(batch) for batch in batches}) > 1
+    last = last_batch_size(batches)
+    if last is None or not isinstance(batches, DataLoader) or len(batches) < 2:
+        return False
+    return batches.batch_size is not None and last < batches.batch_size

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, overload
 
-from typing_extensions import TypeIs
-
+from finetunelib._arguments import LARGEST_IN_FILES, is_number
 from finetunelib._escapes import one_line
 from finetunelib._files.atomic import write_atomically
 from finetunelib._files.paths import check_readable
@@ -22,9 +21,6 @@ from finetunelib.finetuning._freezing.certificate import Certificate
 
 #: The columns of whole numbers from 0.
 _COUNTERS = ("epoch", "step")
-
-#: The largest whole number in a file.
-_LARGEST = 2**63 - 1
 
 
 @public("finetunelib.training")
@@ -265,25 +261,21 @@ def _name(name: str) -> str:
 def _number(name: str, value: object) -> float:
     if name in _COUNTERS:
         # A counter of another program may be 3.0.
-        if not _is_number(value) or not (0 <= value <= _LARGEST and value == int(value)):
+        if not is_number(value) or not (0 <= value <= LARGEST_IN_FILES and value == int(value)):
             raise ValueError(f"{name!r} must be a whole number from 0, got {_shown(value)}")
         return value
     if value is None:
         return math.nan
     if value in ("Infinity", "-Infinity"):
         return float(str(value))
-    if not _is_number(value):
+    if not is_number(value):
         raise TypeError(f"{name!r} must be a number, got {_shown(value)}")
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > LARGEST_IN_FILES:
         raise ValueError(f"{name!r} is too large: {_shown(value)}")
     return value
 
 
-def _is_number(value: object) -> TypeIs[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _shown(value: object) -> str:
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > LARGEST_IN_FILES:
         return "a number of more than 19 digits"  # Python refuses to print very long ones.
     return one_line(repr(value), 60)

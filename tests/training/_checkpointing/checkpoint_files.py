@@ -55,9 +55,9 @@ def write(path: Path, step: int = 1, *, blocking: bool = True, **state: object) 
     about = {"epoch": 1, "step": step, "batch": 0}
     layer = model()
     nn.init.constant_(layer.get_parameter("bias"), step)
-    if blocking:
-        return write_checkpoint(path, layer, {"step": step, **state}, history, about)
     content = Content.of(layer, {"step": step, **state}, history, about)
+    if blocking:
+        return write_checkpoint(path, content)
     return BackgroundWrite(path, Staging().copy(content)).result()
 
 

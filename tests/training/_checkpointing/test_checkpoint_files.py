@@ -361,6 +361,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
 
 def large_files(path: Path, name: str, step: int) -> None:
     """Write a checkpoint in which one file has more than 64 KiB."""
+    from finetunelib.training._checkpointing.content import Content
     from finetunelib.training._checkpointing.folder import write_checkpoint
 
     rows = 3000 if name == HISTORY else 1
@@ -369,7 +370,7 @@ def large_files(path: Path, name: str, step: int) -> None:
     state = {"step": step, "large": torch.zeros(20_000 if name == STATE else 1)}
     words = "x" * (70_000 if name == MANIFEST else 1)
     about = {"epoch": 1, "step": step, "batch": 0, "words": words}
-    write_checkpoint(path, layer, state, history, about)
+    write_checkpoint(path, Content.of(layer, state, history, about))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 4096, 50_000])

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from finetunelib.training._checkpointing.content import Content
-from finetunelib.training._checkpointing.folder import write_content
+from finetunelib.training._checkpointing.folder import write_checkpoint
 
 
 class BackgroundWrite:
@@ -48,6 +48,6 @@ class BackgroundWrite:
 
     def _write(self) -> None:
         try:
-            self._written = write_content(self._path, self._content)
+            self._written = write_checkpoint(self._path, self._content)
         except BaseException as error:  # noqa: BLE001 - raised where the result is needed
             self._error = error

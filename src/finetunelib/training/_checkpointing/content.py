@@ -72,10 +72,6 @@ class Staging:
         self._buffers = copies.used
         return copied
 
-    def clear(self) -> None:
-        """Free the memory."""
-        self._buffers = {}
-
 
 class _Copies:
     """Copies nested values into tensors that exist, or into new ones.

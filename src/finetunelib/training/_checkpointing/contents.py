@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from finetunelib._arguments import is_count, is_number
 from finetunelib._escapes import one_line
 from finetunelib._preserve import random_state_preserved, set_random_states
 from finetunelib.errors import CheckpointError
@@ -107,7 +108,7 @@ class Contents:
         self.check(is_dict(reading) and set(reading) == keys, "inside.reading", "a dict of sizes")
         for name in _READING:
             size = reading[name]
-            self.check(size is None or _is_count(size), f"inside.reading.{name}", "a size or None")
+            self.check(size is None or is_count(size), f"inside.reading.{name}", "a size or None")
         metrics = reading["metrics"]
         self.check(_are_names(metrics), "inside.reading.metrics", "a list of names")
         batches = reading["batches"]
@@ -224,20 +225,11 @@ def is_dict(value: object) -> TypeIs[dict[Any, Any]]:
     return isinstance(value, dict)
 
 
-def is_number(value: object) -> TypeIs[int | float]:
-    """Return whether a value is a number that is not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def is_finite(value: object) -> bool:
     """Return whether a value is a finite number, or a tensor of one."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex() and math.isfinite(value.item())
     return is_number(value) and abs(value) < 2**63
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _are_names(value: object) -> bool:

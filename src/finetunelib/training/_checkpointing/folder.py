@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from finetunelib._files.atomic import (
     atomic_folder,
@@ -86,36 +85,16 @@ class Checkpoint:
             ) from error
 
 
-def write_checkpoint(
-    path: StrPath,
-    model: nn.Module,
-    state: Mapping[str, Any],
-    history: History,
-    about: Mapping[str, Any],
-) -> Path:
+def write_checkpoint(path: StrPath, content: Content) -> Path:
     """Write a checkpoint atomically, and return its folder.
 
     Args:
         path: The folder. An existing checkpoint there is replaced.
-        model: The model whose weights are saved.
-        state: The states of everything else.
-        history: The rows of the epochs so far.
-        about: The content of the manifest besides versions and digests. `epoch`, `step` and
-            `batch` are required.
+        content: What it contains. `epoch`, `step` and `batch` are required in `about`.
 
     Raises:
-        CheckpointError: If the state contains an object that could not be read back safely.
         PathNotWritableError: If nothing can be written to `path`. An existing checkpoint is left
             unchanged.
-    """
-    return write_content(path, Content.of(model, state, history, about))
-
-
-def write_content(path: StrPath, content: Content) -> Path:
-    """Write a checkpoint as `write_checkpoint` does.
-
-    Raises:
-        PathNotWritableError: If nothing can be written to `path`.
     """
     target = check_folder_writable(path)
     if any((target / name).exists() for name in FILES) and not _is_checkpoint(target):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from finetunelib._arguments import LARGEST_IN_FILES, is_count
 from finetunelib._files.disk import flush
 from finetunelib.errors import CheckpointError
 
@@ -26,9 +27,6 @@ FILES = (WEIGHTS, STATE, HISTORY, MANIFEST)
 
 #: The counters in a manifest.
 _COUNTERS = ("epoch", "step", "batch")
-
-#: The largest whole number in a manifest.
-_LARGEST = 2**63 - 1
 
 #: The largest size of a manifest. Larger files are not read.
 _MANIFEST_BYTES = 1 << 20
@@ -91,7 +89,7 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
     lr, run = manifest.get("lr"), manifest.get("run")
     return (
         all(_is_count(manifest[name]) for name in _COUNTERS)
-        and (lr is None or (isinstance(lr, int | float) and abs(lr) < _LARGEST))
+        and (lr is None or (isinstance(lr, int | float) and abs(lr) < LARGEST_IN_FILES))
         and (run is None or re.fullmatch("[0-9a-f]{32}", run) is not None)
         and all(
             _is_count(files[name]["bytes"])
@@ -102,7 +100,7 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+    return is_count(value) and value <= LARGEST_IN_FILES
 
 
 def check_size(file: Path, expected: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from finetunelib._preserve import state_tensors, tensors_replaced
 from finetunelib.training._checkpointing.contents import Contents
 
 #: The key of the training weights in the state of a checkpoint.
@@ -35,12 +35,8 @@ def weights_replaced(
     if measured is None:
         yield {}
         return
-    own = {name: tensor.clone() for name, tensor in _tensors(model).items()}
-    write_weights(model, measured)
-    try:
+    with tensors_replaced(model, measured) as own:
         yield {TRAINING_WEIGHTS: own}
-    finally:
-        write_weights(model, own)
 
 
 def check_training_weights(contents: Contents, saved: Mapping[str, Any], model: nn.Module) -> None:
@@ -52,7 +48,7 @@ def check_training_weights(contents: Contents, saved: Mapping[str, Any], model: 
     if TRAINING_WEIGHTS not in saved:
         return
     values = contents.as_dict(saved[TRAINING_WEIGHTS], TRAINING_WEIGHTS)
-    own = _tensors(model)
+    own = state_tensors(model)
     same = values.keys() == own.keys()
     contents.check(same, TRAINING_WEIGHTS, "a tensor for each of the model's")
     for name, tensor in own.items():
@@ -61,16 +57,3 @@ def check_training_weights(contents: Contents, saved: Mapping[str, Any], model: 
         fits = fits and value.shape == tensor.shape and value.dtype == tensor.dtype
         place = f"{TRAINING_WEIGHTS}.{name}"
         contents.check(fits, place, f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}")
-
-
-@torch.no_grad()
-def write_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a model, by their name in its state dict."""
-    state = _tensors(model)
-    for name, value in weights.items():
-        state[name].copy_(value)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict().items()
-    return {name: value.detach() for name, value in state if isinstance(value, Tensor)}

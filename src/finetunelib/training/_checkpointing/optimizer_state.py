@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib.training._checkpointing.contents import Contents, is_dict, is_finite
+from finetunelib.training._optimization.coverage import parameters_of
 
 #: The parameters, and options that choose how an update is computed: not the form of its state.
 _NOT_OPTIONS = ("params", "foreach", "fused", "capturable", "differentiable")
@@ -38,7 +39,7 @@ def check_optimizer(
         CheckpointError: If a value has another type or shape, or is outside its range.
     """
     states = saved["state"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     contents.check(is_dict(states), "optimizer.state", "a dict")
     known = all(type(index) is int and 0 <= index < len(parameters) for index in states)
     contents.check(known, "optimizer.state", "a dict with the numbers of parameters as keys")
@@ -165,7 +166,7 @@ def _check_state(
 
 def undo_casts(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
     """Restore the dtypes of an optimizer's tensors, which PyTorch casts when it loads a state."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     for index, values in saved.items():
         loaded = optimizer.state[parameters[index]]
         for name, value in values.items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from finetunelib._preserve import copy_into
 from finetunelib._typing import StrPath
 from finetunelib.data._identity import DataIdentity
 from finetunelib.errors import CheckpointError, FinetuneLibError, WeightsMismatchError
@@ -32,14 +33,13 @@ from finetunelib.training._checkpointing.compatibility import (
 )
 from finetunelib.training._checkpointing.content import Content
 from finetunelib.training._checkpointing.contents import Contents, check_history
-from finetunelib.training._checkpointing.folder import Checkpoint, write_content
+from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
 from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
 from finetunelib.training._checkpointing.manifest import WEIGHTS
 from finetunelib.training._checkpointing.measured import (
     TRAINING_WEIGHTS,
     check_training_weights,
     weights_replaced,
-    write_weights,
 )
 from finetunelib.training._checkpointing.optimizer_state import (
     check_groups,
@@ -53,7 +53,7 @@ from finetunelib.training._checkpointing.position import (
 )
 from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
-from finetunelib.training._optimization.coverage import Coverage
+from finetunelib.training._optimization.coverage import Coverage, parameters_of
 from finetunelib.training._optimization.hyperparameters import are_hyperparameters
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
@@ -139,7 +139,7 @@ class TrainingRun:
             PathNotWritableError: If nothing can be written to `path`.
         """
         with self.content(position, measured) as content:
-            return write_content(path, content)
+            return write_checkpoint(path, content)
 
     @contextlib.contextmanager
     def content(
@@ -317,7 +317,7 @@ class TrainingRun:
             self._load_small_states(saved)
             # Last, since weights cannot be restored. They were compared with the model.
             weights.write()
-            write_weights(self.model, saved.get(TRAINING_WEIGHTS, {}))
+            copy_into(self.model, saved.get(TRAINING_WEIGHTS, {}))
         except BaseException as error:
             self._load_small_states(before)
             if not isinstance(error, Exception):
@@ -361,7 +361,7 @@ class TrainingRun:
 
     def _other_parameters(self) -> dict[str, Tensor]:
         """Return the parameters of the loss and the task that the optimizer updates."""
-        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        optimized = set(map(id, parameters_of(self.optimizer)))
         return {
             f"{prefix}.{name}": parameter.detach()
             for prefix, module in self.others.items()

@@ -30,6 +30,7 @@ from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.direction import directions
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.first_batch import copied
+from finetunelib.training._optimization.coverage import parameters_of
 from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.step import Step
 from finetunelib.training._options import TrainerOptions
@@ -177,7 +178,7 @@ def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard
         clip=options.clipping,
         schedule=run.schedule,
         state=run.record.state,
-        parameters=[p for group in run.optimizer.param_groups for p in group["params"]],
+        parameters=parameters_of(run.optimizer),
     )
 
 

@@ -30,7 +30,9 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches) -> None:
     Raises:
         InvalidArgumentError: If a BatchNorm needs more than one sample.
     """
-    if not _has_single(batches) or not _trains_batch_norm(model) or _trains_on_one(model, first):
+    if batches.last_batch_size != 1 or not _trains_batch_norm(model):
+        return
+    if _trains_on_one(model, first):
         return
     size = batches.batch_size
     if size is None:
@@ -47,14 +49,6 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches) -> None:
         f"`batch_size={_better_size(batches.samples or 0, size)}`, or a DataLoader with "
         "`drop_last=True`."
     )
-
-
-def _has_single(batches: Batches) -> bool:
-    """Return whether some batch is known to have one sample."""
-    samples, size = batches.samples, batches.batch_size
-    if samples is not None and size is not None:
-        return size == 1 or samples % size == 1
-    return getattr(batches, "last_batch_size", None) == 1
 
 
 def _better_size(samples: int, size: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from finetunelib._preserve import state_tensors
 from finetunelib.training._callbacks.context import TrainContext
 
 
@@ -28,7 +29,7 @@ class WeightsBefore:
         """Return a copy of the model's weights if they have changed, or `None`."""
         if self.marks is None or self.marks == _marks(model):
             return None
-        return {name: tensor.clone() for name, tensor in _tensors(model).items()}
+        return {name: tensor.clone() for name, tensor in state_tensors(model).items()}
 
 
 def forget_measured(context: TrainContext) -> None:
@@ -40,10 +41,5 @@ def _marks(model: nn.Module) -> dict[str, tuple[int, int]]:
     # A state dict has new tensors each time, which share their memory and version with the model.
     return {
         name: (tensor.data_ptr(), tensor._version)  # noqa: SLF001 - torch's own counter
-        for name, tensor in _tensors(model).items()
+        for name, tensor in state_tensors(model).items()
     }
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict().items()
-    return {name: value.detach() for name, value in state if isinstance(value, Tensor)}

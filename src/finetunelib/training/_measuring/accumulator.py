@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from finetunelib._forward.outputs import in_full_precision
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.first_batch import FirstBatch, columns, copied, follow_loss
@@ -20,8 +20,6 @@ from finetunelib.training._measuring.rows import mapped
 from finetunelib.training._tasks.measured import UNKNOWN
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class MetricAccumulator:
@@ -178,8 +176,7 @@ class MetricAccumulator:
 def _for_metrics(outputs: Tensor) -> Tensor:
     """Return outputs without their graph, in half precision as float32, which numpy can take."""
     # A metric that stores outputs must not keep the graph of every batch alive.
-    outputs = outputs.detach()
-    return outputs.float() if outputs.dtype in _HALF else outputs
+    return in_full_precision(outputs.detach())
 
 
 def task_needs_equal_sizes(task: Task) -> bool:

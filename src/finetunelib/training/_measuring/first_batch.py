@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetunelib._forward.batch import shapes_of
-from finetunelib._messages import first_line
+from finetunelib._messages import first_line, type_and_line
 from finetunelib._preserve import random_state_preserved
 from finetunelib.errors import (
     FinetuneLibError,
@@ -76,22 +76,26 @@ class FirstBatch:
         """
         with torch.no_grad(), random_state_preserved(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            unused = copy.deepcopy(metric)
+            unused = copy.deepcopy(metric) if self._has_extra_axis() else None
             self._update(name, metric)
             try:
                 value = metric.compute()
             except Exception:  # noqa: BLE001 - it may need more than one batch, such as all classes
                 return (name,)
             found = columns(name, value)
-            self._check_without_axis(name, unused, found)
+            if unused is not None:
+                self._check_without_axis(name, unused, found)
         return tuple(found)
+
+    def _has_extra_axis(self) -> bool:
+        """Return whether there are outputs `(n, 1)` and targets `(n,)`."""
+        outputs, targets = self.outputs, self.targets
+        tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+        return tensors and targets.dim() == 1 and outputs.shape == (len(targets), 1)
 
     def _check_without_axis(self, name: str, metric: Metric, expected: Mapping[str, float]) -> None:
         """Compare the value with that of outputs `(n,)`, for metrics that compute in numpy."""
         outputs, targets = self.outputs, self.targets
-        tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
-        if not (tensors and targets.dim() == 1 and outputs.shape == (len(targets), 1)):
-            return
         try:
             metric.update(outputs.squeeze(1), targets)
             value = columns(name, metric.compute())
@@ -119,8 +123,7 @@ class FirstBatch:
             raise
         except Exception as error:
             raise InvalidTargetError(
-                f"The metric {name!r} failed on the outputs {shapes}: {type(error).__name__}: "
-                f"{first_line(error)}"
+                f"The metric {name!r} failed on the outputs {shapes}: {type_and_line(error)}"
             ) from error
         if found is not None:
             raise InvalidTargetError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -41,21 +42,22 @@ class Coverage:
             InvalidArgumentError: If the optimizer contains parameters that no longer exist, or
                 lacks one that was added or unfrozen after the Trainer built it.
         """
+        missing = _missing(trained, self._optimizer)
         if not self._ready:
-            self._check_unchanged(trained)
+            self._check_unchanged(missing)
         check_no_other_parameters(trained, self._optimizer)
-        missing = [name for name, _ in _missing(trained, self._optimizer)]
         if missing:
+            names = quoted([name for name, _ in missing])
             warnings.warn(
                 f"`optimizer` does not contain {len(missing)} trainable parameters, so they are "
-                f"not trained: {quoted(missing)}. Add them to it, freeze them, or pass the "
+                f"not trained: {names}. Add them to it, freeze them, or pass the "
                 "optimizer's class.",
                 stacklevel=3,
             )
 
-    def _check_unchanged(self, trained: TrainedModules) -> None:
+    def _check_unchanged(self, missing: Sequence[tuple[str, nn.Parameter]]) -> None:
         known = {id(parameter) for parameter in self._left_out}
-        added = [name for name, p in _missing(trained, self._optimizer) if id(p) not in known]
+        added = [name for name, parameter in missing if id(parameter) not in known]
         if added:
             raise InvalidArgumentError(
                 f"{len(added)} trainable parameters are not in the optimizer that this Trainer "
@@ -71,7 +73,7 @@ def check_no_other_parameters(trained: TrainedModules, optimizer: torch.optim.Op
         InvalidArgumentError: If it has a parameter of neither the model, the loss nor the task.
     """
     own = {id(parameter) for _, parameter in trained.named_parameters()}
-    foreign = [tuple(p.shape) for p in _parameters(optimizer) if id(p) not in own]
+    foreign = [tuple(p.shape) for p in parameters_of(optimizer) if id(p) not in own]
     if foreign:
         raise InvalidArgumentError(
             f"The optimizer has {len(foreign)} parameters that the model does not have, the first "
@@ -80,7 +82,8 @@ def check_no_other_parameters(trained: TrainedModules, optimizer: torch.optim.Op
         )
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of an optimizer, in the order of its state dict."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -88,7 +91,7 @@ def _missing(
     trained: TrainedModules, optimizer: torch.optim.Optimizer
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the trainable parameters that an optimizer does not contain, with their names."""
-    held = {id(parameter) for parameter in _parameters(optimizer)}
+    held = set(map(id, parameters_of(optimizer)))
     return [
         (name, parameter)
         for name, parameter in trained.named_parameters()

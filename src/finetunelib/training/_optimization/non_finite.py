@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from finetunelib._forward.outputs import tensors_in
 from finetunelib._preserve import attributes_preserved, random_state_preserved
 from finetunelib._typing import Batch
 from finetunelib.training._optimization.precision import Precision
@@ -65,7 +65,7 @@ def explain(model: nn.Module, task: Task, precision: Precision, batch: Batch) ->
     found: list[tuple[str, str]] = []
 
     def notice(module: nn.Module, arguments: object, output: object) -> None:  # noqa: ARG001 - a hook's form
-        if not found and not all(map(_is_finite, _tensors(output))):
+        if not found and not all(map(_is_finite, tensors_in(output))):
             found.append((names[id(module)], type(module).__name__))
 
     with random_state_preserved(), attributes_preserved(model), torch.no_grad():
@@ -81,21 +81,6 @@ def explain(model: nn.Module, task: Task, precision: Precision, batch: Batch) ->
     return Finding(_place_in(batch), parameter, module_name, kind)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in an output or a batch."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name, None))
-
-
 def _is_finite(tensor: Tensor) -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
@@ -104,7 +89,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _place_in(batch: Batch) -> str | None:
     """Return the first value in a batch that is not finite, with its sample."""
-    for tensor in _tensors(batch):
+    for tensor in tensors_in(batch):
         if not _is_finite(tensor):
             index = (~tensor.isfinite()).nonzero()[0].tolist()
             value = tensor[tuple(index)].item()

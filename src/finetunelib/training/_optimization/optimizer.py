@@ -10,6 +10,7 @@ import torch
 
 from finetunelib._messages import nearest
 from finetunelib._typing import OptimizerFactory
+from finetunelib._wrappers import without_partials
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError
 from finetunelib.training._optimization.coverage import check_no_other_parameters
 from finetunelib.training._tasks.modules import TrainedModules
@@ -109,9 +110,8 @@ def _fixed_rate(factory: object) -> object | None:
 
 
 def _name_of(factory: object) -> str:
-    while isinstance(factory, partial):
-        factory = factory.func
-    return getattr(factory, "__name__", type(factory).__name__)
+    function = without_partials(factory)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def build_optimizer(

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from finetunelib._forward.outputs import in_full_precision
 from finetunelib.errors import InvalidArgumentError
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16-mixed", "fp16-mixed"]
@@ -90,7 +91,7 @@ class MixedPrecision(FullPrecision):
 
     def widen(self, outputs: Tensor) -> Tensor:
         """Return outputs in half precision as float32, which numpy can take."""
-        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+        return in_full_precision(outputs)
 
 
 class ScaledPrecision(MixedPrecision):

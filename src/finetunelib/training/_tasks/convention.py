@@ -11,6 +11,17 @@ from torch.nn import functional
 from finetunelib.training._tasks.class_targets import IGNORED
 from finetunelib.training._tasks.task import Task
 
+#: Losses of class indices, and losses of numbers.
+CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
+REGRESSION_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+REGRESSION_FUNCTIONS = (
+    functional.mse_loss,
+    functional.l1_loss,
+    functional.smooth_l1_loss,
+    functional.huber_loss,
+)
+
 #: One class per sample, or several labels, each of which applies or not.
 TargetKind: TypeAlias = Literal["classes", "labels"]
 
@@ -40,10 +51,7 @@ def convention_of(loss_fn: object, ignored: int = IGNORED) -> Convention:
         loss_fn: The loss, without partials around it.
         ignored: The class index that it ignores.
     """
-    if isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) or loss_fn in (
-        functional.cross_entropy,
-        functional.nll_loss,
-    ):
+    if isinstance(loss_fn, CLASS_LOSSES) or loss_fn in CLASS_FUNCTIONS:
         return Convention("classes", None, ignored)
     if isinstance(loss_fn, nn.BCEWithLogitsLoss | nn.MultiLabelSoftMarginLoss) or loss_fn in (
         functional.binary_cross_entropy_with_logits,
@@ -52,12 +60,7 @@ def convention_of(loss_fn: object, ignored: int = IGNORED) -> Convention:
         return Convention("labels", 0.0, ignored)
     if isinstance(loss_fn, nn.BCELoss) or loss_fn is functional.binary_cross_entropy:
         return Convention("labels", 0.5, ignored)
-    if isinstance(loss_fn, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss) or loss_fn in (
-        functional.mse_loss,
-        functional.l1_loss,
-        functional.smooth_l1_loss,
-        functional.huber_loss,
-    ):
+    if isinstance(loss_fn, REGRESSION_LOSSES) or loss_fn in REGRESSION_FUNCTIONS:
         return Convention(ignored=ignored, regression=True)
     return Convention(ignored=ignored)
 

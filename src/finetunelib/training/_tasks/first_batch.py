@@ -18,7 +18,7 @@ from finetunelib._forward.batch import (
 )
 from finetunelib._forward.guess import first_layer
 from finetunelib._forward.run import INPUT_ERRORS, run_once
-from finetunelib._messages import first_line
+from finetunelib._messages import first_line, type_and_line
 from finetunelib._preserve import evaluating, random_state_preserved, unchanged
 from finetunelib._typing import Batch
 from finetunelib.errors import (
@@ -173,8 +173,8 @@ def predict_first(task: Task, model: nn.Module, runner: nn.Module, batch: Batch)
         bare = isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and len(batch) == 1)
         if bare and type(task).predict is Task.predict:
             raise DataError(
-                f"`{kind}.step` failed on data without targets: {type(error).__name__}: "
-                f"{first_line(error)}. Define `{kind}.predict(model, batch)`, which returns the "
+                f"`{kind}.step` failed on data without targets: "
+                f"{type_and_line(error)}. Define `{kind}.predict(model, batch)`, which returns the "
                 "outputs, or pass data with targets."
             ) from error
         raise

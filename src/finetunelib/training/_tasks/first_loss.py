@@ -11,6 +11,7 @@ from finetunelib._preserve import random_state_preserved, unchanged
 from finetunelib.errors import FinetuneLibError, InvalidArgumentError, InvalidTargetError
 from finetunelib.training._tasks.broadcasting import broadcasting_in
 from finetunelib.training._tasks.class_targets import check_class_range, check_class_targets
+from finetunelib.training._tasks.convention import CLASS_LOSSES
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.weighting import ELEMENTWISE, ignored_by
 
@@ -33,7 +34,7 @@ def check_targets(
     loss_fn = task.loss_fn
     if task.default_loss:
         check_class_targets(outputs, targets, values, name)
-    elif _counts_classes(loss_fn) and outputs.dim() > 1 and values.dtype == torch.int64:
+    elif type(loss_fn) in CLASS_LOSSES and outputs.dim() > 1 and values.dtype == torch.int64:
         check_class_range(values, outputs.shape[1], name, ignored_by(loss_fn))
     if isinstance(loss_fn, ELEMENTWISE) and outputs.shape != targets.shape:
         raise InvalidTargetError(
@@ -41,10 +42,6 @@ def check_targets(
             f"outputs {tuple(outputs.shape)}; {type(loss_fn).__name__} would broadcast them. "
             f"Give both the same shape, {_advice(outputs, targets)}."
         )
-
-
-def _counts_classes(loss_fn: object) -> bool:
-    return type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def loss_of_first_batch(

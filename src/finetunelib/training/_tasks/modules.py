@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 from torch import nn
 
+from finetunelib._wrappers import without_partials
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import Task
 
@@ -88,6 +88,5 @@ def _named(name: str, value: object) -> dict[str, nn.Module]:
 
 def _owner(loss_fn: object) -> object:
     """Return the object of a bound method, or the loss itself. Partials are unwrapped."""
-    while isinstance(loss_fn, partial):
-        loss_fn = loss_fn.func
-    return getattr(loss_fn, "__self__", loss_fn)
+    function = without_partials(loss_fn)
+    return getattr(function, "__self__", function)

@@ -13,19 +13,21 @@ from torch.nn import functional
 from finetunelib._typing import LossFunction
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._tasks.class_targets import IGNORED, count_targets
+from finetunelib.training._tasks.convention import (
+    CLASS_FUNCTIONS,
+    CLASS_LOSSES,
+    REGRESSION_FUNCTIONS,
+    REGRESSION_LOSSES,
+)
 
 #: Losses that compare outputs and targets element by element.
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss)
+ELEMENTWISE = (*REGRESSION_LOSSES, nn.BCEWithLogitsLoss)
 
 _ELEMENTWISE_FUNCTIONS = (
-    functional.mse_loss,
-    functional.l1_loss,
-    functional.smooth_l1_loss,
-    functional.huber_loss,
+    *REGRESSION_FUNCTIONS,
     functional.binary_cross_entropy,
     functional.binary_cross_entropy_with_logits,
 )
-_CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
 
 #: Computes the weight of a batch from its targets.
 Weight: TypeAlias = Callable[[Tensor], Tensor | float]
@@ -69,7 +71,7 @@ def known_weighting(loss_fn: LossFunction) -> Weighting | None:
         return Weighting(len if reduction == "batchmean" else Tensor.numel)
     if kind in (*ELEMENTWISE, nn.BCELoss) or function in _ELEMENTWISE_FUNCTIONS:
         return Weighting(Tensor.numel)
-    if kind in (nn.CrossEntropyLoss, nn.NLLLoss) or function in _CLASS_FUNCTIONS:
+    if kind in CLASS_LOSSES or function in CLASS_FUNCTIONS:
         return class_weighting(function, settings)
     return None
 
