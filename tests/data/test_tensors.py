@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,50 @@ def test_two_epochs_may_be_read_at_the_same_time() -> None:
     pairs = list(zip(batches.epoch(0), batches.epoch(1), strict=True))
     assert [int(row) for ((rows,), _) in pairs for row in rows] == epoch_order(batches, 0)
     assert [int(row) for (_, (rows,)) in pairs for row in rows] == epoch_order(batches, 1)
+
+
+def test_first_batch_of_a_long_epoch_takes_no_memory_for_the_others() -> None:
+    """An epoch of many batches is sliced one batch at a time."""
+    batches = numbered(200_000, batch_size=1)
+    tracemalloc.start()
+    try:
+        next(batches.epoch(0))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_peek_and_epoch_draw_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the order of many samples takes longer than the rest of the start of a run."""
+    drawn: list[int] = []
+    randperm = torch.randperm
+
+    def counted(samples: int, **options: Any) -> Tensor:
+        drawn.append(samples)
+        return randperm(samples, **options)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    batches, expected = numbered(10), epoch_order(numbered(10), 1)
+    assert batches.peek(1, "train")[0].tolist() == expected[:4]
+    assert epoch_order(batches, 1) == expected
+    assert len(drawn) == 2  # `expected` is the other one.
+
+
+def test_peek_of_one_epoch_does_not_change_another() -> None:
+    """Neither another number nor another seed takes the order that was drawn."""
+    batches = numbered(10)
+    batches.peek(0, "train")
+    assert epoch_order(batches, 1) == epoch_order(numbered(10), 1)
+    batches.peek(0, "train")
+    batches.seed = 5
+    assert epoch_order(batches, 0) == epoch_order(numbered(10, seed=5), 0)
+
+
+def test_skipped_batches_are_left_out() -> None:
+    """The rest of an epoch is what follows the skipped batches, also when nothing is left."""
+    whole = epoch_order(numbered(10), 0)
+    for skip, rest in ((1, whole[4:]), (2, whole[8:]), (3, []), (9, [])):
+        assert [int(row) for (rows,) in numbered(10).epoch(0, skip=skip) for row in rows] == rest
 
 
 def test_epoch_does_not_change_the_global_random_states() -> None:

@@ -17,6 +17,8 @@ from finetunelib._typing import TensorLike
 from finetunelib.data._batches import SeededBatches
 from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 
+_LARGEST_INT32 = 2**31 - 1
+
 
 @public("finetunelib.data")
 class TensorBatches(SeededBatches):
@@ -71,6 +73,8 @@ class TensorBatches(SeededBatches):
         self.seed = seed
         self.samples: int = _common_length(self.tensors)
         self._transform = batch_transform
+        # The order of an epoch whose first batch was read, until the epoch is read.
+        self._drawn: tuple[tuple[int, int], Tensor] | None = None
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)
@@ -91,16 +95,30 @@ class TensorBatches(SeededBatches):
         Yields:
             One batch: a tuple with the rows of each tensor, `(batch_size, ...)`.
         """
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
-        order = torch.randperm(self.samples, generator=generator)
-        for rows in torch.split(order, self.batch_size)[skip:]:
-            yield self._transformed(
-                tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
-            )
+        order, self._drawn = self._order(number), None
+        # Sliced one batch at a time: all slices of a long epoch together take much more memory.
+        for start in range(skip * self.batch_size, self.samples, self.batch_size):
+            yield self._rows(order[start : start + self.batch_size])
 
     def peek(self, number: int, name: str) -> tuple[Tensor, ...]:  # noqa: ARG002 - the protocol's form
         """Return the first batch of epoch `number`, which `epoch` will yield again."""
-        return next(self.epoch(number))
+        order = self._order(number)
+        self._drawn = (self.seed, number), order
+        return self._rows(order[: self.batch_size])
+
+    def _order(self, number: int) -> Tensor:
+        """Return the rows of an epoch in their order, drawn once for `peek` and `epoch`."""
+        if self._drawn is not None and self._drawn[0] == (self.seed, number):
+            return self._drawn[1]
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
+        # The numbers do not depend on the dtype. The smaller one takes half the memory.
+        dtype = torch.int32 if self.samples <= _LARGEST_INT32 else torch.int64
+        return torch.randperm(self.samples, generator=generator, dtype=dtype)
+
+    def _rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self._transformed(
+            tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
+        )
 
     def in_order(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches in the order of the rows, as views of the tensors."""

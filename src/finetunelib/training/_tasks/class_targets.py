@@ -100,6 +100,11 @@ def _advice_for_shape(outputs: Tensor, targets: Tensor) -> str:
     return "Give each row of the logits one class index."
 
 
+def _are_between(targets: Tensor, lowest: int, highest: int) -> bool:
+    low, high = torch.aminmax(targets)
+    return bool(low >= lowest) and bool(high <= highest)
+
+
 def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = IGNORED) -> None:
     """Check that targets are indices of classes, or the index that is ignored.
 
@@ -112,12 +117,13 @@ def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = I
     Raises:
         InvalidTargetError: If one of them is outside 0 to `classes - 1`.
     """
+    # Both in one pass, and mostly enough: only targets that are ignored need a copy of the others.
+    if not targets.numel() or _are_between(targets, 0, classes - 1):
+        return
     counted = targets[targets != ignored]
-    if not len(counted):
+    if not len(counted) or _are_between(counted, 0, classes - 1):
         return
     low, high = int(counted.min()), int(counted.max())
-    if low >= 0 and high < classes:
-        return
     advice = ""
     if (high == 255 and low >= 0) or (low == -1 and high < classes):
         value = 255 if high == 255 else -1
