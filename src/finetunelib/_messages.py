@@ -51,3 +51,8 @@ def readable_size(size: int) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size} B"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as text, such as `2x3x224x224`, or `scalar` if it has no dimensions."""
+    return "x".join(map(str, shape)) or "scalar"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,10 @@ def test_inputs_and_outputs_have_a_line_each() -> None:
 
 
 def test_the_report_contains_the_verification() -> None:
-    """The verification is printed on a line of its own."""
-    assert str(_VERIFIED) in str(_report()).splitlines()
+    """It is printed on lines of its own, of at most 100 characters like all prose."""
+    text = str(_report())
+    assert f"\n{_VERIFIED}\n" in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_report_without_verification_says_so() -> None:
@@ -112,3 +115,22 @@ def test_tensors_of_a_graph_are_read_with_dynamic_and_fixed_sizes() -> None:
         TensorInfo("tokens", "int64", ("batch", 5)),
         TensorInfo("loss", "float64", ()),
     )
+
+
+def test_commands_take_any_path() -> None:
+    """A path is one word of the shell, is not an option, and has no control characters."""
+    plain, dash, odd = (
+        dataclasses.replace(_report(), path=Path(name)).view_command
+        for name in ("it's.onnx", "-a.onnx", "a\x1b[%.onnx")
+    )
+    assert shlex.split(plain) == ["python", "-m", "finetunelib", "view", "it's.onnx"]
+    assert shlex.split(dash)[-1] == "./-a.onnx"
+    assert odd.endswith("view \"$(printf %b 'a\\0033\\0133\\0045.onnx')\"")
+    assert "\x1b" not in str(dataclasses.replace(_report(), path=Path("a\x1b.onnx")))
+
+
+def test_repr_is_short() -> None:
+    """It has less than 100 characters, whatever the path."""
+    report = dataclasses.replace(_report(), path=Path("folder" * 50, "name" * 50))
+    assert repr(_report()) == "ExportReport('mlp.onnx', 3.4 kB, verified)"
+    assert len(repr(report)) < 100

@@ -1,4 +1,4 @@
-"""The two commands at the end of a report work when pasted into a shell."""
+"""The commands of a report work when pasted into a shell."""
 
 from __future__ import annotations
 
@@ -33,27 +33,34 @@ def command(report: ExportReport, title: str) -> str:
     return line.removeprefix(title).strip()
 
 
-@pytest.mark.slow
-def test_the_first_command_runs_the_file(tmp_path: Path) -> None:
-    """It prints the outputs, also for a path with spaces and for several inputs."""
-    path = tmp_path / "a folder" / "it's $HOME.onnx"
-    inputs = (samples(2, 4), samples(2, 4).double().float())
-    report = export_onnx(Difference(), path, inputs)
+def run(text: str, folder: Path) -> str:
+    """Run a command in a shell, and return what it prints."""
     done = subprocess.run(
-        command(report, "Run:"),
+        text,
         shell=True,
-        env=environment(tmp_path / "bin"),
+        env=environment(folder),
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[array([[0., 0., 0., 0.],")
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_the_second_command_shows_the_file(tmp_path: Path) -> None:
+def test_commands_that_run_and_list_the_file(tmp_path: Path) -> None:
+    """They print the outputs and the tensors, also for an odd path and for several inputs."""
+    path = tmp_path / "a folder" / "it's\n50% $HOME.onnx"
+    inputs = (samples(2, 4), samples(2, 4).double().float())
+    report = export_onnx(Difference(), path, inputs)
+    assert "\n50" not in str(report)
+    assert run(report.run_command, tmp_path / "bin").startswith("[array([[0., 0., 0., 0.],")
+    assert "1 tensor, 1 value, 4 B." in run(command(report, "Summary:"), tmp_path / "bin2")
+
+
+@pytest.mark.slow
+def test_command_that_shows_the_file(tmp_path: Path) -> None:
     """It prints the address of the viewer and serves the file until Ctrl-C."""
     report = export_onnx(linear(), tmp_path / "m.onnx", torch.ones(2, 4), verify=False)
     process = subprocess.Popen(

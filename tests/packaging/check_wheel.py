@@ -14,7 +14,8 @@ def main(wheel: str) -> int:
         description = archive.read(metadata).decode()
     folder = metadata.partition("/")[0]
     foreign = [name for name in names if not name.startswith(("finetunelib/", f"{folder}/"))]
-    wanted = {"finetunelib/__init__.py", "finetunelib/py.typed", f"{folder}/licenses/LICENSE"}
+    modules = {f"finetunelib/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    wanted = {*modules, f"{folder}/licenses/LICENSE"}
     missing = wanted.difference(names)
     for problem in (f"foreign: {foreign}" if foreign else "", f"missing: {missing or ''}"):
         if problem and not problem.endswith(": "):

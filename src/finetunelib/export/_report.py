@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetunelib._escapes import one_line
 from finetunelib._messages import readable_size
 from finetunelib._public import public
+from finetunelib._tables import wrapped
 from finetunelib.export._verification.outcome import Verification
+
+#: The longest name in a repr, and the longest path in a report, in characters.
+_LONGEST_NAME, _LONGEST_PATH = 40, 1000
 
 
 @public("finetunelib.export")
@@ -38,8 +45,8 @@ class TensorInfo:
 class ExportReport:
     """The file that `export_onnx` wrote, and the result of its comparison with the model.
 
-    If you print it, it ends with two commands: one runs the file with ONNX Runtime, the other
-    opens it in Netron.
+    If you print it, it ends with two commands: one opens the file in Netron, the other lists its
+    tensors. `run_command` is a third one, which runs the file.
 
     Attributes:
         path: The file.
@@ -67,23 +74,32 @@ class ExportReport:
     size_checks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        status = self.verification.status if self.verification else "not verified"
-        return f"ExportReport({str(self.path)!r}, {readable_size(self.size)}, {status})"
+        name = one_line(repr(self.path.name), _LONGEST_NAME)
+        return f"ExportReport({name}, {readable_size(self.size)}, {self._status})"
 
     def __str__(self) -> str:
-        weights = f", weights in {self.data_path.name}" if self.data_path else ""
+        tensors = [f"input   {info}" for info in self.inputs]
+        tensors += [f"output  {info}" for info in self.outputs]
+        tensors += [*self.notes, *(f"The graph checks that {check}." for check in self.size_checks)]
         return "\n".join(
             [
-                f"{self.path} ({readable_size(self.size)}, opset {self.opset_version}{weights})",
-                *(f"  input   {info}" for info in self.inputs),
-                *(f"  output  {info}" for info in self.outputs),
-                *(f"  {note}" for note in self.notes),
-                *(f"  The graph checks that {check}." for check in self.size_checks),
-                str(self.verification or "Not verified (`verify=False`)."),
-                f"Run:   {self.run_command}",
-                f"View:  {self.view_command}",
+                *wrapped(self._title),
+                *(line for text in tensors for line in wrapped(text, indent="  ")),
+                *wrapped(str(self.verification or "Not verified (`verify=False`).")),
+                f"View:     {self.view_command}",
+                f"Summary:  {self.summary_command}",
             ]
         )
+
+    @property
+    def _status(self) -> str:
+        return self.verification.status if self.verification else "not verified"
+
+    @property
+    def _title(self) -> str:
+        weights = f", weights in {self.data_path.name}" if self.data_path else ""
+        size = f"{readable_size(self.size)}, opset {self.opset_version}{weights}"
+        return f"{one_line(str(self.path), _LONGEST_PATH)} ({size})"
 
     @property
     def run_command(self) -> str:
@@ -95,19 +111,21 @@ class ExportReport:
             f"{_text(info.name)}: np.zeros({_shape(shape)}, {_text(info.dtype)})"
             for info, shape in zip(self.inputs, shapes, strict=True)
         )
-        return _python(
+        code = (
             "import numpy as np, onnxruntime as ort; "
             f"print(ort.InferenceSession({_text(str(self.path))}).run(None, {{{feed}}}))"
         )
+        return f"python -c {shlex.quote(code)}"
 
     @property
     def view_command(self) -> str:
         """A shell command that shows the file in Netron until Ctrl-C."""
-        return _python(
-            "from finetunelib import visualize; "
-            f"v = visualize({_text(str(self.path))}, block=False); "
-            "print(v.url, flush=True); v.wait()"
-        )
+        return f"python -m finetunelib view {_shell_word(self.path)}"
+
+    @property
+    def summary_command(self) -> str:
+        """A shell command that prints the inputs, outputs and tensors of the file."""
+        return f"python -m finetunelib summary {_shell_word(self.path)}"
 
 
 def tensor_infos(values: Any) -> tuple[TensorInfo, ...]:
@@ -126,8 +144,17 @@ def tensor_infos(values: Any) -> tuple[TensorInfo, ...]:
     return tuple(infos)
 
 
-def _python(code: str) -> str:
-    return f"python -c {shlex.quote(code)}"
+def _shell_word(path: Path) -> str:
+    """Return a path as one word of a POSIX shell, without control characters."""
+    text = str(path)
+    if text.startswith("-"):
+        text = f"./{text}"  # Not an option.
+    if text.isprintable():
+        return shlex.quote(text)
+    bytes_of_path = os.fsencode(text)
+    plain = set(string.ascii_letters + string.digits + "/._- ")
+    escapes = "".join(chr(b) if chr(b) in plain else f"\\0{b:03o}" for b in bytes_of_path)
+    return f"\"$(printf %b '{escapes}')\""
 
 
 def _text(text: str) -> str:

@@ -214,7 +214,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _statement(certificate: Certificate) -> dict[str, Any]:
     return {
-        "statement": str(certificate),
+        "statement": " ".join(str(certificate).splitlines()),
         "digests": dict(certificate.digests),
         "loaded": list(certificate.loaded),
         "moved": list(certificate.moved),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from finetunelib._public import public
+from finetunelib._tables import wrapped
 from finetunelib.export._verification.comparison import Comparison
 
 
@@ -62,7 +63,7 @@ class Verification:
         parts = [self._headline(), self._limits()]
         if self.constant_outputs:
             parts.append(f"Constant, and equal: {_listed(self.constant_outputs)}.")
-        return " ".join(filter(None, parts))
+        return "\n".join(wrapped(" ".join(filter(None, parts))))
 
     def _headline(self) -> str:
         compared = self._compared()

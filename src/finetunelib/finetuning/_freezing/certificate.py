@@ -11,6 +11,7 @@ from torch import nn
 
 from finetunelib._messages import listed, quoted
 from finetunelib._public import public
+from finetunelib._tables import wrapped
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import loaded_digests
 from finetunelib.finetuning._freezing.fingerprint import fingerprint, known_fingerprint
@@ -70,7 +71,7 @@ class Certificate:
             text += f"; {len(self.loaded)} of them {verb} bitwise the loaded {one}"
         if self.moved:
             text += f"; changed although frozen: {listed(self.moved)}"
-        return f"{text}."
+        return "\n".join(wrapped(f"{text}."))
 
 
 class FreezeAudit:

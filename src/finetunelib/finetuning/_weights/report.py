@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from finetunelib._escapes import escaped
+from finetunelib._escapes import one_line
 from finetunelib._messages import listed
 from finetunelib._public import public
+from finetunelib._tables import wrapped
 
 _COUNTER = "num_batches_tracked"
 
@@ -95,10 +96,13 @@ class LoadReport:
             "cast": self.cast,
         }
         counts = "".join(f", {len(names)} {kind}" for kind, names in others.items() if names)
-        return f"LoadReport({self.path.name!r}, {len(self.loaded)} loaded{counts})"
+        return (
+            f"LoadReport({one_line(repr(self.path.name), 40)}, {len(self.loaded)} loaded{counts})"
+        )
 
     def __str__(self) -> str:
-        return escaped("\n".join(self.lines(f"loaded from {self.path.name}")))
+        lines = self.lines(f"loaded from {self.path.name}")
+        return "\n".join(part for line in lines for part in wrapped(line))
 
     def lines(self, verb: str) -> list[str]:
         """Return the lines of the report. `verb` replaces "loaded" in the first."""

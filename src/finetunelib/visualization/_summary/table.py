@@ -10,13 +10,13 @@ from torch import nn
 from finetunelib._arguments import check_at_least, check_model
 from finetunelib._escapes import one_line
 from finetunelib._forward.inputs import Inputs, ModelInputs
-from finetunelib._messages import first_line, quoted, readable_size
+from finetunelib._messages import first_line, quoted, readable_size, shape_text
 from finetunelib._public import public
 from finetunelib._wrappers import unwrapped
 from finetunelib.visualization._summary.forward_pass import ForwardRecord, record_forward
 from finetunelib.visualization._summary.html import html_of
 from finetunelib.visualization._summary.rows import SummaryRow, class_name, rows_of
-from finetunelib.visualization._summary.text import shape_text, text_of, title_of
+from finetunelib.visualization._summary.text import text_of, title_of
 from finetunelib.visualization._summary.tree import Part, packs_weights, tree_of
 
 #: With the lines above and below them, these rows fill a screen of forty lines.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from finetunelib._escapes import escaped, one_line
-from finetunelib._messages import readable_size
+from finetunelib._escapes import one_line
+from finetunelib._messages import readable_size, shape_text
+from finetunelib._tables import WIDTH, wrapped
 from finetunelib.visualization._summary.rows import SummaryRow
 
-_WIDTH = 100
 _GAP = "  "
 
 #: The width to which class names are cut before module names are abbreviated, and the width to
@@ -71,11 +70,6 @@ def output_of(row: SummaryRow) -> str:
     return f"{first} +{others}" if others else first
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as text, such as `2x3x224x224`, or `scalar` if it has no dimensions."""
-    return "x".join(map(str, shape)) or "scalar"
-
-
 def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str:
     """Return a table with the title above and the notes below.
 
@@ -92,12 +86,12 @@ def text_of(title: str, rows: Sequence[SummaryRow], notes: Sequence[str]) -> str
         columns["Module"] = tuple("  " * row.depth + _below_parent(row) for row in rows)
     table = [(heading, *cells) for heading, cells in columns.items()]
     widths = [max(map(len, column)) for column in table]
-    spare = _WIDTH - sum(widths[2:]) - len(_GAP) * (len(widths) - 1)
+    spare = WIDTH - sum(widths[2:]) - len(_GAP) * (len(widths) - 1)
     widths[0] = min(widths[0], spare - min(widths[1], _LEAST_CLASS_WIDTH))
     widths[1] = min(widths[1], spare - widths[0])
     lines = [_line(cells, widths, list(columns)) for cells in zip(*table, strict=True)]
     rule = "-" * max(map(len, lines))
-    above, below = ([line for text in texts for line in _wrapped(text)] for texts in (above, notes))
+    above, below = ([line for text in texts for line in wrapped(text)] for texts in (above, notes))
     return "\n".join([*above, "", lines[0], rule, *lines[1:], rule, *below])
 
 
@@ -114,7 +108,7 @@ def _fits(columns: Mapping[str, Sequence[str]]) -> bool:
     """Return whether a table fits if class names are cut to `_CLASS_WIDTH`."""
     widths = {heading: max(map(len, (heading, *cells))) for heading, cells in columns.items()}
     widths["Class"] = min(widths["Class"], _CLASS_WIDTH)
-    return sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= _WIDTH
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= WIDTH
 
 
 def _below_parent(row: SummaryRow) -> str:
@@ -136,10 +130,6 @@ def _line(cells: Sequence[str], widths: Sequence[int], headings: Sequence[str]) 
 
 def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 2]}.."
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(escaped(text), _WIDTH, break_on_hyphens=False)
 
 
 def _dtype_of(row: SummaryRow) -> str:
