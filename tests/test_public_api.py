@@ -46,6 +46,7 @@ PATHS = {
     "History": "finetunelib.training",
     "StepOutput": "finetunelib.training",
     "Task": "finetunelib.training",
+    "TokenTask": "finetunelib.training",
     "TrainContext": "finetunelib.training",
     "TrainState": "finetunelib.training",
     "Comparison": "finetunelib.export",

@@ -6,8 +6,18 @@ from finetunelib.training._history import History
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task
+from finetunelib.training._tasks.tokens.task import TokenTask
 
-__all__ = ["Accuracy", "Callback", "History", "StepOutput", "Task", "TrainContext", "TrainState"]
+__all__ = [
+    "Accuracy",
+    "Callback",
+    "History",
+    "StepOutput",
+    "Task",
+    "TokenTask",
+    "TrainContext",
+    "TrainState",
+]
 
 
 def __dir__() -> list[str]:

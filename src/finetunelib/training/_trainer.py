@@ -35,7 +35,7 @@ from finetunelib.training._loop.feed import FitData
 from finetunelib.training._loop.limits import Limits, check_limits, check_replayable
 from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._measuring.accumulator import MetricAccumulator
-from finetunelib.training._measuring.accuracy import Accuracy
+from finetunelib.training._measuring.defaults import default_metrics
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.exclusive import exclusive
 from finetunelib.training._measuring.first_batch import copied
@@ -102,8 +102,8 @@ class Trainer:
             `Accuracy` that do not declare `higher_is_better`.
         metrics: Metrics by name: functions (outputs, targets) -> value, averaged over samples, or
             objects with `update(outputs, targets)`, `compute()` and `reset()`, such as those of
-            torchmetrics. `None` is accuracy if `loss_fn` and `task` are not given, and no metric
-            otherwise. `{}` disables metrics.
+            torchmetrics. `None` is accuracy if `loss_fn` and `task` are not given, accuracy and
+            perplexity for a `TokenTask`, and no metric otherwise. `{}` disables metrics.
         callbacks: Callbacks, in the order in which they are called.
         batch_size: The number of samples in a batch, for data that the Trainer splits into
             batches. At least 1.
@@ -123,7 +123,8 @@ class Trainer:
         seed: Determines the order of the data and all randomness of training, together with the
             number of the epoch. `fit` restores the caller's random states.
         task: How to process batches that are neither an (inputs, targets) pair nor a mapping with
-            `labels`. A task computes its own loss, so it cannot be combined with `loss_fn`.
+            `labels`, or `TokenTask()` for one class per token. A task computes its own loss, so it
+            cannot be combined with `loss_fn`.
         progress: Whether to report progress: with a bar in a terminal or notebook, otherwise with
             one line per epoch on stderr.
 
@@ -185,7 +186,7 @@ class Trainer:
         trained = TrainedModules(model, chosen_task)
         optimizer_options.check(trained)
         if metrics is None:
-            metrics = {"accuracy": Accuracy()} if task is None and loss_fn is None else {}
+            metrics = default_metrics(chosen_task)
         metrics_by_name, callback_list = as_metrics(metrics), check_callbacks(callbacks)
         clipping, chosen_device = choose_clipping(max_grad_norm), choose_device(device)
 

@@ -16,6 +16,7 @@ from finetunelib.training._measuring.first_batch import FirstBatch, columns, cop
 from finetunelib.training._measuring.means import Mean, MeanOf
 from finetunelib.training._measuring.metric_state import metric_state
 from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._measuring.perplexity import Perplexity
 from finetunelib.training._measuring.rows import mapped
 from finetunelib.training._tasks.measured import UNKNOWN
 from finetunelib.training._tasks.supervised import SupervisedTask
@@ -67,7 +68,10 @@ class MetricAccumulator:
             outputs = mapped(_for_metrics, output.outputs)
             for name, metric in self._metrics.items():
                 try:
-                    metric.update(outputs, output.targets)
+                    if isinstance(metric, Perplexity):
+                        metric.add(output)
+                    else:
+                        metric.update(outputs, output.targets)
                 except Exception as error:
                     error.add_note(f"In the metric {name!r}.")
                     raise
@@ -153,7 +157,7 @@ class MetricAccumulator:
         self.load_state_dict(state)
         self._loss.compute()
         for metric in self._metrics.values():
-            if type(metric) in (MeanOf, Accuracy):
+            if type(metric) in (MeanOf, Accuracy, Perplexity):
                 metric.compute()
 
     def compute(self) -> dict[str, float]:

@@ -32,6 +32,7 @@ class Accuracy:
       of the index that the loss ignores are not counted.
     - Logits and probabilities of the same shape, with cross-entropy: the classes with the largest
       values are compared.
+    - With a `TokenTask`, logits `(batch, tokens, classes)`.
     - One output for each sample, `(batch,)` or `(batch, 1)`, and targets from 0 to 1: class 1 is
       predicted above the threshold, and is the target above 0.5.
     - Several labels `(batch, labels)`, with a binary cross-entropy: the same for each label.
@@ -102,6 +103,10 @@ class Accuracy:
                 the targets mean.
             InvalidTargetError: If the targets do not fit the outputs.
         """
+        if self._convention.of_tokens:
+            self._add_tokens(outputs, targets)
+            self._is_first = False
+            return
         if targets.dim() and outputs.dim() == targets.dim() + 1 and len(outputs) == len(targets):
             logits = _classes_first(outputs, targets)
             if logits is not None and logits.shape[1] > 1:
@@ -152,6 +157,19 @@ class Accuracy:
         hits = self._class_hits(logits, targets)
         if 0 <= self._ignored < logits.shape[1]:  # Otherwise it is never the predicted class.
             hits = hits & (targets != self._ignored)
+        self._count(hits, count_targets(targets, self._ignored))
+
+    def _add_tokens(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add logits `(batch, tokens, classes)` or predicted classes, and the targets of tokens."""
+        if outputs.shape != targets.shape:
+            self._add_classes(outputs.movedim(-1, 1), targets)
+            return
+        if self.top_k > 1:
+            raise InvalidArgumentError(
+                f"`top_k` is {self.top_k}, but only the most probable class of each token is known,"
+                " since the logits are computed in chunks. Leave out `chunk_size`, or `top_k`."
+            )
+        hits = (outputs == targets) & (targets != self._ignored)
         self._count(hits, count_targets(targets, self._ignored))
 
     def _class_hits(self, logits: Tensor, targets: Tensor) -> Tensor:

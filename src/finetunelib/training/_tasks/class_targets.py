@@ -105,7 +105,13 @@ def _are_between(targets: Tensor, lowest: int, highest: int) -> bool:
     return bool(low >= lowest) and bool(high <= highest)
 
 
-def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = IGNORED) -> None:
+def check_class_range(
+    targets: Tensor,
+    classes: int,
+    name: str,
+    ignored: int = IGNORED,
+    remedy: str = "loss_fn=nn.CrossEntropyLoss(ignore_index={})",
+) -> None:
     """Check that targets are indices of classes, or the index that is ignored.
 
     Args:
@@ -113,6 +119,7 @@ def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = I
         classes: The number of classes.
         name: The name of the data, for messages.
         ignored: The index that is ignored.
+        remedy: What to pass to ignore another index, which replaces `{}`.
 
     Raises:
         InvalidTargetError: If one of them is outside 0 to `classes - 1`.
@@ -127,10 +134,7 @@ def check_class_range(targets: Tensor, classes: int, name: str, ignored: int = I
     advice = ""
     if (high == 255 and low >= 0) or (low == -1 and high < classes):
         value = 255 if high == 255 else -1
-        advice = (
-            f" If {value} marks targets that do not count, pass "
-            f"`loss_fn=nn.CrossEntropyLoss(ignore_index={value})`."
-        )
+        advice = f" If {value} marks targets that do not count, pass `{remedy.format(value)}`."
     elif low == 1 and high == classes:
         advice = " Class indices start from 0: subtract 1."
     raise InvalidTargetError(

@@ -36,12 +36,15 @@ class Convention:
             probabilities; `None` if it is unknown.
         ignored: The class index that is not counted.
         regression: Whether the loss is that of a regression.
+        of_tokens: Whether outputs are logits `(batch, tokens, classes)` with the classes on the
+            last axis, or predicted classes of the shape of the targets.
     """
 
     kind: TargetKind | None = None
     threshold: float | None = None
     ignored: int = IGNORED
     regression: bool = False
+    of_tokens: bool = False
 
 
 def convention_of(loss_fn: object, ignored: int = IGNORED) -> Convention:

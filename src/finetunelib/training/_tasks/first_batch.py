@@ -17,6 +17,7 @@ from finetunelib._forward.batch import (
     split,
 )
 from finetunelib._forward.guess import first_layer
+from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.run import INPUT_ERRORS, run_once
 from finetunelib._messages import first_line, type_and_line
 from finetunelib._preserve import evaluating, random_state_preserved, unchanged
@@ -31,6 +32,9 @@ from finetunelib.training._tasks.first_loss import check_targets, loss_of_first_
 from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
+from finetunelib.training._tasks.tokens.alignment import arguments_for, check_kind, check_shift
+from finetunelib.training._tasks.tokens.first_batch import check_token_targets, refuse_tokens
+from finetunelib.training._tasks.tokens.task import TokenTask
 
 
 def check_batch(
@@ -62,15 +66,35 @@ def check_batch(
         InvalidTypeError: If the batch has no targets.
         InvalidArgumentError: If the loss is not a mean, or has no gradient.
     """
-    if not isinstance(task, SupervisedTask):
+    if not isinstance(task, SupervisedTask | TokenTask):
         return _check_step(model, task, batch, name, training=training)
-    _, targets = split(batch)
+    inputs, targets = split(batch)
     if not isinstance(targets, Tensor) or targets.dim() == 0:
         raise InvalidTypeError(_no_targets(targets, name))
-    outputs = dry_run(model, batch, name)
-    check_targets(task, outputs, targets, targets if all_targets is None else all_targets, name)
+    values = targets if all_targets is None else all_targets
+    if isinstance(task, TokenTask):
+        return _check_tokens(model, task, batch, values, name)
+    output = _run(model, arguments_of(inputs), inputs, name)
+    outputs = outputs_of(output)
+    refuse_tokens(task, model, inputs, output, outputs, targets, name)
+    check_targets(task, outputs, targets, values, name)
     loss = loss_of_first_batch(task, outputs, targets, name, training=training)
     return StepOutput(loss, outputs, targets, task.weight(outputs, targets))
+
+
+def _check_tokens(
+    model: nn.Module, task: TokenTask, batch: Batch, values: Tensor, name: str
+) -> StepOutput:
+    """Check that a model of tokens and its targets fit together."""
+    inputs, targets = split(batch)
+    ignored = task.ignore_index
+    check_kind(model, shift=task.shift)
+    check_shift(model, inputs, targets, name, shift=task.shift, ignored=ignored)
+    arguments = arguments_for(model, inputs, targets, ignored)
+    logits = outputs_of(_run(model, arguments, inputs, name))
+    check_token_targets(task, logits, targets, values, name)
+    with torch.no_grad():
+        return task.compare(logits, targets)
 
 
 def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
@@ -81,13 +105,15 @@ def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:
         InvalidTypeError: If the model does not return a tensor.
     """
     inputs = inputs_of(batch)
+    return outputs_of(_run(model, arguments_of(inputs), inputs, name))
+
+
+def _run(model: nn.Module, arguments: Inputs, inputs: Any, name: str) -> object:
+    """Return what the model returns for the inputs of a batch."""
     with unchanged(model):
-        output = run_once(
-            model,
-            arguments_of(inputs),
-            explain=lambda error: _explain(model, inputs, name, error),
+        return run_once(
+            model, arguments, explain=lambda error: _explain(model, inputs, name, error)
         )
-    return outputs_of(output)
 
 
 def _check_step(
@@ -124,6 +150,8 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     """Return the message about inputs that a model does not accept."""
     reason = first_line(error).rstrip(".")
     text = f"The model does not accept the inputs of `{name}`, {_shapes(inputs)}: {reason}."
+    if "decoder_input" in reason:
+        return f"{text} Pass `task=TokenTask()`, which decodes the shifted targets of a batch."
     found = first_layer(model)
     if found is None or not isinstance(inputs, Tensor):
         return text
@@ -157,7 +185,7 @@ def predict_first(task: Task, model: nn.Module, runner: nn.Module, batch: Batch)
         InvalidInputError: If the model does not accept the inputs.
         DataError: If the task needs targets to predict, or returns no outputs.
     """
-    if isinstance(task, SupervisedTask):
+    if isinstance(task, SupervisedTask | TokenTask):
         try:
             return task.predict(runner, batch)
         except INPUT_ERRORS as error:

@@ -1,0 +1,1 @@
+"""The task of one class for each token: language models and token classification."""
