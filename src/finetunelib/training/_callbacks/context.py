@@ -15,6 +15,7 @@ from finetunelib._public import public
 from finetunelib._typing import Mode, StrPath
 from finetunelib.errors import CheckpointError
 from finetunelib.training._callbacks.measured import Comparison, MeasuredWeights
+from finetunelib.training._callbacks.readings import NoReadings, Readings
 from finetunelib.training._history import History
 from finetunelib.training._state import TrainState
 
@@ -37,6 +38,19 @@ class CheckpointRequest:
     started: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a run comes from.
+
+    Attributes:
+        resumed_from: The checkpoint that this `fit` resumes from, or `None`.
+        run_id: The id of the run.
+    """
+
+    resumed_from: Path | None = None
+    run_id: str | None = None
+
+
 @public("finetunelib.training")
 @dataclass(slots=True)
 class TrainContext:
@@ -55,8 +69,9 @@ class TrainContext:
             it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
         requested_checkpoints: The checkpoints that are not written yet, and how they are written.
         stop_reason: Why a callback asked to stop, or `None`.
-        resumed_from: The checkpoint that this `fit` resumes from, or `None`.
-        run_id: The id of the run. Its checkpoints have the same one, also after it was resumed.
+        origin: Where the run comes from: `resumed_from` and `run_id` read it.
+        readings: What is known about the steps so far: `last_loss`, `running_means`, `grad_norm`,
+            `lr`, `samples_per_second` and `tokens_per_second` read it.
         measured: The weights that the last validation measured: `measured_weights` reads them.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
@@ -82,8 +97,8 @@ class TrainContext:
     history: History
     comparison: Comparison
     why_not_resumable: Callable[[bool], str | None] = lambda _: None
-    resumed_from: Path | None = None
-    run_id: str | None = None
+    origin: Origin = Origin()
+    readings: Readings = field(default_factory=NoReadings)
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
     requested_checkpoints: dict[Path, CheckpointRequest] = field(default_factory=dict, init=False)
@@ -96,9 +111,70 @@ class TrainContext:
         )
 
     @property
+    def resumed_from(self) -> Path | None:
+        """The checkpoint that this `fit` resumes from, or `None`."""
+        return self.origin.resumed_from
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run. Its checkpoints have the same one, also after it was resumed."""
+        return self.origin.run_id
+
+    @property
     def resumed(self) -> bool:
         """Whether this `fit` resumes from a checkpoint."""
         return self.resumed_from is not None
+
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last step: the mean over its micro-batches. `None` before the first step.
+
+        On an accelerator, reading it waits for the step. Read it every few steps.
+        """
+        return self.readings.last_loss
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients in the last step, before they were clipped.
+
+        `None` without `max_grad_norm`, which is what computes it, and before the first step. On an
+        accelerator, reading it waits for the step.
+        """
+        return self.readings.grad_norm
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step, of the first parameter group."""
+        return self.readings.lr
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """The speed of training in this epoch so far, without validation.
+
+        `None` before the first step of an epoch. In a resumed epoch, only the steps since then
+        count.
+        """
+        return self.readings.samples_per_second
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of training in this epoch so far, for a task with `counts_tokens`.
+
+        `None` for other tasks, and before the first token of an epoch. On an accelerator, reading
+        it waits for the step.
+        """
+        return self.readings.tokens_per_second
+
+    def running_means(self) -> dict[str, float]:
+        """Return the loss and the metrics of this epoch so far, by column, such as `"train_loss"`.
+
+        It computes the metrics, and on an accelerator waits for the step. In `on_epoch_end` the
+        values are those of the epoch that has ended.
+
+        Returns:
+            The values; empty before the first step of an epoch.
+        """
+        return self.readings.running_means()
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
-from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.context import Origin, TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
@@ -22,7 +22,6 @@ from finetunelib.training._loop.moments import (
     with_random_state_preserved,
     with_seed_of_epoch,
 )
-from finetunelib.training._loop.report import TIMING_COLUMNS, EpochReport
 from finetunelib.training._loop.session import Session, clear_gradients
 from finetunelib.training._loop.validation import DataValidation, NoValidation, Validation
 from finetunelib.training._loop.writer import CheckpointWriter
@@ -32,8 +31,11 @@ from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.first_batch import copied
 from finetunelib.training._optimization.coverage import parameters_of
 from finetunelib.training._optimization.guard import Guard
-from finetunelib.training._optimization.step import Step
+from finetunelib.training._optimization.step import LastStep, Step
 from finetunelib.training._options import TrainerOptions
+from finetunelib.training._reporting.clock import Clock
+from finetunelib.training._reporting.readings import LoopReadings
+from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport
 from finetunelib.training._tasks.modules import TrainedModules
 
 
@@ -79,18 +81,22 @@ def assemble(
     interruption = Interruption(signals, Moment(*before_stop))
     validation = _validation(options, evaluator, data, check, hooks, interruption)
     compare = _comparison(options, run, data)
+    clock, last = Clock(), LastStep()
+    readings = LoopReadings(
+        last, train_metrics, run.schedule, clock, counts_tokens=evaluator.task.counts_tokens
+    )
     return FitLoop(
-        context=_context(run, data, train_metrics, compare(())),
+        context=_context(run, data, train_metrics, compare(()), readings),
         compare=compare,
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
-        step=_step(options, run, evaluator, guard),
+        step=_step(options, run, evaluator, guard, last),
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
         moments=_moments(options, run, feed, hooks, writer, guard, interruption),
-        report=_report(options, data, limits),
+        report=_report(options, data, limits, clock),
     )
 
 
@@ -147,7 +153,11 @@ def _comparison(
 
 
 def _context(
-    run: TrainingRun, data: FitData, train_metrics: MetricAccumulator, comparison: Comparison
+    run: TrainingRun,
+    data: FitData,
+    train_metrics: MetricAccumulator,
+    comparison: Comparison,
+    readings: LoopReadings,
 ) -> TrainContext:
     def why_not_resumable(inside_epoch: bool) -> str | None:
         return (
@@ -163,12 +173,14 @@ def _context(
         run.record.history,
         why_not_resumable=why_not_resumable,
         comparison=comparison,
-        resumed_from=run.record.resumed_from,
-        run_id=run.record.run_id,
+        origin=Origin(run.record.resumed_from, run.record.run_id),
+        readings=readings,
     )
 
 
-def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard: Guard) -> Step:
+def _step(
+    options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard: Guard, last: LastStep
+) -> Step:
     return Step(
         model=evaluator.runner,
         task=evaluator.task,
@@ -179,6 +191,7 @@ def _step(options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard
         schedule=run.schedule,
         state=run.record.state,
         parameters=parameters_of(run.optimizer),
+        last=last,
     )
 
 
@@ -196,10 +209,11 @@ def _validation(
     return DataValidation(evaluator, data.val, metrics, check, hooks, interruption)
 
 
-def _report(options: TrainerOptions, data: FitData, limits: Limits) -> EpochReport:
+def _report(options: TrainerOptions, data: FitData, limits: Limits, clock: Clock) -> EpochReport:
     batches = data.train.steps
     return EpochReport(
         choose_progress(options.progress),
+        clock,
         steps=None if batches is None else math.ceil(batches / options.accumulation_steps),
         last_epoch=limits.last_epoch,
     )

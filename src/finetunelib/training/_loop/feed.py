@@ -128,7 +128,6 @@ class EpochFeed:
         )
 
     def _new_epoch(self, state: TrainState) -> Iterator[Batch]:
-        self.metrics.reset()
         self._reseed(state)
         batches = self.data.train.epoch(state.epoch)
         return chain([first_of(batches, "train")], batches)

@@ -10,12 +10,12 @@ from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._loop.feed import EpochFeed, place_of
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.moments import Moments
-from finetunelib.training._loop.report import EpochReport
 from finetunelib.training._loop.session import Session
 from finetunelib.training._loop.validation import Validation
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._optimization.step import Step
+from finetunelib.training._reporting.report import EpochReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class FitLoop:
     def _run_epoch(self) -> None:
         context, state, report = self.context, self.context.state, self.report
         if state.batch == 0:
+            self.train_metrics.reset()
             self.moments.epoch_start(context)
         with report.epoch(context):
             windows = self.feed.windows(state)  # A new epoch, or the rest of one.

@@ -121,6 +121,14 @@ class MetricAccumulator:
             )
         self._weight = output.weight
 
+    def weight(self) -> float:
+        """Return what the loss is a mean over: samples, tokens, or the sum of class weights."""
+        return self._loss.weight
+
+    def weight_added(self) -> float:
+        """Return the weight without the part that was restored from a checkpoint."""
+        return self._loss.weight_added
+
     @property
     def why_not_resumable(self) -> str | None:
         """Why a pass cannot be resumed exactly from its middle, or `None` if it can."""

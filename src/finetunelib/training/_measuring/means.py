@@ -82,6 +82,7 @@ class Mean:
     def __init__(self) -> None:
         self._sum = 0.0
         self._weight = 0.0
+        self._restored_weight = 0.0
         self._values: list[Tensor] = []
         self._weights: list[Tensor | float] = []
 
@@ -100,6 +101,17 @@ class Mean:
         self._fold()
         return self._sum / self._weight if self._weight else float("nan")
 
+    @property
+    def weight(self) -> float:
+        """The weight of all values."""
+        self._fold()
+        return self._weight
+
+    @property
+    def weight_added(self) -> float:
+        """The weight of the values that were added here, rather than restored from a state."""
+        return self.weight - self._restored_weight
+
     def state_dict(self) -> dict[str, float]:
         """Return the sum so far."""
         self._fold()
@@ -108,6 +120,7 @@ class Mean:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the sum that `state_dict` returned."""
         self._sum, self._weight = state["sum"], state["weight"]
+        self._restored_weight = self._weight
 
     def _add(self, value: float, weight: float) -> None:
         # The mean of a batch without weight is nan, which must not be added.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetunelib._typing import Batch
 from finetunelib.training._optimization.gradients import Clipping, mean_over
@@ -15,6 +16,50 @@ from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
+
+
+@dataclass(slots=True)
+class LastStep:
+    """The losses of the last step and the norm of its gradients.
+
+    Attributes:
+        losses: The loss of each micro-batch, without its graph.
+        weights: What each loss is a mean over.
+        norm: The norm of the gradients before they were clipped, or `None` if it was not computed.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor | float] = field(default_factory=list)
+    norm: Tensor | None = None
+
+    def start(self) -> None:
+        """Forget the step before."""
+        self.losses, self.weights, self.norm = [], [], None
+
+    def add(self, loss: Tensor, weight: Tensor | float) -> None:
+        """Keep the loss of a micro-batch."""
+        self.losses.append(loss.detach())
+        self.weights.append(weight)
+
+    def read_loss(self) -> float | None:
+        """Return the mean over the micro-batches, or `None` before the first step.
+
+        It waits for an accelerator.
+        """
+        if len(self.losses) < 2:
+            return float(self.losses[0]) if self.losses else None
+        # The mean of a micro-batch without weight is nan, which must not be added.
+        counted = [
+            (float(loss), float(weight))
+            for loss, weight in zip(self.losses, self.weights, strict=True)
+            if float(weight)
+        ]
+        total = sum(weight for _, weight in counted)
+        return sum(loss * weight for loss, weight in counted) / total if total else math.nan
+
+    def read_norm(self) -> float | None:
+        """Return the norm, or `None` if it was not computed. It waits for an accelerator."""
+        return None if self.norm is None else float(self.norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +76,7 @@ class Step:
         schedule: The learning-rate schedule.
         state: The counters; each call adds one to `step`.
         parameters: The parameters of the optimizer.
+        last: What callbacks can read about the last step.
     """
 
     model: nn.Module
@@ -42,6 +88,7 @@ class Step:
     schedule: Schedule
     state: TrainState
     parameters: list[nn.Parameter]
+    last: LastStep
 
     def __call__(self, window: Sequence[Batch], measure: Callable[[StepOutput], None]) -> None:
         """Update the weights once.
@@ -54,17 +101,20 @@ class Step:
             NonFiniteError: If a loss is not finite. There is no update then.
         """
         self.guard.start()
+        self.last.start()
         self.optimizer.zero_grad()
         mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
                 output = validate_output(self.task.step(self.model, micro_batch), self.task)
+            self.last.add(output.loss, output.weight)
             self.guard.check(output, micro_batch)
             self.precision.backward(mean.scale_loss(output.loss, output.weight))
             measure(output)
         self.precision.unscale(self.optimizer)
         mean.normalize(self.parameters)
-        self.guard.check_norm(self.clip(self.parameters), window[-1])
+        self.last.norm = self.clip(self.parameters)
+        self.guard.check_norm(self.last.norm, window[-1])
         self.precision.step(self.optimizer)
         self.schedule.after_step()
         self.state.step += 1

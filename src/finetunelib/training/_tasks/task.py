@@ -54,6 +54,10 @@ class Task(ABC):
     and targets. The Trainer passes the model, which may be a compiled or wrapped form of yours,
     in the right mode, and the batch on the model's device.
 
+    Attributes:
+        counts_tokens: Whether `StepOutput.weight` is a number of tokens. If it is,
+            `TrainContext.tokens_per_second` measures the speed in tokens. `False` by default.
+
     Example:
         A model with two inputs:
 
@@ -72,6 +76,8 @@ class Task(ABC):
         >>> len(trainer.fit(batches, epochs=2))
         2
     """
+
+    counts_tokens: bool = False
 
     @abstractmethod
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from finetunelib._progress import Progress
-from finetunelib.data._batch import length_of
+from finetunelib._typing import Batch
 from finetunelib.training._callbacks.context import TrainContext
-from finetunelib.training._loop.feed import Window
+from finetunelib.training._reporting.clock import Clock
 from finetunelib.training._state import TrainState
 
 #: The columns that a report adds to the metrics of an epoch.
@@ -20,29 +19,31 @@ TIMING_COLUMNS = ("lr", "seconds", "samples_per_second")
 class EpochReport:
     """Shows a bar during an epoch and a line after it, and adds timings to its row."""
 
-    def __init__(self, progress: Progress, *, steps: int | None, last_epoch: float) -> None:
+    def __init__(
+        self, progress: Progress, clock: Clock, *, steps: int | None, last_epoch: float
+    ) -> None:
         """Create a report.
 
         Args:
             progress: Where to show the progress.
+            clock: Measures the time.
             steps: The number of updates in an epoch, or `None` if unknown.
             last_epoch: The number of the last epoch, or infinity.
         """
         self._progress = progress
+        self._clock = clock
         self._steps = steps
         self._total = "" if math.isinf(last_epoch) else f"/{last_epoch:.0f}"
-        self._started = self._trained = 0.0
-        self._samples = 0
         self._row: Mapping[str, float] | None = None
 
     def start_clock(self) -> None:
         """Start to time the first epoch, which includes the preparation of its data."""
-        self._started = time.perf_counter()
+        self._clock.start()
 
     @contextlib.contextmanager
     def epoch(self, context: TrainContext) -> Iterator[None]:
         """Show the bar during the block, and the line of the epoch after it."""
-        self._row, self._samples = None, 0
+        self._row = None
         self._progress.start(f"epoch {context.state.epoch + 1}{self._total}", self._steps)
         try:
             yield
@@ -53,15 +54,14 @@ class EpochReport:
                 self._progress.finish(self._line(self._row, context.stop_reason))
             self.start_clock()
 
-    def advance(self, window: Window) -> None:
+    def advance(self, window: Sequence[Batch]) -> None:
         """Count an update and its samples."""
-        for micro_batch in window:
-            self._samples += length_of(micro_batch)
+        self._clock.count(window)
         self._progress.advance()
 
     def end_training(self) -> None:
         """Stop the clock of training; validation follows."""
-        self._trained = time.perf_counter()
+        self._clock.stop_training()
 
     def row(self, values: Mapping[str, float], state: TrainState, lr: float) -> dict[str, float]:
         """Return the row of the epoch.
@@ -76,8 +76,8 @@ class EpochReport:
             "step": state.step,
             **values,
             "lr": lr,
-            "seconds": time.perf_counter() - self._started,
-            "samples_per_second": self._samples / (self._trained - self._started),
+            "seconds": self._clock.seconds,
+            "samples_per_second": self._clock.samples_per_second,
         }
         self._row = row
         return row
