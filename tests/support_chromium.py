@@ -174,6 +174,12 @@ class Chromium:
             self._evaluate(session, _LOADED)
             return Page(self._requests())
 
+    def loaded(self, url: str, expression: str) -> tuple[Any, list[str]]:
+        """Open any page, evaluate JavaScript in it, and return the value and all requests."""
+        with self._tab(url) as session:
+            self._evaluate(session, _LOADED)
+            return self._evaluate(session, expression), self._requests()
+
     def value(self, url: str, expression: str) -> Any:
         """Open Netron's page, wait until its graph is drawn, and evaluate JavaScript in it."""
         with self._tab(url) as session:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetunelib._escapes import one_line
+from finetunelib._html import html_table
 from finetunelib._messages import readable_size
 from finetunelib._public import public
 from finetunelib._tables import wrapped
@@ -80,16 +81,40 @@ class ExportReport:
     def __str__(self) -> str:
         tensors = [f"input   {info}" for info in self.inputs]
         tensors += [f"output  {info}" for info in self.outputs]
-        tensors += [*self.notes, *(f"The graph checks that {check}." for check in self.size_checks)]
+        *notes, verification = self._sentences
         return "\n".join(
             [
                 *wrapped(self._title),
-                *(line for text in tensors for line in wrapped(text, indent="  ")),
-                *wrapped(str(self.verification or "Not verified (`verify=False`).")),
+                *(line for text in [*tensors, *notes] for line in wrapped(text, indent="  ")),
+                *wrapped(verification),
                 f"View:     {self.view_command}",
                 f"Summary:  {self.summary_command}",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        tensors = (("input", self.inputs), ("output", self.outputs))
+        return html_table(
+            ("Tensor", "Name", "Type", "Shape"),
+            [
+                (kind, info.name, info.dtype, str(list(info.shape)).replace("'", ""))
+                for kind, infos in tensors
+                for info in infos
+            ],
+            title=self._title,
+            notes=[
+                *self._sentences,
+                f"View: `{self.view_command}`",
+                f"Summary: `{self.summary_command}`",
+            ],
+            code=("Name",),
+        )
+
+    @property
+    def _sentences(self) -> list[str]:
+        checks = [f"The graph checks that {check}." for check in self.size_checks]
+        verification = str(self.verification or "Not verified (`verify=False`).")
+        return [*self.notes, *checks, verification]
 
     @property
     def _status(self) -> str:

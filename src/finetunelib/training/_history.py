@@ -14,13 +14,18 @@ from finetunelib._arguments import LARGEST_IN_FILES, is_number
 from finetunelib._escapes import one_line
 from finetunelib._files.atomic import write_atomically
 from finetunelib._files.paths import check_readable
+from finetunelib._html import html_table
 from finetunelib._public import public
+from finetunelib._tables import text_table
 from finetunelib._typing import StrPath
 from finetunelib.errors import CorruptFileError, InvalidArgumentError
 from finetunelib.finetuning._freezing.certificate import Certificate
 
 #: The columns of whole numbers from 0.
 _COUNTERS = ("epoch", "step")
+
+#: The most rows that a notebook shows, and how many of them are the first ones.
+_MOST_ROWS, _FIRST_ROWS = 60, 5
 
 
 @public("finetunelib.training")
@@ -101,19 +106,29 @@ class History:
     __hash__: ClassVar[None]  # type: ignore[assignment]  # it changes, so it cannot be hashed
 
     def __repr__(self) -> str:
-        return f"History({len(self)} epochs: {', '.join(self.names)})"
+        return f"History({len(self)} epochs: {one_line(', '.join(self.names), 70)})"
 
     def __str__(self) -> str:
         if not self.rows:
             return "History (0 epochs)"
+        titles = [one_line(name) for name in self.names]
+        return "\n".join(text_table(titles, self._cells(self.rows), numeric=titles))
+
+    def _repr_html_(self) -> str:
+        titles = [one_line(name) for name in self.names]
+        rows, notes = self._cells(self.rows), []
+        if len(rows) > _MOST_ROWS:
+            left_out = len(rows) - _MOST_ROWS
+            rows[_FIRST_ROWS : _FIRST_ROWS + left_out] = [["\u2026"] * len(titles)]
+            notes.append(f"{left_out:,} rows are not shown: `history.rows` contains all of them.")
+        if self.certificate is not None:
+            notes.append(str(self.certificate))
+        title = "History (0 epochs)" if not self.rows else ""
+        return html_table(titles, rows, title=title, notes=notes, numeric=titles)
+
+    def _cells(self, rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
         names = self.names
-        lines = [[_readable(name, row.get(name)) for name in names] for row in self.rows]
-        titles = [one_line(name) for name in names]
-        widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            for cells in [titles, *lines]
-        )
+        return [[_readable(name, row.get(name)) for name in names] for row in rows]
 
     def to_json(self, path: StrPath) -> Path:
         """Write the rows to `path` as a JSON list of objects, and return the path.

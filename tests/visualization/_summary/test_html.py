@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from finetunelib import build_mlp
-from finetunelib.visualization import Summary, summary
+from finetunelib.visualization import summary
 from support_chromium import chromium, find_chromium
-
-
-class Reader(HTMLParser):
-    """Parses a table: its cells by row, and the names of all tags."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.tags: set[str] = set()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag != "br":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1] and {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-
-
-def read(table: Summary) -> Reader:
-    """Parse the HTML of a summary."""
-    reader = Reader()
-    reader.feed(table._repr_html_())
-    reader.close()
-    return reader
+from support_html import jupyterlab_page, read
 
 
 def test_table_contains_all_rows() -> None:
-    """The table consists of a header, one row per module, and the notes; all tags are closed."""
+    """The table consists of a header and one row per module, with the notes below."""
     table = summary(build_mlp(784, [500], 10))
     reader = read(table)
-    assert reader.open == []
-    assert len(reader.rows) == 1 + len(table.rows) + 1
+    assert len(reader.rows) == 1 + len(table.rows)
     head = ["head", "Linear", "2x10", "5,010", "5,010", "train", "float32", "20.0 kB"]
-    assert reader.rows[-2] == head
-    assert reader.rows[-1][0].startswith("397,510 parameters")
+    assert reader.rows[-1] == head
+    assert reader.paragraphs[0] == "MLP on a guessed input of 2x784 float32"
+    assert reader.paragraphs[1].startswith("397,510 parameters")
 
 
 def test_names_and_messages_are_escaped() -> None:
@@ -74,16 +39,7 @@ def test_names_and_messages_are_escaped() -> None:
     reader = read(table)
     assert reader.tags.isdisjoint({"script", "img", "b"})
     assert reader.rows[2][:2] == ["<script>alert(1)</script>", "<b>&"]
-    assert "<img src=x" in reader.rows[-1][0]
-
-
-def test_style_applies_only_to_the_table() -> None:
-    """Every CSS selector starts with the class of the table."""
-    style = summary(nn.Linear(2, 2))._repr_html_().partition("</style>")[0].partition(">")[2]
-    selectors = [rule.partition("{")[0] for rule in style.split("}") if rule.strip()]
-    assert selectors
-    for selector in ",".join(selectors).split(","):
-        assert selector.strip().startswith(".finetunelib-summary")
+    assert "<img src=x" in reader.paragraphs[-1]
 
 
 def test_failed_row_is_marked() -> None:
@@ -92,13 +48,48 @@ def test_failed_row_is_marked() -> None:
     assert summary(model, torch.zeros(2, 8))._repr_html_().count('<tr class="failed">') == 1
 
 
+#: The left edges of the names, and whether each heading is above its cells and legible.
+_LAYOUT = """(() => {
+    const left = (cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return range.getBoundingClientRect();
+    };
+    const rows = [...document.querySelectorAll("tr")].map((row) => [...row.children]);
+    return {
+        names: rows.slice(1).map((cells) => Math.round(left(cells[0]).left)),
+        classes: [...new Set(rows.map((cells) => Math.round(left(cells[1]).left)))],
+        memory: [...new Set(rows.map((cells) => Math.round(left(cells[7]).right)))],
+        heights: rows.slice(1).map((cells) => cells[0].offsetHeight),
+        colors: [...new Set(rows.flat().map((cell) => getComputedStyle(cell).color))],
+    };
+})()"""
+
+
 @pytest.mark.slow
-def test_table_loads_nothing(tmp_path: Path) -> None:
-    """A browser that shows the table requests only the file."""
+def test_layout_in_jupyterlab(tmp_path: Path) -> None:
+    """The style sheets of JupyterLab change neither the indentation nor the alignment.
+
+    The browser requests only the file.
+    """
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium is installed")
-    file = tmp_path / "summary.html"
-    file.write_text(summary(build_mlp(784, [500], 10))._repr_html_(), encoding="utf-8")
+    table = summary(build_mlp(784, [500], 10))
     with chromium(path) as browser:
-        assert browser.plain(file.as_uri()).requests == [file.as_uri()]
+        for theme, color in (("light", "rgba(0, 0, 0, 0.87)"), ("dark", "rgb(255, 255, 255)")):
+            file = tmp_path / f"{theme}.html"
+            file.write_text(jupyterlab_page(theme, table), encoding="utf-8")
+            layout, requests = browser.loaded(file.as_uri(), _LAYOUT)
+            assert requests == [file.as_uri()]
+            whole, *parts = layout["names"]
+            first = parts[0] - whole
+            depths = [row.depth for row in table.rows[1:]]
+            assert first > 5
+            assert all(
+                abs(place - whole - first * depth) <= 1
+                for place, depth in zip(parts, depths, strict=True)
+            )
+            assert len(layout["classes"]) == len(layout["memory"]) == 1
+            assert max(layout["heights"]) - min(layout["heights"]) <= 1
+            assert layout["colors"] == [color]

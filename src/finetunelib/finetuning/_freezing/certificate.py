@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from finetunelib._escapes import one_line
+from finetunelib._html import Row, html_table
 from finetunelib._messages import listed, quoted
 from finetunelib._public import public
 from finetunelib._tables import wrapped
@@ -57,7 +59,7 @@ class Certificate:
 
     def __repr__(self) -> str:
         counts = f"{len(self.digests)} unchanged, {len(self.loaded)} of them loaded"
-        moved = f", moved={list(self.moved[:_SHOWN])!r}" if self.moved else ""
+        moved = f", moved={one_line(str(list(self.moved[:_SHOWN])), 30)}" if self.moved else ""
         more = f" and {len(self.moved) - _SHOWN} more" if len(self.moved) > _SHOWN else ""
         return f"Certificate({counts}{moved}{more})"
 
@@ -72,6 +74,27 @@ class Certificate:
         if self.moved:
             text += f"; changed although frozen: {listed(self.moved)}"
         return "\n".join(wrapped(f"{text}."))
+
+    def _repr_html_(self) -> str:
+        kinds = (
+            ("Unchanged", tuple(self.digests)),
+            ("Unchanged since they were loaded", self.loaded),
+            ("Changed although frozen", self.moved),
+        )
+        return html_table(
+            ("Frozen tensors", "Number", "Names"),
+            [
+                Row(
+                    (kind, f"{len(names):,}", listed(names)),
+                    "failed" if names is self.moved else "",
+                )
+                for kind, names in kinds
+                if names
+            ],
+            title=str(self),
+            numeric=("Number",),
+            wide=("Names",),
+        )
 
 
 class FreezeAudit:

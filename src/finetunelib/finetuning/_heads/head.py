@@ -7,7 +7,10 @@ from typing import TypeAlias
 
 from torch import nn
 
+from finetunelib._escapes import one_line
+from finetunelib._html import html_table
 from finetunelib._public import public
+from finetunelib._tables import wrapped
 from finetunelib.errors import HeadNotFoundError
 
 HeadLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -15,7 +18,7 @@ HEAD_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @public("finetunelib.finetuning")
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Head:
     """The layer of a model that computes its outputs.
 
@@ -40,11 +43,32 @@ class Head:
     out_features: int
     found_by: str
 
+    def __repr__(self) -> str:
+        name, kind = one_line(repr(self.name), 40), one_line(_kind_of(self.module), 20)
+        return f"Head({name}, {kind} from {self.in_features} to {self.out_features} features)"
+
     def __str__(self) -> str:
         subject = f"`{self.name}`, " if self.name else "the model itself, "
-        return (
+        text = (
             f"The head is {subject}a {_kind_of(self.module)} from {self.in_features} to "
             f"{self.out_features} features, found by {self.found_by}."
+        )
+        return "\n".join(wrapped(text))
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            ("Head", "Class", "In features", "Out features", "Found by"),
+            [
+                (
+                    self.name or "(model)",
+                    _kind_of(self.module),
+                    f"{self.in_features:,}",
+                    f"{self.out_features:,}",
+                    self.found_by,
+                )
+            ],
+            numeric=("In features", "Out features"),
+            code=("Head",),
         )
 
 

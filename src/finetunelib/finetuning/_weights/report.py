@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from finetunelib._escapes import one_line
+from finetunelib._html import html_table
 from finetunelib._messages import listed
 from finetunelib._public import public
 from finetunelib._tables import wrapped
@@ -96,42 +97,64 @@ class LoadReport:
             "cast": self.cast,
         }
         counts = "".join(f", {len(names)} {kind}" for kind, names in others.items() if names)
-        return (
-            f"LoadReport({one_line(repr(self.path.name), 40)}, {len(self.loaded)} loaded{counts})"
-        )
+        name = one_line(repr(self.path.name), 30)
+        return one_line(f"LoadReport({name}, {len(self.loaded)} loaded{counts})", 99)
 
     def __str__(self) -> str:
         lines = self.lines(f"loaded from {self.path.name}")
         return "\n".join(part for line in lines for part in wrapped(line))
 
+    def _repr_html_(self) -> str:
+        return html_table(
+            ("Tensors", "Number", "Names"),
+            [
+                ("Loaded", f"{len(self.loaded):,}", listed(self.loaded)),
+                *((kind, f"{number:,}", names) for kind, number, names in self._others()),
+            ],
+            title=self._headline(f"loaded from {self.path.name}"),
+            notes=[*self._notes(), *self.suggestions],
+            numeric=("Number",),
+            wide=("Names",),
+        )
+
     def lines(self, verb: str) -> list[str]:
         """Return the lines of the report. `verb` replaces "loaded" in the first."""
-        lines = [f"{len(self.loaded)} of {self._tensors} tensors {verb}."]
+        others = [f"{kind}: {names}." for kind, _, names in self._others()]
+        return [self._headline(verb), *others, *self._notes(), *self.suggestions]
+
+    def _headline(self, verb: str) -> str:
+        return f"{len(self.loaded)} of {self._tensors} tensors {verb}."
+
+    def _others(self) -> Iterator[tuple[str, int, str]]:
+        """Yield what is special about some tensors, their number, and their names as text."""
+        counters = set(self.counters)
+        missing = [name for name in self.missing if name not in counters]
+        shapes = [
+            f"{name} (file {list(file)}, model {list(model)})"
+            for name, (file, model) in self.wrong_shape.items()
+        ]
+        for kind, number, names in (
+            ("Missing in the file", len(missing), listed(missing)),
+            ("Not in the model", len(self.unexpected), listed(self.unexpected)),
+            ("Different shape", len(shapes), listed(shapes)),
+            ("Incompatible dtype", len(self.wrong_dtype), dtype_pairs(self.wrong_dtype)),
+            ("Rounded to the model's dtype", len(self.cast), dtype_pairs(self.cast)),
+        ):
+            if number:
+                yield kind, number, names
+
+    def _notes(self) -> Iterator[str]:
         counters = self.counters
-        missing = [name for name in self.missing if name not in set(counters)]
-        if missing:
-            lines.append(f"Missing in the file: {listed(missing)}.")
         if counters:
-            lines.append(
+            yield (
                 f"The file predates `{_COUNTER}`; {len(counters)} BatchNorm counters keep their "
                 "values, which does not affect outputs."
             )
-        if self.unexpected:
-            lines.append(f"Not in the model: {listed(self.unexpected)}.")
-        if self.wrong_shape:
-            shapes = [
-                f"{name} (file {list(file)}, model {list(model)})"
-                for name, (file, model) in self.wrong_shape.items()
-            ]
-            lines.append(f"Different shape: {listed(shapes)}.")
         if self.wrong_dtype:
-            lines.append(
-                f"Incompatible dtype: {dtype_pairs(self.wrong_dtype)}. If the values mean the "
-                "same, convert them in the state dict and save it again."
+            yield (
+                "If the values of tensors with an incompatible dtype mean the same, convert them "
+                "in the state dict and save it again."
             )
-        if self.cast:
-            lines.append(f"Rounded to the model's dtype: {dtype_pairs(self.cast)}.")
-        return [*lines, *self.suggestions]
 
 
 def dtype_pairs(pairs: Mapping[str, tuple[torch.dtype, torch.dtype]]) -> str:

@@ -66,7 +66,7 @@ class Summary:
         return self.parameters - self.trainable_parameters
 
     def __repr__(self) -> str:
-        title = one_line(self.title)
+        title = one_line(self.title, 50)
         return f"Summary({title}, {len(self.rows)} rows, {self.parameters:,} parameters)"
 
     def __str__(self) -> str:
