@@ -13,7 +13,7 @@ from typing import Literal
 
 from finetunelib._escapes import escaped
 
-#: Repeated, so that a rule has precedence over those of JupyterLab (two classes and an element).
+#: Repeated, because a rule must have precedence over those of JupyterLab (two classes and a tag).
 _SCOPE = ".finetunelib-table" * 3
 
 #: Lines and backgrounds are half-transparent, which works on light and dark pages.
@@ -47,7 +47,7 @@ class Row:
 
     Attributes:
         cells: The texts of the cells.
-        kind: `"quiet"` for what matters less, `"failed"` for what is wrong.
+        kind: `"quiet"` for a less important row, `"failed"` for what is wrong.
         depth: How far the first cell is indented.
         prefix: A pale text in front of the first cell.
     """
