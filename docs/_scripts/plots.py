@@ -1,4 +1,4 @@
-"""Draw the figures of docs/how-to/plots.md from training runs on scikit-learn's digits.
+"""Draw the figures of docs/how-to/plots.md and learning-rate.md from runs on scikit-learn digits.
 
 Run it from the root of the repository (half a minute on two cores). It writes
 docs/_static/plots-*.png in a light and a dark version:
@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 from finetunelib import Trainer, build_mlp
 from finetunelib.callbacks import EarlyStopping
-from finetunelib.training import History
-from finetunelib.visualization import plot_confusion, plot_history, plot_predictions
+from finetunelib.training import History, find_lr
+from finetunelib.visualization import (
+    plot_confusion,
+    plot_history,
+    plot_lr_finder,
+    plot_predictions,
+)
 
 FOLDER = Path(__file__).parents[1] / "_static"
 
@@ -44,6 +49,8 @@ def main() -> None:
 
     write("history", partial(plot_history, runs["SGD"]))
     write("runs", partial(plot_history, runs, title="Three ways to train"))
+    trainer = Trainer(build_mlp(64, [64], 10, seed=0), progress=False)
+    write("lr-finder", partial(plot_lr_finder, find_lr(trainer, train)))
     write("predictions", partial(plot_predictions, model, test, count=12))
     write("confusion", partial(plot_confusion, model, test))
 

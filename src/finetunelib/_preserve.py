@@ -107,7 +107,9 @@ def buffers_preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged(*modules: nn.Module, others: Iterable[object] = ()) -> Iterator[None]:
+def unchanged(
+    *modules: nn.Module, others: Iterable[object] = (), signs_of_zeros: bool = False
+) -> Iterator[None]:
     """Restore attributes, parameters and buffers of modules on exit, with their values.
 
     A forward may change a buffer, keep a hidden state, initialize parameters from its data, or
@@ -116,6 +118,8 @@ def unchanged(*modules: nn.Module, others: Iterable[object] = ()) -> Iterator[No
     Args:
         *modules: The modules.
         others: Other objects, whose attributes are restored too.
+        signs_of_zeros: Whether 0.0 and -0.0 count as different, which an optimizer may turn into
+            each other.
     """
     parts = [part for module in modules for part in module.modules()]
     everything = [*parts, *(other for other in others if hasattr(other, "__dict__"))]
@@ -123,7 +127,7 @@ def unchanged(*modules: nn.Module, others: Iterable[object] = ()) -> Iterator[No
     try:
         yield
     finally:
-        values.restore()
+        values.restore(signs_of_zeros=signs_of_zeros)
         attributes.restore()
 
 
@@ -153,12 +157,13 @@ class _Values:
                     found[id(value)] = value
         self._saved = [(tensor, tensor.detach().clone()) for tensor in found.values()]
 
-    def restore(self) -> None:
+    def restore(self, *, signs_of_zeros: bool = False) -> None:
         """Write back the values that have changed."""
         with torch.no_grad():
             for tensor, value in self._saved:
-                if not _same_bits(tensor.detach(), value):
-                    tensor.detach().copy_(value)
+                now = tensor.detach()
+                if not _same_bits(now, value) or (signs_of_zeros and not _same_signs(now, value)):
+                    now.copy_(value)
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -168,6 +173,10 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other) or (
         one.is_floating_point() and bool(((one == other) | (one.isnan() & other.isnan())).all())
     )
+
+
+def _same_signs(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return not one.is_floating_point() or torch.equal(one.signbit(), other.signbit())
 
 
 @contextlib.contextmanager

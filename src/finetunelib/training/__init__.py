@@ -1,5 +1,11 @@
-"""The results of a `Trainer` (which is at the top level), and what users extend it with."""
+"""The results of a `Trainer` (which is at the top level), and what users extend it with.
 
+Functions that take a Trainer are imported when first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from finetunelib._lazy import lazily
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._history import History
@@ -8,17 +14,26 @@ from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task
 from finetunelib.training._tasks.tokens.task import TokenTask
 
+if TYPE_CHECKING:
+    from finetunelib.training._lr_finder.find import find_lr
+    from finetunelib.training._lr_finder.result import LRFinderResult
+
 __all__ = [
     "Accuracy",
     "Callback",
     "History",
+    "LRFinderResult",
     "StepOutput",
     "Task",
     "TokenTask",
     "TrainContext",
     "TrainState",
+    "find_lr",
 ]
 
-
-def __dir__() -> list[str]:
-    return __all__
+if not TYPE_CHECKING:  # Type checkers use the imports above.
+    __getattr__, __dir__ = lazily(
+        __name__,
+        globals(),
+        {"LRFinderResult": "_lr_finder.result", "find_lr": "_lr_finder.find"},
+    )

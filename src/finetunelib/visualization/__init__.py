@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from finetunelib.visualization._netron.server import NetronServer
     from finetunelib.visualization._plots.confusion import plot_confusion
     from finetunelib.visualization._plots.history import plot_history
+    from finetunelib.visualization._plots.lr_finder import plot_lr_finder
     from finetunelib.visualization._plots.predictions import plot_predictions
     from finetunelib.visualization._summary.rows import SummaryRow
     from finetunelib.visualization._summary.table import Summary, summary
@@ -21,6 +22,7 @@ __all__ = [
     "SummaryRow",
     "plot_confusion",
     "plot_history",
+    "plot_lr_finder",
     "plot_predictions",
     "summary",
 ]
@@ -35,6 +37,7 @@ if not TYPE_CHECKING:  # Type checkers use the imports above.
             "SummaryRow": "_summary.rows",
             "plot_confusion": "_plots.confusion",
             "plot_history": "_plots.history",
+            "plot_lr_finder": "_plots.lr_finder",
             "plot_predictions": "_plots.predictions",
             "summary": "_summary.table",
         },

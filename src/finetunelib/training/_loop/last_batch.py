@@ -16,7 +16,7 @@ from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
 
 
-def check_last_batch(model: nn.Module, first: Batch, batches: Batches) -> None:
+def check_last_batch(model: nn.Module, first: Batch, batches: Batches, name: str = "train") -> None:
     """Raise if an epoch has a batch of one sample that the model cannot be trained on.
 
     Only if the sizes say that there is one, the first sample is passed through the model in the
@@ -26,6 +26,7 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches) -> None:
         model: The model, in the modes of training.
         first: The first batch, on the model's device.
         batches: The training data.
+        name: The name of the data, for messages.
 
     Raises:
         InvalidArgumentError: If a BatchNorm needs more than one sample.
@@ -37,7 +38,7 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches) -> None:
     size = batches.batch_size
     if size is None:
         raise InvalidArgumentError(
-            "The last batch of `train` has one sample, from which BatchNorm cannot compute "
+            f"The last batch of `{name}` has one sample, from which BatchNorm cannot compute "
             "statistics in training. Pass `drop_last=True` to the DataLoader, or another "
             "`batch_size`."
         )

@@ -27,14 +27,14 @@ class Session:
         with (
             self.signals.handled(),
             random_state_preserved(),
-            _in_train_mode(context.model),
+            in_train_mode(context.model),
             _certified(context, self.freeze_audit),
         ):
             yield
 
 
 @contextlib.contextmanager
-def _in_train_mode(model: nn.Module) -> Iterator[None]:
+def in_train_mode(model: nn.Module) -> Iterator[None]:
     """Run the block with the model in train mode, and restore the modes afterwards.
 
     If the model is already in train mode, submodules set to eval are left alone: that was

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import Batch
 from finetunelib.training._optimization.gradients import Clipping, mean_over
-from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
@@ -62,6 +62,22 @@ class LastStep:
         return None if self.norm is None else float(self.norm)
 
 
+class LossCheck(Protocol):
+    """What looks at the losses of a step: a guard that stops the run, or nothing."""
+
+    def start(self) -> None:
+        """Prepare for a step."""
+        ...
+
+    def check(self, output: StepOutput, batch: Batch) -> None:
+        """Look at the loss of a micro-batch, before its backward pass."""
+        ...
+
+    def check_norm(self, norm: Tensor | None, batch: Batch) -> None:
+        """Look at the norm of the gradients before the update, if clipping has computed it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Updates the weights of a model.
@@ -71,7 +87,7 @@ class Step:
         task: Computes the loss of a micro-batch.
         optimizer: The optimizer.
         precision: The number format of the forward pass, and the scale of the loss.
-        guard: Stops the run if the loss is not finite.
+        guard: Stops the run if the loss is not finite, unless the steps will be undone.
         clip: Clips the gradients.
         schedule: The learning-rate schedule.
         state: The counters; each call adds one to `step`.
@@ -83,7 +99,7 @@ class Step:
     task: Task
     optimizer: torch.optim.Optimizer
     precision: Precision
-    guard: Guard
+    guard: LossCheck
     clip: Clipping
     schedule: Schedule
     state: TrainState
