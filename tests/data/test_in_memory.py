@@ -344,7 +344,7 @@ def test_stream_is_an_error_that_names_its_type(dataset: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["a cat", None, {"image": torch.zeros(2)}, object()], ids=["text", "None", "dict", "o"]
+    "part", ["a cat", None, {torch.zeros(2)}, object()], ids=["text", "None", "set", "o"]
 )
 def test_sample_of_text_is_an_error_that_names_its_type(part: Any) -> None:
     """Texts cannot be stored as tensors."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetunelib.data import TensorBatches
-from finetunelib.data._tensors import as_tensor, is_tensor_like
+from finetunelib.data._parts import as_tensor, is_tensor_like
 from finetunelib.errors import (
     DataError,
     EmptyDataError,

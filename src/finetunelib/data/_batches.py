@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetunelib._typing import Batch, SizedDataset, TensorLike
+from finetunelib._typing import Batch, SizedDataset
+from finetunelib.data._parts import PartLike
 
 
 class Batches(Protocol):
@@ -128,10 +129,10 @@ class SeededBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-#: Data to train on, to evaluate or to predict. A single tensor or array is inputs only.
+#: Data to train on, to evaluate or to predict. A single tensor, array or mapping is inputs only.
 Data: TypeAlias = (
-    TensorLike
-    | tuple[TensorLike, TensorLike]
+    PartLike
+    | tuple[PartLike, PartLike]
     | Dataset[Any]
     | SizedDataset[Any]
     | Iterable[Batch]

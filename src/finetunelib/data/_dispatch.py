@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
@@ -12,9 +12,10 @@ from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
 from finetunelib.data._datasets import DatasetBatches
 from finetunelib.data._in_memory import InMemoryDataset
+from finetunelib.data._parts import is_part, is_tensor_like
 from finetunelib.data._ready import ReadyBatches, batch_stream
 from finetunelib.data._samples import CollateFunction
-from finetunelib.data._tensors import TensorBatches, is_tensor_like
+from finetunelib.data._tensors import TensorBatches, batches_of_mapping
 from finetunelib.errors import EmptyDataError, InvalidTypeError
 
 
@@ -33,9 +34,10 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
 
     Args:
         data: `TensorBatches`, which keep their own batch size and seed; a tuple (inputs, targets)
-            of tensors or arrays; a Dataset, or anything else with a length and items that is not a
-            list or tuple; any other iterable, including lists and DataLoaders, which yields ready
-            batches. With `inputs_only`, also a single tensor or array.
+            of tensors or arrays, or of mappings of them by name; a Dataset, or anything else with a
+            length and items that is not a list or tuple; any other iterable, including lists and
+            DataLoaders, which yields ready batches. With `inputs_only`, also a single tensor,
+            array, or mapping of them.
         name: The name of the argument, for messages.
         batch_size: The number of samples per batch, unless the data yields ready batches.
         num_workers: The number of processes that read a dataset; 0 reads it in this process.
@@ -57,18 +59,16 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
         raise InvalidTypeError(
             f"`{name}` must contain targets too, got a single tensor. Pass (inputs, targets)."
         )
-    if isinstance(data, tuple) and len(data) == 2 and all(map(is_tensor_like, data)):
+    if isinstance(data, Mapping) and not isinstance(data, Dataset):
+        return _mapping(data, name, batch_size, seed, inputs_only=inputs_only)
+    if isinstance(data, tuple) and len(data) == 2 and all(map(is_part, data)):
+        _check_no_batches(data, name)
         return TensorBatches(*data, batch_size=batch_size, seed=seed)
     # Exact types only: a subclass may change its samples.
     if type(data) is TensorDataset and collate_fn is None:
         return TensorBatches(*data.tensors, batch_size=batch_size, seed=seed)
     if type(data) is InMemoryDataset and collate_fn is None:
-        return TensorBatches(
-            *data.tensors,
-            batch_size=batch_size,
-            seed=seed,
-            batch_transform=data.batch_transform,
-        )
+        return data._batches(batch_size, seed)  # noqa: SLF001 - of this package
     if isinstance(data, IterableDataset):
         return batch_stream(
             data,
@@ -90,6 +90,37 @@ def as_batches(  # noqa: PLR0911 - one return per type of data
             name=name,
         )
     return ReadyBatches(cast("Iterable[Batch]", data), name)
+
+
+def _mapping(
+    data: Mapping[Any, Any], name: str, batch_size: int, seed: int, *, inputs_only: bool
+) -> Batches:
+    """Return batches of a mapping of tensors, which is inputs only."""
+    if inputs_only and (not data or any(map(is_tensor_like, data.values()))):
+        return batches_of_mapping(data, batch_size=batch_size, seed=seed)
+    tensors = bool(data) and all(map(is_tensor_like, data.values()))
+    if tensors and "labels" in data:
+        advice = (
+            "Pass (inputs, targets): `({name: value for name, value in data.items() if name != "
+            '"labels"}, data["labels"])`.'
+        )
+    elif tensors:
+        advice = "Pass the targets too: `(inputs, targets)`, where `inputs` is this mapping."
+    else:
+        advice = "Pass one of its values, such as a Dataset, or a tuple (inputs, targets)."
+    raise InvalidTypeError(
+        f"`{name}` must contain inputs and targets, got a {type(data).__name__} with the keys "
+        f"{', '.join(map(repr, data)) or '(none)'}. {advice}"
+    )
+
+
+def _check_no_batches(data: tuple[Any, Any], name: str) -> None:
+    """Raise if a tuple consists of two mappings with labels, which are not inputs and targets."""
+    if all(isinstance(part, Mapping) and "labels" in part for part in data):
+        raise InvalidTypeError(
+            f"`{name}` is a tuple of two mappings that both contain `labels`, so they are not "
+            "inputs and targets. Pass ready batches as a list."
+        )
 
 
 def _check_iterable(data: Any, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,15 @@ from finetunelib._preserve import random_state_preserved
 from finetunelib._progress import Progress, choose_progress
 from finetunelib._public import public
 from finetunelib._typing import SizedDataset
-from finetunelib.data._tensors import is_tensor_like
+from finetunelib.data._parts import (
+    Part,
+    PartLike,
+    as_part,
+    common_length,
+    is_tensor_like,
+    mapped_part,
+)
+from finetunelib.data._tensors import TensorBatches, batches_of_mapping
 from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
 
 #: The number of samples that are read twice. Each repeated read misses a random flip with
@@ -28,7 +36,8 @@ class InMemoryDataset(TensorDataset):
     """A dataset in memory, as returned by `in_memory`.
 
     Attributes:
-        tensors: The inputs and targets (or other parts of a sample), one row per sample.
+        tensors: The inputs and targets (or other parts of a sample), one row per sample. A part of
+            a sample that is a mapping is a dict of tensors.
         batch_transform: The function that the Trainer applies to a batch of inputs, or `None`.
 
     Example:
@@ -36,27 +45,44 @@ class InMemoryDataset(TensorDataset):
     """
 
     def __init__(
-        self, *tensors: Tensor, batch_transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        *tensors: PartLike,
+        batch_transform: Callable[[Any], Any] | None = None,  # Any: a tensor or a dict of them.
     ) -> None:
-        super().__init__(*tensors)
-        self.batch_transform: Callable[[Tensor], Tensor] | None = batch_transform
+        parts = tuple(as_part(tensor, position) for position, tensor in enumerate(tensors))
+        self._samples = common_length(parts)
+        self.tensors: tuple[Any, ...] = parts  # Any: a tensor or a dict of them.
+        self.batch_transform: Callable[[Any], Any] | None = batch_transform
+        self._bare = False
 
     def __repr__(self) -> str:
-        return f"InMemoryDataset({len(self)} samples of {_describe(self[0])})"
+        parts = tuple(mapped_part(_first, part) for part in self.tensors)
+        return f"InMemoryDataset({len(self)} samples of {_describe(parts)})"
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Any:  # Any: a tuple, or a mapping as in the dataset.
         """Return one sample, transformed as a batch of one."""
-        sample = tuple(tensor[index] for tensor in self.tensors)
-        if self.batch_transform is None:
-            return sample
-        return (self.batch_transform(sample[0].unsqueeze(0)).squeeze(0), *sample[1:])
+        first, *others = (mapped_part(lambda t: t[index], part) for part in self.tensors)
+        if self.batch_transform is not None:
+            batch = self.batch_transform(mapped_part(lambda t: t.unsqueeze(0), first))
+            first = mapped_part(lambda t: t.squeeze(0), batch)
+        return first if self._bare else (first, *others)
+
+    def _batches(self, batch_size: int, seed: int) -> TensorBatches:
+        """Return batches of the samples."""
+        make = batches_of_mapping if self._bare else TensorBatches
+        return make(
+            *self.tensors, batch_size=batch_size, seed=seed, batch_transform=self.batch_transform
+        )
 
 
 @public("finetunelib.data")
 def in_memory(
     dataset: SizedDataset[Any],
     *,
-    batch_transform: Callable[[Tensor], Tensor] | None = None,
+    batch_transform: Callable[[Any], Any] | None = None,  # Any: a tensor or a dict of them.
     progress: bool = True,
 ) -> InMemoryDataset:
     """Read a dataset into memory once, as tensors that training slices into batches.
@@ -66,8 +92,9 @@ def in_memory(
 
     Args:
         dataset: A dataset with a length. Its samples are tensors, arrays, numbers or images, or
-            tuples of them, all of the same shape and dtype. Images become
-            `(channels, height, width)` tensors of uint8.
+            tuples or mappings of them, or tuples with mappings, all of the same shape and dtype.
+            Images become `(channels, height, width)` tensors of uint8, and the lists of numbers in
+            a mapping tensors.
         batch_transform: A function that is applied to each batch of inputs, `(batch, ...)`, when
             it is used. Use it for conversions that would take memory, such as
             `lambda images: images.float() / 255`.
@@ -105,29 +132,36 @@ def in_memory(
     if samples == 0:
         raise EmptyDataError(f"`dataset` ({type(dataset).__name__}) is empty.")
     with random_state_preserved():
-        first = _read(dataset, 0)
-        size = samples * sum(part.nbytes for part in first)
+        sample = _sample(dataset, 0)
+        first = _parts(sample, 0)
+        size = samples * sum(tensor.nbytes for tensor in _flat(first))
         _check_fits(size, samples)
         _check_repeatable(dataset, samples)
         columns = _read_all(dataset, samples, first, size, choose_progress(progress))
-    return InMemoryDataset(*columns, batch_transform=batch_transform)
+        found = InMemoryDataset(*columns, batch_transform=batch_transform)
+        found._bare = isinstance(sample, Mapping)  # noqa: SLF001 - of this module
+    return found
 
 
 def _read_all(
     dataset: SizedDataset[Any],
     samples: int,
-    first: tuple[Tensor, ...],
+    first: tuple[Part, ...],
     size: int,
     progress: Progress,
-) -> list[Tensor]:
-    columns = [part.new_empty((samples, *part.shape)) for part in first]
+) -> list[Part]:
+    columns = [
+        mapped_part(lambda tensor: tensor.new_empty((samples, *tensor.shape)), part)
+        for part in first
+    ]
+    flat = _flat(columns)
     progress.start(f"reading into memory ({readable_size(size)})", samples)
     try:
         for index in range(samples):
             sample = _read(dataset, index)
             _check_alike(sample, first, index)
-            for column, part in zip(columns, sample, strict=True):
-                column[index] = part
+            for column, value in zip(flat, _flat(sample), strict=True):
+                column[index] = value
             progress.advance()
     except BaseException:
         progress.abort()
@@ -136,16 +170,43 @@ def _read_all(
     return columns
 
 
-def _read(dataset: SizedDataset[Any], index: int) -> tuple[Tensor, ...]:
+def _read(dataset: SizedDataset[Any], index: int) -> tuple[Part, ...]:
+    return _parts(_sample(dataset, index), index)
+
+
+def _sample(dataset: SizedDataset[Any], index: int) -> Any:
     try:
-        sample = dataset[index]
+        return dataset[index]
     except Exception as error:
         raise DataError(
             f"Sample {index} of `dataset` ({type(dataset).__name__}) could not be read: "
             f"{type_and_line(error)}"
         ) from error
+
+
+def _parts(sample: Any, index: int) -> tuple[Part, ...]:
     parts = sample if isinstance(sample, tuple | list) else (sample,)
-    return tuple(_as_tensor(part, index) for part in parts)
+    return tuple(_as_part(part, index) for part in parts)
+
+
+def _as_part(part: Any, index: int) -> Part:
+    if not isinstance(part, Mapping):
+        return _as_tensor(part, index)
+    # Hugging Face datasets store rows as lists of numbers.
+    rows = {n: torch.tensor(v) if isinstance(v, list) else v for n, v in part.items()}
+    return {name: _as_tensor(value, index) for name, value in rows.items()}
+
+
+def _flat(parts: Iterable[Part]) -> list[Tensor]:
+    """Return the tensors of parts, those of a mapping in the order of their names."""
+    flat: list[Tensor] = []
+    for part in parts:
+        flat += [part] if isinstance(part, Tensor) else [part[name] for name in sorted(part)]
+    return flat
+
+
+def _first(tensor: Tensor) -> Tensor:
+    return tensor[0]
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
@@ -171,7 +232,7 @@ def _check_repeatable(dataset: SizedDataset[Any], samples: int) -> None:
     step = max(1, samples // _READ_TWICE)
     for index in range(0, samples, step)[:_READ_TWICE]:
         once, again = _read(dataset, index), _read(dataset, index)
-        if not all(_same(a, b) for a, b in zip(once, again, strict=True)):
+        if not all(_same(a, b) for a, b in zip(_flat(once), _flat(again), strict=True)):
             raise DataError(
                 f"Reading sample {index} twice gave different results, so the dataset has a random "
                 "transform, which would be applied only once. Remove it, or train on the dataset "
@@ -183,8 +244,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _check_alike(sample: tuple[Tensor, ...], first: tuple[Tensor, ...], index: int) -> None:
-    if [(part.shape, part.dtype) for part in sample] != [(p.shape, p.dtype) for p in first]:
+def _check_alike(sample: tuple[Part, ...], first: tuple[Part, ...], index: int) -> None:
+    if list(map(_form, sample)) != list(map(_form, first)):
         raise DataError(
             f"Sample {index} consists of {_describe(sample)}, but sample 0 of {_describe(first)}. "
             "All samples must have the same shape; resize them in the dataset's transform."
@@ -204,5 +265,17 @@ def _check_fits(size: int, samples: int) -> None:
         )
 
 
-def _describe(sample: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{part.dtype}{list(part.shape)}" for part in sample)
+def _form(part: Part) -> object:
+    """Return the shapes and dtypes of a part, which are the same in all samples."""
+    if isinstance(part, Tensor):
+        return part.shape, part.dtype
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in part.items()}
+
+
+def _describe(sample: tuple[Part, ...]) -> str:
+    return ", ".join(
+        f"{part.dtype}{list(part.shape)}"
+        if isinstance(part, Tensor)
+        else "{" + ", ".join(f"{n!r}: {t.dtype}{list(t.shape)}" for n, t in part.items()) + "}"
+        for part in sample
+    )

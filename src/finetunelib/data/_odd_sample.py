@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetunelib.data._tensors import is_tensor_like
+from finetunelib.data._parts import is_tensor_like
 
 _IMAGE = (
     "Convert images to tensors in the dataset's transform, such as with "

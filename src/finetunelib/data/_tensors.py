@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypeIs
 
 from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._preserve import derive_seed
 from finetunelib._public import public
-from finetunelib._typing import TensorLike
+from finetunelib._typing import Batch
 from finetunelib.data._batches import SeededBatches
-from finetunelib.errors import DataError, EmptyDataError, InvalidTypeError
+from finetunelib.data._parts import (
+    PartLike,
+    as_part,
+    common_length,
+    mapped_part,
+    shapes_of_part,
+)
 
 _LARGEST_INT32 = 2**31 - 1
 
@@ -30,20 +35,21 @@ class TensorBatches(SeededBatches):
 
     Args:
         *tensors: Tensors or numpy arrays with one row per sample and equal lengths, on any
-            device; usually inputs and targets. Arrays are not copied.
+            device; usually inputs and targets. Each may be a mapping of them by name, such as
+            several inputs by the arguments of the model. Arrays are not copied.
         batch_size: The number of samples per batch, at least 1.
         seed: The seed of the order, together with the epoch's number.
-        batch_transform: A function that is applied to each batch of the first tensor, such as
-            `lambda images: images.float() / 255` for bytes.
+        batch_transform: A function that is applied to each batch of the first tensor or mapping,
+            such as `lambda images: images.float() / 255` for bytes.
 
     Attributes:
-        tensors: The tensors.
+        tensors: The tensors, and dicts of tensors.
         samples: The number of rows of each tensor.
         batch_size: The number of samples per batch.
         seed: The seed of the order, together with the epoch's number.
 
     Raises:
-        EmptyDataError: If there is no tensor, or it has no rows.
+        EmptyDataError: If there is no tensor, a mapping is empty, or there are no rows.
         DataError: If the lengths differ, or a tensor has no dimensions.
         InvalidTypeError: If a value is neither a tensor nor a numpy array, or `batch_size` or
             `seed` is not a whole number.
@@ -61,23 +67,26 @@ class TensorBatches(SeededBatches):
 
     def __init__(
         self,
-        *tensors: TensorLike,
+        *tensors: PartLike,
         batch_size: int = 64,
         seed: int = 0,
-        batch_transform: Callable[[Tensor], Tensor] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,  # Any: a tensor or a dict of them.
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         check_whole(seed=seed)
-        self.tensors: tuple[Tensor, ...] = tuple(as_tensor(tensor) for tensor in tensors)
+        parts = tuple(as_part(tensor, position) for position, tensor in enumerate(tensors))
+        self.tensors: tuple[Any, ...] = parts  # Any: a tensor or a dict of tensors.
         self.batch_size = batch_size
         self.seed = seed
-        self.samples: int = _common_length(self.tensors)
+        self.samples: int = common_length(parts)
         self._transform = batch_transform
+        # Whether a batch is the first part itself: a mapping with inputs and targets.
+        self._bare = False
         # The order of an epoch whose first batch was read, until the epoch is read.
         self._drawn: tuple[tuple[int, int], Tensor] | None = None
 
     def __repr__(self) -> str:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)
+        shapes = ", ".join(map(shapes_of_part, self.tensors))
         return f"TensorBatches({shapes}, batch_size={self.batch_size}, seed={self.seed})"
 
     @property
@@ -85,7 +94,7 @@ class TensorBatches(SeededBatches):
         """The number of batches in an epoch."""
         return -(-self.samples // self.batch_size)
 
-    def epoch(self, number: int, *, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch in its shuffled order.
 
         Args:
@@ -93,14 +102,15 @@ class TensorBatches(SeededBatches):
             skip: The number of batches to skip at the beginning.
 
         Yields:
-            One batch: a tuple with the rows of each tensor, `(batch_size, ...)`.
+            One batch: a tuple with the rows of each tensor, `(batch_size, ...)`, and a dict of rows
+            for each mapping.
         """
         order, self._drawn = self._order(number), None
         # Sliced one batch at a time: all slices of a long epoch together take much more memory.
         for start in range(skip * self.batch_size, self.samples, self.batch_size):
             yield self._rows(order[start : start + self.batch_size])
 
-    def peek(self, number: int, name: str) -> tuple[Tensor, ...]:  # noqa: ARG002 - the protocol's form
+    def peek(self, number: int, name: str) -> Batch:  # noqa: ARG002 - the protocol's form
         """Return the first batch of epoch `number`, which `epoch` will yield again."""
         order = self._order(number)
         self._drawn = (self.seed, number), order
@@ -115,77 +125,46 @@ class TensorBatches(SeededBatches):
         dtype = torch.int32 if self.samples <= _LARGEST_INT32 else torch.int64
         return torch.randperm(self.samples, generator=generator, dtype=dtype)
 
-    def _rows(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return self._transformed(
-            tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors
-        )
+    def _rows(self, rows: Tensor) -> Batch:
+        return self._batch(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
-    def in_order(self) -> Iterator[tuple[Tensor, ...]]:
+    def in_order(self) -> Iterator[Batch]:
         """Yield the batches in the order of the rows, as views of the tensors."""
         for start in range(0, self.samples, self.batch_size):
-            yield self._transformed(
-                tensor[start : start + self.batch_size] for tensor in self.tensors
-            )
+            yield self._batch(partial(_sliced, start, start + self.batch_size))
 
-    def _transformed(self, tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        if self._transform is None:
-            return tuple(tensors)
-        first, *others = tensors
-        return (self._transform(first), *others)
+    def _batch(self, taken: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of the rows that a function takes from each tensor."""
+        first: Any = mapped_part(taken, self.tensors[0])
+        if self._transform is not None:
+            first = self._transform(first)
+        if self._bare:
+            return first
+        return (first, *(mapped_part(taken, part) for part in self.tensors[1:]))
 
     def all_targets(self) -> Tensor | None:
-        """Return the second tensor, the targets of all samples, or `None` if there is none."""
-        return self.tensors[1] if len(self.tensors) > 1 else None
+        """Return the targets of all samples, or `None` if there are none or several by name."""
+        first = self.tensors[0]
+        if self._bare and isinstance(first, dict):
+            return first.get("labels")
+        targets = self.tensors[1] if len(self.tensors) > 1 else None
+        return targets if isinstance(targets, Tensor) else None
 
 
-def is_tensor_like(value: object) -> TypeIs[TensorLike]:
-    """Return whether `value` is a tensor or a numpy array."""
-    return isinstance(value, Tensor | np.ndarray)
+def _sliced(start: int, stop: int, tensor: Tensor) -> Tensor:
+    return tensor[start:stop]
 
 
-def as_tensor(value: object) -> Tensor:
-    """Return a tensor detached, or a numpy array as a tensor that shares its memory.
-
-    Raises:
-        InvalidTypeError: If `value` is neither, or an array of a dtype that PyTorch lacks.
-    """
-    if isinstance(value, Tensor):
-        return value.detach()
-    if is_tensor_like(value):
-        try:
-            with warnings.catch_warnings():
-                # A read-only array, such as a memory map, is only read.
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-                return torch.as_tensor(value)
-        except (TypeError, ValueError) as error:
-            raise InvalidTypeError(
-                f"This numpy array of dtype {value.dtype} cannot be converted to a tensor: {error} "
-                "Copy it first, such as with np.ascontiguousarray(array, np.float32)."
-            ) from error
-    raise InvalidTypeError(
-        f"Expected a tensor or a numpy array, got {type(value).__name__}. "
-        "Convert it with torch.tensor(...)."
+def batches_of_mapping(
+    mapping: PartLike,
+    *,
+    batch_size: int,
+    seed: int,
+    batch_transform: Callable[[Any], Any] | None = None,
+) -> TensorBatches:
+    """Return batches that are mappings of rows, with inputs and targets in one mapping."""
+    batches = TensorBatches(
+        mapping, batch_size=batch_size, seed=seed, batch_transform=batch_transform
     )
-
-
-def _common_length(tensors: tuple[Tensor, ...]) -> int:
-    if not tensors:
-        raise EmptyDataError("TensorBatches needs at least one tensor, got none.")
-    for position, tensor in enumerate(tensors):
-        if tensor.dim() == 0:
-            raise DataError(
-                f"Tensor {position} of the data is a single number. "
-                "Data needs one row per sample: (samples, ...)."
-            )
-    lengths = [len(tensor) for tensor in tensors]
-    if len(set(lengths)) > 1:
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise DataError(
-            f"Inputs and targets must have one row per sample each, got {lengths} rows "
-            f"(shapes {shapes}). Pass as many targets as inputs."
-        )
-    if lengths[0] == 0:
-        raise EmptyDataError(
-            f"The data contains no samples: the shape of the inputs is {tuple(tensors[0].shape)}."
-        )
-    return lengths[0]
+    batches._bare = True  # noqa: SLF001 - of this module
+    return batches

@@ -72,7 +72,8 @@ class Trainer:
     of 0.01 and a momentum of 0.9. Given the same batches, seed and number of threads, training
     matches a hand-written loop bit for bit.
 
-    Data is a tuple (inputs, targets) of tensors or numpy arrays, a `torch.utils.data.Dataset`
+    Data is a tuple (inputs, targets) of tensors or numpy arrays, or of dicts of them by name (of
+    the arguments of the model, for inputs), a `torch.utils.data.Dataset`
     (or any other object with a length and items), or an iterable of ready batches such as a
     DataLoader. Tensors are split into batches in memory, without a step for each sample.
     `TensorBatches` keep their own batch size and seed.
@@ -434,7 +435,8 @@ class Trainer:
         Threads may call it at the same time; they wait for each other.
 
         Args:
-            data: Inputs as a tensor or array, `(samples, ...)`, or any of the forms listed above.
+            data: Inputs as a tensor or array, `(samples, ...)`, or as a dict of them by the names
+                of the model's arguments, or any of the forms listed above.
                 Targets are ignored. An iterable dataset is read by one worker at most.
 
         Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +37,9 @@ from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 from finetunelib.training._tasks.tokens.alignment import arguments_for, check_kind, check_shift
 from finetunelib.training._tasks.tokens.first_batch import check_token_targets, refuse_tokens
 from finetunelib.training._tasks.tokens.task import TokenTask
+
+#: What Python says about a call with a wrong or missing name.
+_WRONG_NAME = re.compile(r"(keyword|positional) arguments?\b")
 
 
 def check_batch(
@@ -141,6 +146,11 @@ def _no_targets(targets: object, name: str) -> str:
             f"of them: `DataLoader({name}, batch_size=64, shuffle=True)`."
         )
     text = f"The targets of `{name}` must be a tensor, got {describe(targets)}."
+    if isinstance(targets, Mapping):
+        return (
+            f"{text} For several targets by name, pass a `task` (finetunelib.training.Task), whose "
+            "`step` gets a batch (inputs, targets) with this mapping."
+        )
     if isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
         return f"{text} They are texts, such as {targets[0]!r}; map them to class indices."
     return f"{text} Convert them with torch.tensor(...) in the dataset or in `collate_fn`."
@@ -152,6 +162,8 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     text = f"The model does not accept the inputs of `{name}`, {_shapes(inputs)}: {reason}."
     if "decoder_input" in reason:
         return f"{text} Pass `task=TokenTask()`, which decodes the shifted targets of a batch."
+    if isinstance(inputs, Mapping) and _WRONG_NAME.search(reason):
+        return f"{text} {_names_of(model)}"
     found = first_layer(model)
     if found is None or not isinstance(inputs, Tensor):
         return text
@@ -168,6 +180,15 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
             f"{hint} Convert them, for bytes with `inputs.float() / 255`."
         )
     return f"{text} {hint}"
+
+
+def _names_of(model: nn.Module) -> str:
+    """Return which names the inputs need, since a mapping is passed by name."""
+    names = list(inspect.signature(model.forward).parameters)
+    return (
+        f"A mapping is passed by name, and `{type(model).__name__}.forward` takes: "
+        f"{', '.join(names)}. Rename or remove entries of the inputs."
+    )
 
 
 def _shapes(value: Any) -> str:

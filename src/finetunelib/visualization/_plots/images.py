@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetunelib._forward.batch import describe
 from finetunelib._typing import TensorLike
-from finetunelib.data._tensors import as_tensor, is_tensor_like
+from finetunelib.data._parts import as_tensor, is_tensor_like
 from finetunelib.errors import InvalidArgumentError, InvalidInputError, InvalidTypeError
 
 #: Converts the inputs of one sample to an image: `(height, width)`, `(channels, height, width)` or
