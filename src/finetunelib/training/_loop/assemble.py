@@ -37,6 +37,7 @@ from finetunelib.training._reporting.clock import Clock
 from finetunelib.training._reporting.readings import LoopReadings
 from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport
 from finetunelib.training._tasks.modules import TrainedModules
+from finetunelib.training._updates.update import choose_update
 
 
 def assemble(
@@ -184,7 +185,7 @@ def _step(
     return Step(
         model=evaluator.runner,
         task=evaluator.task,
-        optimizer=run.optimizer,
+        update=choose_update(run.optimizer),
         precision=run.precision,
         guard=guard,
         clip=options.clipping,

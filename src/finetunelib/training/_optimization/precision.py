@@ -12,6 +12,7 @@ from torch import Tensor
 
 from finetunelib._forward.outputs import in_full_precision
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._updates.update import Update
 
 PrecisionName: TypeAlias = Literal["fp32", "bf16-mixed", "fp16-mixed"]
 
@@ -35,7 +36,7 @@ class Precision(Protocol):
         """Divide the gradients by the scale of the loss, before clipping."""
         ...
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, update: Update) -> None:
         """Update the weights."""
         ...
 
@@ -67,9 +68,9 @@ class FullPrecision:
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None: ...
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, update: Update) -> None:
         """Update the weights."""
-        optimizer.step()
+        update.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""
@@ -109,9 +110,9 @@ class ScaledPrecision(MixedPrecision):
         """Divide the gradients by the scale."""
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, update: Update) -> None:
         """Update the weights unless a gradient overflowed, and adapt the scale."""
-        self._scaler.step(optimizer)
+        self._scaler.step(update.optimizer)
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from finetunelib._typing import Batch
@@ -16,6 +15,7 @@ from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
+from finetunelib.training._updates.update import Update
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Step:
     Attributes:
         model: The model to call; it may be a compiled form of the user's model.
         task: Computes the loss of a micro-batch.
-        optimizer: The optimizer.
+        update: Clears the gradients, and updates the weights with the optimizer.
         precision: The number format of the forward pass, and the scale of the loss.
         guard: Stops the run if the loss is not finite, unless the steps will be undone.
         clip: Clips the gradients.
@@ -97,7 +97,7 @@ class Step:
 
     model: nn.Module
     task: Task
-    optimizer: torch.optim.Optimizer
+    update: Update
     precision: Precision
     guard: LossCheck
     clip: Clipping
@@ -118,7 +118,7 @@ class Step:
         """
         self.guard.start()
         self.last.start()
-        self.optimizer.zero_grad()
+        self.update.clear()
         mean = mean_over(window)
         for micro_batch in window:
             with self.precision.autocast():
@@ -127,10 +127,10 @@ class Step:
             self.guard.check(output, micro_batch)
             self.precision.backward(mean.scale_loss(output.loss, output.weight))
             measure(output)
-        self.precision.unscale(self.optimizer)
+        self.precision.unscale(self.update.optimizer)
         mean.normalize(self.parameters)
         self.last.norm = self.clip(self.parameters)
         self.guard.check_norm(self.last.norm, window[-1])
-        self.precision.step(self.optimizer)
+        self.precision.step(self.update)
         self.schedule.after_step()
         self.state.step += 1

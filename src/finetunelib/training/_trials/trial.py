@@ -37,6 +37,7 @@ from finetunelib.training._trials.restored import (
     parameters_restored,
     source_restored,
 )
+from finetunelib.training._updates.update import choose_update
 
 
 class NoGuard:
@@ -133,7 +134,7 @@ def trial(trainer: Trainer, data: Data, caller: str) -> Iterator[Trial]:
                 step = Step(
                     model=evaluator.runner,
                     task=evaluator.task,
-                    optimizer=optimizer,
+                    update=choose_update(optimizer),
                     precision=copy.deepcopy(evaluator.precision),
                     guard=NoGuard(),
                     clip=options.clipping,

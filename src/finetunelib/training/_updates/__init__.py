@@ -1,0 +1,1 @@
+"""The update of the weights by the optimizer, with few calls around its arithmetic."""
