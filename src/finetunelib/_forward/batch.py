@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,6 +11,21 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidTypeError
+
+
+class WeightedBatch(NamedTuple):
+    """A batch whose samples count differently.
+
+    Attributes:
+        inputs: The inputs, a tensor or a dict of tensors.
+        targets: The targets.
+        sample_weight: The weight of each sample, `(batch,)`, float32.
+    """
+
+    inputs: Any
+    targets: Any
+    sample_weight: Tensor
+
 
 #: A longer sequence is described by its length.
 _SHOWN = 8
@@ -26,6 +41,8 @@ def split(batch: Batch) -> tuple[Any, Any]:
         return batch[0], batch[1]
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, WeightedBatch):
+        return batch.inputs, batch.targets
     raise InvalidTypeError(
         "A batch must be a pair (inputs, targets), or a mapping with the targets under `labels`, "
         f"got {describe(batch)}. Let the data yield one of these, or pass a `task`."

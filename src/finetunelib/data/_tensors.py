@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from finetunelib._arguments import check_at_least, check_whole
+from finetunelib._forward.batch import WeightedBatch
 from finetunelib._preserve import derive_seed
 from finetunelib._public import public
-from finetunelib._typing import Batch
+from finetunelib._typing import Batch, TensorLike
 from finetunelib.data._batches import SeededBatches
 from finetunelib.data._parts import (
     PartLike,
@@ -21,6 +22,7 @@ from finetunelib.data._parts import (
     mapped_part,
     shapes_of_part,
 )
+from finetunelib.data._sample_weight import as_sample_weight
 
 _LARGEST_INT32 = 2**31 - 1
 
@@ -41,19 +43,26 @@ class TensorBatches(SeededBatches):
         seed: The seed of the order, together with the epoch's number.
         batch_transform: A function that is applied to each batch of the first tensor or mapping,
             such as `lambda images: images.float() / 255` for bytes.
+        sample_weight: How much each sample counts, `(samples,)`, finite numbers of at least 0; not
+            all 0. A batch then is a named tuple (inputs, targets, sample_weight). The Trainer's
+            losses and metrics are weighted means; those of PyTorch and metric functions with one
+            value for each sample need nothing else. `None` counts all samples equally.
 
     Attributes:
         tensors: The tensors, and dicts of tensors.
         samples: The number of rows of each tensor.
         batch_size: The number of samples per batch.
         seed: The seed of the order, together with the epoch's number.
+        sample_weight: The weights of the samples as float32, or `None`.
 
     Raises:
         EmptyDataError: If there is no tensor, a mapping is empty, or there are no rows.
-        DataError: If the lengths differ, or a tensor has no dimensions.
+        DataError: If the lengths differ, also that of `sample_weight`, or a tensor has no
+            dimensions.
         InvalidTypeError: If a value is neither a tensor nor a numpy array, or `batch_size` or
             `seed` is not a whole number.
-        InvalidArgumentError: If `batch_size` is below 1.
+        InvalidArgumentError: If `batch_size` is below 1, a weight is negative or not finite, all
+            weights are 0, or there are weights but not inputs and targets.
 
     Example:
         >>> import torch
@@ -71,6 +80,7 @@ class TensorBatches(SeededBatches):
         batch_size: int = 64,
         seed: int = 0,
         batch_transform: Callable[[Any], Any] | None = None,  # Any: a tensor or a dict of them.
+        sample_weight: TensorLike | None = None,
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         check_whole(seed=seed)
@@ -79,6 +89,9 @@ class TensorBatches(SeededBatches):
         self.batch_size = batch_size
         self.seed = seed
         self.samples: int = common_length(parts)
+        self.sample_weight: Tensor | None = as_sample_weight(
+            sample_weight, self.samples, len(parts)
+        )
         self._transform = batch_transform
         # Whether a batch is the first part itself: a mapping with inputs and targets.
         self._bare = False
@@ -87,7 +100,8 @@ class TensorBatches(SeededBatches):
 
     def __repr__(self) -> str:
         shapes = ", ".join(map(shapes_of_part, self.tensors))
-        return f"TensorBatches({shapes}, batch_size={self.batch_size}, seed={self.seed})"
+        weighted = "" if self.sample_weight is None else ", sample_weight=..."
+        return f"TensorBatches({shapes}{weighted}, batch_size={self.batch_size}, seed={self.seed})"
 
     @property
     def steps(self) -> int:
@@ -140,7 +154,10 @@ class TensorBatches(SeededBatches):
             first = self._transform(first)
         if self._bare:
             return first
-        return (first, *(mapped_part(taken, part) for part in self.tensors[1:]))
+        others = [mapped_part(taken, part) for part in self.tensors[1:]]
+        if self.sample_weight is not None:
+            return WeightedBatch(first, others[0], taken(self.sample_weight))
+        return (first, *others)
 
     def all_targets(self) -> Tensor | None:
         """Return the targets of all samples, or `None` if there are none or several by name."""

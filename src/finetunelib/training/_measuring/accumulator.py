@@ -18,6 +18,7 @@ from finetunelib.training._measuring.metric_state import metric_state
 from finetunelib.training._measuring.metrics import Metric
 from finetunelib.training._measuring.perplexity import Perplexity
 from finetunelib.training._measuring.rows import mapped
+from finetunelib.training._measuring.weighted import update_metric
 from finetunelib.training._tasks.measured import UNKNOWN
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task
@@ -61,7 +62,7 @@ class MetricAccumulator:
         """
         if not self._settled:
             self._settle()
-        if self._equal_sizes:
+        if self._equal_sizes and output.sample_weight is None:
             self._check_size(output)
         self._loss.add(output.loss, output.weight)
         if self._metrics:
@@ -71,7 +72,7 @@ class MetricAccumulator:
                     if isinstance(metric, Perplexity):
                         metric.add(output)
                     else:
-                        metric.update(outputs, output.targets)
+                        update_metric(metric, outputs, output.targets, output.sample_weight)
                 except Exception as error:
                     error.add_note(f"In the metric {name!r}.")
                     raise
@@ -98,7 +99,7 @@ class MetricAccumulator:
         for metric_name, metric in copied(self._metrics).items():
             metric.reset()
             follow_loss(metric, self._task)
-            checked = FirstBatch(outputs, output.targets, name)
+            checked = FirstBatch(outputs, output.targets, name, output.sample_weight)
             self._columns[metric_name] = checked.columns_of(metric_name, metric)
         if repeated := [n for n, count in Counter(self.names).items() if count > 1]:
             raise InvalidArgumentError(

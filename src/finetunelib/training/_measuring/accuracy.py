@@ -11,6 +11,7 @@ from torch import Tensor
 from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._public import public
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError
+from finetunelib.training._measuring.means import as_number, precise_sum
 from finetunelib.training._tasks.class_targets import count_targets
 from finetunelib.training._tasks.convention import Convention
 
@@ -77,8 +78,9 @@ class Accuracy:
         self.multilabel: bool | None = multilabel
         self.threshold: float | None = threshold
         self._convention = Convention()
-        self._hits: Tensor | int = 0
-        self._samples: Tensor | int = 0
+        self._hits: Tensor | float = 0
+        self._samples: Tensor | float = 0
+        self._weight: Tensor | None = None
         self._is_first = True
 
     def __repr__(self) -> str:
@@ -90,19 +92,21 @@ class Accuracy:
         given = (f", {name}={value}" for name, value in options.items() if value is not None)
         return f"Accuracy(top_k={self.top_k}{''.join(given)})"
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
+    def update(self, outputs: Tensor, targets: Tensor, sample_weight: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             outputs: Logits, `(batch, classes, ...)`, or one output for each target.
             targets: Class indices, `(batch, ...)`, integer, or values from 0 to 1 of the shape of
                 the outputs.
+            sample_weight: How much each sample counts, `(batch,)`. `None` counts all equally.
 
         Raises:
             InvalidArgumentError: If there are fewer than `top_k` classes, or it is unknown what
                 the targets mean.
             InvalidTargetError: If the targets do not fit the outputs.
         """
+        self._weight = sample_weight
         if self._convention.of_tokens:
             self._add_tokens(outputs, targets)
             self._is_first = False
@@ -122,12 +126,12 @@ class Accuracy:
             self._add_labels(outputs, targets)
         else:
             hits = self._class_hits(outputs, targets.argmax(1))
-            self._count(hits, hits.numel())
+            self._count(hits, torch.ones_like(hits), hits.numel())
         self._is_first = False
 
     def compute(self) -> float:
         """Return the fraction, in [0, 1], or nan if no target was counted."""
-        samples = int(self._samples)
+        samples = as_number(self._samples)
         return float(self._hits) / samples if samples else float("nan")
 
     def reset(self) -> None:
@@ -136,11 +140,11 @@ class Accuracy:
         self._samples = 0
         self._is_first = True
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         """Return the counts so far."""
-        return {"hits": int(self._hits), "samples": int(self._samples)}
+        return {"hits": as_number(self._hits), "samples": as_number(self._samples)}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the counts that `state_dict` returned."""
         self._hits, self._samples = state["hits"], state["samples"]
 
@@ -157,7 +161,7 @@ class Accuracy:
         hits = self._class_hits(logits, targets)
         if 0 <= self._ignored < logits.shape[1]:  # Otherwise it is never the predicted class.
             hits = hits & (targets != self._ignored)
-        self._count(hits, count_targets(targets, self._ignored))
+        self._count_targets(hits, targets)
 
     def _add_tokens(self, outputs: Tensor, targets: Tensor) -> None:
         """Add logits `(batch, tokens, classes)` or predicted classes, and the targets of tokens."""
@@ -170,7 +174,7 @@ class Accuracy:
                 " since the logits are computed in chunks. Leave out `chunk_size`, or `top_k`."
             )
         hits = (outputs == targets) & (targets != self._ignored)
-        self._count(hits, count_targets(targets, self._ignored))
+        self._count_targets(hits, targets)
 
     def _class_hits(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.top_k == 1:
@@ -197,12 +201,31 @@ class Accuracy:
         if targets.is_cpu or self._is_first:
             _check_between_0_and_1(targets[counted])
         hits = ((outputs > threshold) == (targets > 0.5)) & counted
-        self._count(hits, counted.numel() if self.ignore_index is None else counted.sum())
+        self._count(hits, counted, counted.numel() if self.ignore_index is None else None)
 
-    def _count(self, hits: Tensor, samples: Tensor | int) -> None:
-        # The sum stays on the device: reading it here would synchronize at every step.
+    def _count_targets(self, hits: Tensor, targets: Tensor) -> None:
+        """Add hits of class indices, of which those of the ignored index do not count."""
+        if self._weight is None:
+            self._count(hits, hits, count_targets(targets, self._ignored))
+        else:
+            self._count(hits, targets != self._ignored)
+
+    def _count(self, hits: Tensor, counted: Tensor, samples: Tensor | int | None = None) -> None:
+        """Add hits.
+
+        Args:
+            hits: Whether each target is predicted, `(batch, ...)`.
+            counted: Whether each target counts.
+            samples: The number of targets that count, if it is known.
+        """
+        # The sums stay on the device: reading them here would synchronize at every step.
+        if self._weight is not None:
+            weight = self._weight.view(-1, *[1] * (hits.dim() - 1))
+            self._hits = self._hits + precise_sum(hits * weight)
+            self._samples = self._samples + precise_sum(counted * weight)
+            return
         self._hits = self._hits + hits.sum()
-        self._samples = self._samples + samples
+        self._samples = self._samples + (counted.sum() if samples is None else samples)
 
     def _threshold_for(self, outputs: Tensor) -> float:
         convention = self._convention

@@ -23,6 +23,7 @@ from finetunelib.errors import (
 )
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._measuring.weighted import check_takes_weights, update_metric
 from finetunelib.training._tasks.broadcasting import broadcasting_in
 from finetunelib.training._tasks.convention import convention_of_task
 from finetunelib.training._tasks.task import Task
@@ -61,11 +62,13 @@ class FirstBatch:
         outputs: The outputs.
         targets: The targets.
         name: The name of the data, for messages.
+        sample_weight: The weights of the samples, if there are any.
     """
 
     outputs: Any  # Any: the structure is up to the task.
     targets: Any
     name: str
+    sample_weight: Tensor | None = None
 
     def columns_of(self, name: str, metric: Metric) -> tuple[str, ...]:
         """Return the columns of a metric, which is changed.
@@ -73,7 +76,10 @@ class FirstBatch:
         Raises:
             InvalidTargetError: If the metric fails, or would broadcast outputs and targets.
             InvalidTypeError: If its value is neither a number nor several numbers.
+            InvalidArgumentError: If the samples have weights and it does not take them.
         """
+        if self.sample_weight is not None:
+            check_takes_weights(name, metric)
         with torch.no_grad(), random_state_preserved(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             unused = copy.deepcopy(metric) if self._has_extra_axis() else None
@@ -97,7 +103,7 @@ class FirstBatch:
         """Compare the value with that of outputs `(n,)`, for metrics that compute in numpy."""
         outputs, targets = self.outputs, self.targets
         try:
-            metric.update(outputs.squeeze(1), targets)
+            update_metric(metric, outputs.squeeze(1), targets, self.sample_weight)
             value = columns(name, metric.compute())
         except Exception:  # noqa: BLE001 - it needs the axis, so it handles it itself
             return
@@ -116,8 +122,15 @@ class FirstBatch:
     def _update(self, name: str, metric: Metric) -> None:
         shapes = f"{shapes_of(self.outputs)} and the targets of `{self.name}` "
         shapes += shapes_of(self.targets)
+
+        def update(outputs: Any, targets: Any) -> None:
+            weight = self.sample_weight
+            if weight is not None and len(weight) == 1:  # The batch may be repeated.
+                weight = weight.expand(len(targets))
+            update_metric(metric, outputs, targets, weight)
+
         try:
-            found = broadcasting_in(metric.update, self.outputs, self.targets)
+            found = broadcasting_in(update, self.outputs, self.targets)
         except (FinetuneLibError, torch.OutOfMemoryError) as error:
             error.add_note(f"In the metric {name!r}, on outputs {shapes}.")
             raise

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._forward.batch import (
+    WeightedBatch,
     arguments_of,
     describe,
     inputs_of,
@@ -32,10 +33,12 @@ from finetunelib.errors import (
 )
 from finetunelib.training._tasks.first_loss import check_targets, loss_of_first_batch
 from finetunelib.training._tasks.modules import TrainedModules
+from finetunelib.training._tasks.sample_weights import check_weighted
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 from finetunelib.training._tasks.tokens.alignment import arguments_for, check_kind, check_shift
 from finetunelib.training._tasks.tokens.first_batch import check_token_targets, refuse_tokens
+from finetunelib.training._tasks.tokens.rows import targets_of
 from finetunelib.training._tasks.tokens.task import TokenTask
 
 #: What Python says about a call with a wrong or missing name.
@@ -73,7 +76,7 @@ def check_batch(
     """
     if not isinstance(task, SupervisedTask | TokenTask):
         return _check_step(model, task, batch, name, training=training)
-    inputs, targets = split(batch)
+    inputs, targets = (targets_of if isinstance(task, TokenTask) else split)(batch)
     if not isinstance(targets, Tensor) or targets.dim() == 0:
         raise InvalidTypeError(_no_targets(targets, name))
     values = targets if all_targets is None else all_targets
@@ -84,7 +87,19 @@ def check_batch(
     refuse_tokens(task, model, inputs, output, outputs, targets, name)
     check_targets(task, outputs, targets, values, name)
     loss = loss_of_first_batch(task, outputs, targets, name, training=training)
+    if isinstance(batch, WeightedBatch):
+        return _check_weighted(task, outputs, targets, batch.sample_weight)
     return StepOutput(loss, outputs, targets, task.weight(outputs, targets))
+
+
+def _check_weighted(
+    task: SupervisedTask, outputs: Tensor, targets: Tensor, sample_weight: Tensor
+) -> StepOutput:
+    """Check that the loss can be weighted, and return the output of the task."""
+    modules = [task.loss_fn] if isinstance(task.loss_fn, nn.Module) else []
+    with torch.no_grad(), random_state_preserved(), unchanged(*modules):
+        check_weighted(task.loss_fn, outputs, targets, sample_weight)
+        return task.weighted(outputs, targets, sample_weight)
 
 
 def _check_tokens(

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._forward.batch import arguments_of, call, inputs_of, split
+from finetunelib._forward.batch import WeightedBatch, arguments_of, call, inputs_of, split
 from finetunelib._forward.outputs import logits_of
 from finetunelib._typing import Batch, LossFunction
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError, InvalidTypeError
 from finetunelib.training._tasks.convention import Convention, convention_of
 from finetunelib.training._tasks.measured import measured_weighting, nothing_counted
+from finetunelib.training._tasks.sample_weights import weighted_loss
 from finetunelib.training._tasks.task import StepOutput, Task
 from finetunelib.training._tasks.weighting import (
     Weighting,
@@ -45,8 +46,18 @@ class SupervisedTask(Task):
         """
         inputs, targets = split(batch)
         outputs = call(model, inputs)
+        if isinstance(batch, WeightedBatch):
+            return self.weighted(outputs, targets, batch.sample_weight)
         loss = self.loss(outputs, targets)
         return StepOutput(loss, outputs, targets, self.weight(outputs, targets))
+
+    def weighted(self, outputs: Tensor, targets: Tensor, sample_weight: Tensor) -> StepOutput:
+        """Compare outputs with targets that count differently."""
+        try:
+            loss, weight = weighted_loss(self.loss_fn, outputs, targets, sample_weight)
+        except IndexError as error:
+            raise _no_class(outputs, error) from error
+        return StepOutput(loss, outputs, targets, weight, sample_weight)
 
     def weight(self, outputs: Tensor, targets: Tensor) -> Tensor | float:
         """Return what the loss of a batch is a mean over.
@@ -107,10 +118,14 @@ class SupervisedTask(Task):
         try:
             return self.loss_fn(outputs, targets)
         except IndexError as error:
-            raise InvalidTargetError(
-                f"Targets must be in 0 to {outputs.shape[1] - 1}, because the model has "
-                f"{outputs.shape[1]} classes: {error}"
-            ) from error
+            raise _no_class(outputs, error) from error
+
+
+def _no_class(outputs: Tensor, error: IndexError) -> InvalidTargetError:
+    return InvalidTargetError(
+        f"Targets must be in 0 to {outputs.shape[1] - 1}, because the model has "
+        f"{outputs.shape[1]} classes: {error}"
+    )
 
 
 def choose_task(task: Task | None, loss_fn: LossFunction | None) -> Task:

@@ -27,6 +27,8 @@ class StepOutput:
         targets: The targets that metrics receive.
         weight: What `loss` is a mean over: the number of samples or tokens, or the sum of the
             class weights. It weights the batch in means of losses and gradients.
+        sample_weight: How much each sample counts in the metrics, `(batch,)`, or `None` if all
+            count equally.
 
     Example:
         >>> import torch
@@ -40,6 +42,7 @@ class StepOutput:
     outputs: Any  # Any: the structure is up to the task and its metrics.
     targets: Any
     weight: Tensor | float
+    sample_weight: Tensor | None = None
 
     def __repr__(self) -> str:
         parts = (f"{name}={_short(getattr(self, name))}" for name in self.__slots__)

@@ -114,3 +114,8 @@ def ignored_by(loss_fn: LossFunction) -> int:
 def function_of(loss_fn: LossFunction) -> object:
     """Return the function or module inside partials."""
     return _unwrapped(loss_fn)[0]
+
+
+def settings_of(loss_fn: LossFunction) -> dict[str, Any]:
+    """Return the settings of a loss: those of its partials, before those of a module."""
+    return _unwrapped(loss_fn)[1]

@@ -8,7 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetunelib._forward.batch import WeightedBatch, split
 from finetunelib._typing import Batch
+from finetunelib.errors import InvalidArgumentError
+
+
+def targets_of(batch: Batch) -> tuple[Any, Any]:
+    """Return the inputs and the targets of a batch.
+
+    Raises:
+        InvalidTypeError: If the batch has no targets.
+        InvalidArgumentError: If its samples have weights.
+    """
+    if isinstance(batch, WeightedBatch):
+        raise InvalidArgumentError(
+            "`TokenTask` counts each token equally, so `sample_weight` has no effect in it. Leave "
+            "it out, or set the targets of rows that must not count to `ignore_index`."
+        )
+    return split(batch)
 
 
 def targets_in(batch: Batch) -> Tensor | None:

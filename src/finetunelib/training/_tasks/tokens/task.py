@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_whole
-from finetunelib._forward.batch import inputs_of, outputs_of, split
+from finetunelib._forward.batch import inputs_of, outputs_of
 from finetunelib._public import public
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidInputError, InvalidTypeError
@@ -14,7 +14,7 @@ from finetunelib.training._tasks.convention import Convention
 from finetunelib.training._tasks.task import StepOutput, Task
 from finetunelib.training._tasks.tokens.alignment import arguments_for, kind_of, next_tokens
 from finetunelib.training._tasks.tokens.loss import check_shapes, mean_over, summed_loss
-from finetunelib.training._tasks.tokens.rows import cut_rows, targets_in
+from finetunelib.training._tasks.tokens.rows import cut_rows, targets_in, targets_of
 
 
 @public("finetunelib.training")
@@ -101,9 +101,10 @@ class TokenTask(Task):
 
         Raises:
             InvalidTypeError: If the batch has no targets, or the output is not a tensor.
+            InvalidArgumentError: If the batch has `sample_weight`.
             InvalidTargetError: If a target is not the index of a class, or the shapes do not fit.
         """
-        inputs, targets = split(batch)
+        inputs, targets = targets_of(batch)
         arguments = arguments_for(model, inputs, targets, self.ignore_index)
         return self.compare(outputs_of(arguments.call(model)), targets)
 
