@@ -24,28 +24,39 @@ class StatefulMetric(Metric, Protocol):
 
 
 class TorchMetricState:
-    """Reads and writes the state of a torchmetrics metric.
+    """Reads and writes the state of a torchmetrics metric, or of a `MetricCollection`.
 
-    The metric's own `state_dict` omits it unless it was declared persistent.
+    The `state_dict` of these objects omits it unless it was declared persistent.
     """
 
     def __init__(self, metric: Any) -> None:
-        # A wrapper, such as a running mean, contains other metrics.
-        kind = sys.modules["torchmetrics"].Metric
-        self._parts: dict[str, Any] = {
-            name: part for name, part in metric.named_modules() if isinstance(part, kind)
+        self._metric = metric
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the metrics by name. A wrapper, such as a running mean, contains other metrics."""
+        torchmetrics = sys.modules["torchmetrics"]
+        tops = {"": self._metric}
+        if isinstance(self._metric, torchmetrics.MetricCollection):
+            # Of several metrics that share their counts, only the first one is updated. This copies
+            # its counts to the others.
+            tops = dict(self._metric.items(keep_base=True, copy_state=True))
+        return {
+            ".".join(filter(None, (top, name))): part
+            for top, metric in tops.items()
+            for name, part in metric.named_modules()
+            if isinstance(part, torchmetrics.Metric)
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state so far."""
         return {
             name: {"values": dict(part.metric_state), "updates": part.update_count}
-            for name, part in self._parts.items()
+            for name, part in self._parts().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        for name, part in self._parts.items():
+        for name, part in self._parts().items():
             for key, value in state[name]["values"].items():
                 setattr(part, key, value)
             part._update_count = state[name]["updates"]  # noqa: SLF001 - there is no public setter
@@ -54,7 +65,8 @@ class TorchMetricState:
 def metric_state(metric: Metric) -> StatefulMetric | TorchMetricState | None:
     """Return the object that saves and restores a metric's state, or `None` if there is none."""
     torchmetrics = sys.modules.get("torchmetrics")
-    if torchmetrics is not None and isinstance(metric, torchmetrics.Metric):
+    kinds = torchmetrics and (torchmetrics.Metric, torchmetrics.MetricCollection)
+    if kinds and isinstance(metric, kinds):
         return TorchMetricState(metric)
     # The `state_dict` of nn.Module omits plain attributes, such as the sums of a metric.
     inherited = isinstance(metric, nn.Module) and type(metric).state_dict is nn.Module.state_dict
