@@ -13,7 +13,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -199,29 +199,32 @@ def test_schedule_of_timm(interval: Any, tmp_path: Path) -> None:
 # Loaders
 
 
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_loader_of_torchdata_resumes_inside_an_epoch_without_reading_again(tmp_path: Path) -> None:
     """The weights are those of the run that was not stopped, and no sample is read twice."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    class Counted(TensorDataset):
-        reads = 0
+    reads: list[int] = []
 
-        def __getitem__(self, index: Any) -> Any:
-            self.reads += 1
-            return super().__getitem__(index)
+    class Counted(Dataset[tuple[Tensor, Tensor]]):
+        def __len__(self) -> int:
+            return len(TRAIN[0])
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            reads.append(index)
+            return TRAIN[0][index], TRAIN[1][index]
 
     def loader() -> StatefulDataLoader[Any]:
-        return StatefulDataLoader(Counted(*TRAIN), batch_size=16, shuffle=True)
+        return StatefulDataLoader(Counted(), batch_size=16, shuffle=True)
 
     whole = quiet(callbacks=[SaveInside(tmp_path / "at 9")])
     whole.fit(loader(), epochs=3)
-    rest, resumed = loader(), quiet()
-    resumed.fit(rest, epochs=3, resume_from=tmp_path / "at 9")
+    reads.clear()
+    resumed = quiet()
+    resumed.fit(loader(), epochs=3, resume_from=tmp_path / "at 9")
     assert same_state(resumed.model, whole.model)
     assert resumed.history["train_loss"] == whole.history["train_loss"]
     # The rest of the second epoch, the third one, and the batches of the checks before training.
-    assert rest.dataset.reads <= 42 + 90 + 2 * 16
+    assert len(reads) <= 42 + 90 + 2 * 16
 
 
 # Experiments
@@ -341,6 +344,7 @@ def test_mixup() -> None:
 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hits = 0.0
     for epoch in range(EPOCHS):
         reseed(derive_seed(0, epoch))
         hits = 0.0
