@@ -26,21 +26,25 @@ from finetunelib.training import Callback, TrainContext
 class EarlyStopping(Callback):
     """Stops training when a monitored value has not improved for a number of epochs.
 
-    Values that are not finite never count as an improvement.
+    Values that are not finite never count as an improvement. With
+    `fit(validate_every_n_steps=...)`, it compares the rows of the validations, and counts these
+    instead of epochs.
 
     Args:
         monitor: The column of the history to monitor.
-        patience: The number of epochs without improvement after which to stop, at least 1.
+        patience: The number of epochs without improvement after which to stop, at least 1. With
+            `validate_every_n_steps`, the number of validations.
         min_delta: The smallest change that counts as an improvement, at least 0.
         mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
             direction that is known: lower for the loss, higher for `Accuracy`, and what a metric
             declares with `higher_is_better`. For any other column, `mode` is required.
-        restore_best: Whether to restore the weights of the best epoch at the end of `fit`. They
-            are kept in memory, on the model's device. They are the weights that were measured: with
+        restore_best: Whether to restore the weights of the best row at the end of `fit`. They are
+            kept in memory, on the model's device. They are the weights that were measured: with
             `EMA`, the averages.
 
     Attributes:
-        best_epoch: The number of the best epoch, 0 before the first one. The best epoch is
+        best_epoch: The number of the best epoch, or of the epoch of the best validation. It is 0
+            before the first one. The best epoch is
             forgotten when the callback is used for another training run, or when a later `fit` has
             other data.
 
@@ -96,12 +100,12 @@ class EarlyStopping(Callback):
         else:
             self._waited = 0
 
-    def on_epoch_end(self, context: TrainContext) -> None:
-        """Compare the epoch with the best one, and stop if it is time."""
-        monitor = self._improvement.monitor
-        if self._improvement.update(context.history.rows[-1][monitor]):
+    def on_row(self, context: TrainContext) -> None:
+        """Compare the row with the best one, and stop if it is time."""
+        row = context.history.rows[-1]
+        if self._improvement.update(row[self._improvement.monitor]):
             self._waited = 0
-            self.best_epoch = context.state.epoch
+            self.best_epoch = int(row["epoch"])
             if self._restore_best:
                 self._best_weights = self._weights(context)
             return
@@ -116,13 +120,14 @@ class EarlyStopping(Callback):
 
     def _stop_if_due(self, context: TrainContext) -> None:
         if self._waited >= self._patience:
+            rows = "epochs" if context.validate_every_n_steps is None else "validations"
             context.request_stop(
                 f"{self._improvement.monitor} has not improved on {self.best:.4g} for "
-                f"{self._waited} epochs"
+                f"{self._waited} {rows}"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and weights, and the number of epochs without improvement."""
+        """Return the best value and weights, and the number of rows without improvement."""
         return {
             "improvement": self._improvement.state_dict(),
             "best_epoch": self.best_epoch,

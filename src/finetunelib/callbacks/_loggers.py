@@ -52,7 +52,7 @@ class CSVLogger(Callback):
         """Write the whole file after the first epoch: it may be that of another run."""
         self._rows = self._size = 0
 
-    def on_epoch_end(self, context: TrainContext) -> None:
+    def on_row(self, context: TrainContext) -> None:
         """Add the new row to the file."""
         history = context.history
         if not self._append(history):
@@ -100,8 +100,8 @@ class TensorBoardLogger(Callback):
 
         self._writer = SummaryWriter(self.folder)
 
-    def on_epoch_end(self, context: TrainContext) -> None:
-        """Write the epoch's row."""
+    def on_row(self, context: TrainContext) -> None:
+        """Write the new row."""
         row = context.history.rows[-1]
         for name, value in row.items():
             if name not in ("epoch", "step"):

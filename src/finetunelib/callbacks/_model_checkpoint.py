@@ -42,11 +42,14 @@ class ModelCheckpoint(Callback):
         folder: The folder for the checkpoints of this run. It is created if it does not exist.
         every_n_steps: Write a checkpoint every `every_n_steps` updates, at least 1.
         every_n_epochs: Write a checkpoint every `every_n_epochs` epochs, at least 1. If neither
-            is given, one is written after each epoch.
+            is given, one is written after each row of the history: after each epoch, or with
+            `fit(validate_every_n_steps=...)` after each validation.
         keep: The number of newest checkpoints to keep, at least 2: one must stay complete while
             the next one is written.
-        monitor: A column of the history. The checkpoint of its best epoch, `best_path`, is kept
-            in addition to the newest ones. It requires checkpoints at the ends of epochs.
+        monitor: A column of the history. The checkpoint of its best row, `best_path`, is kept
+            in addition to the newest ones. A checkpoint is written after each row that is the best
+            so far. With `every_n_epochs=n`, only every n-th epoch is compared, unless rows follow
+            validations.
         mode: Whether a lower (`"min"`) or higher (`"max"`) value is better. `None` means the
             direction that is known: lower for the loss, higher for `Accuracy`, and what a metric
             declares with `higher_is_better`. For any other column, `mode` is required.
@@ -59,13 +62,13 @@ class ModelCheckpoint(Callback):
 
     Attributes:
         folder: The folder.
-        best_path: The checkpoint of the best epoch so far, or `None` without `monitor` or before
-            the first epoch. `load_weights(model, checkpoint.best_path)` loads the weights that were
+        best_path: The checkpoint of the best row so far, or `None` without `monitor` or before
+            the first row. `load_weights(model, checkpoint.best_path)` loads the weights that were
             measured: with `EMA`, the averages.
 
     Raises:
-        InvalidArgumentError: If a number is too small, `on_error` is unknown, or `monitor` is
-            given without checkpoints at the ends of epochs, or `mode` without `monitor`.
+        InvalidArgumentError: If a number is too small, `on_error` is unknown, or `mode` is given
+            without `monitor`.
         InvalidTypeError: If a number is not a whole number.
         PathNotWritableError: If the folder is not writable.
 
@@ -107,13 +110,6 @@ class ModelCheckpoint(Callback):
                 f"`keep` must be at least 2, got {keep}: one checkpoint must stay complete while "
                 "the next one is written."
             )
-        if every_n_steps is None and every_n_epochs is None:
-            every_n_epochs = 1
-        if monitor is not None and every_n_epochs is None:
-            raise InvalidArgumentError(
-                f"`monitor` is {monitor!r}, which is measured at the ends of epochs, but "
-                "checkpoints are only written after steps. Also pass `every_n_epochs=1`."
-            )
         if on_error not in ("raise", "warn"):
             raise InvalidArgumentError(f'`on_error` must be "raise" or "warn", got {on_error!r}.')
         self.folder: Path = check_folder_writable(folder)
@@ -137,7 +133,9 @@ class ModelCheckpoint(Callback):
                 folder.
             InvalidArgumentError: If `monitor` is not measured or needs a `mode`.
         """
-        context.check_resumable(inside_epoch=self._every_n_steps is not None)
+        by_steps = context.validate_every_n_steps is not None
+        inside_epoch = self._every_n_steps is not None or (by_steps and self._follows_rows)
+        context.check_resumable(inside_epoch=inside_epoch)
         self._unwritten = None
         if self._improvement is not None:
             if not self._improvement.start(context):
@@ -152,19 +150,53 @@ class ModelCheckpoint(Callback):
     def on_step_end(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due."""
         self._forget_unwritten(context)
-        if self._every_n_steps is not None and context.state.step % self._every_n_steps == 0:
+        if self._is_due_after_step(context) and not self._row_follows(context):
             self._request(context, self._path_for(context))
 
-    def on_epoch_end(self, context: TrainContext) -> None:
+    def on_row(self, context: TrainContext) -> None:
         """Request a checkpoint if one is due, and remember it if it is the best."""
-        if self._every_n_epochs is None or context.state.epoch % self._every_n_epochs:
+        n = self._every_n_epochs
+        follows_epochs = context.validate_every_n_steps is None
+        if follows_epochs and n is not None and context.state.epoch % n:
             return
         path = self._path_for(context)
         is_best = self._improves(context, path)
-        self._request(context, path, measured=is_best)
+        due = (follows_epochs and n is not None) or self._is_due_after_row(context)
+        if is_best or due:
+            self._request(context, path, measured=is_best)
+
+    def on_epoch_end(self, context: TrainContext) -> None:
+        """Request a checkpoint if one is due at the end of an epoch without a row."""
+        n = self._every_n_epochs
+        follows_steps = context.validate_every_n_steps is not None
+        if follows_steps and n is not None and context.state.epoch % n == 0:
+            self._request(context, self._path_for(context))
+
+    @property
+    def _follows_rows(self) -> bool:
+        """Whether checkpoints are written after rows of the history."""
+        return self._writes_each_row or self._improvement is not None
+
+    @property
+    def _writes_each_row(self) -> bool:
+        return self._every_n_steps is None and self._every_n_epochs is None
+
+    def _is_due_after_step(self, context: TrainContext) -> bool:
+        n = self._every_n_steps
+        return n is not None and context.state.step % n == 0
+
+    def _row_follows(self, context: TrainContext) -> bool:
+        """Return whether a row follows the step, whose checkpoint will contain it."""
+        n = context.validate_every_n_steps
+        return n is not None and context.state.step % n == 0
+
+    def _is_due_after_row(self, context: TrainContext) -> bool:
+        return self._writes_each_row or (
+            self._row_follows(context) and self._is_due_after_step(context)
+        )
 
     def _improves(self, context: TrainContext, path: Path) -> bool:
-        """Return whether the epoch is the best so far, whose checkpoint will be at a path."""
+        """Return whether the row is the best so far, whose checkpoint will be at a path."""
         improvement = self._improvement
         if improvement is None:
             return False
@@ -176,7 +208,7 @@ class ModelCheckpoint(Callback):
         return True
 
     def _forget_unwritten(self, context: TrainContext) -> None:
-        """Forget a best epoch whose checkpoint could not be written."""
+        """Forget a best row whose checkpoint could not be written."""
         if self._unwritten is None or self._unwritten[0] in context.requested_checkpoints:
             return  # There is none, or a thread still writes it.
         if self._improvement is not None:
@@ -192,7 +224,7 @@ class ModelCheckpoint(Callback):
             self._request(context, path)
 
     def on_fit_end(self, context: TrainContext) -> None:
-        """Let other runs use the folder, and forget a best epoch without a checkpoint."""
+        """Let other runs use the folder, and forget a best row without a checkpoint."""
         self._lock.release()
         self._forget_unwritten(context)
 

@@ -54,6 +54,7 @@ class ReadyBatches:
         self._epoch_start_states: list[Tensor] = []
         self._resume_states: list[Tensor] | None = None
         self._peeked: _Peeked | None = None
+        self._epochs_read = 0
         # An iterable that returns the same iterator twice is empty the second time. A DataLoader
         # is not tested, because an iterator of it starts its workers.
         known = isinstance(batches, DataLoader | list)
@@ -92,11 +93,16 @@ class ReadyBatches:
         return None
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches as the source orders them, without the first `skip`."""
+        """Yield the batches as the source orders them, without the first `skip`.
+
+        Raises:
+            DataError: If the data can be read only once, and was.
+        """
         if self._peeked is not None:
             peeked, self._peeked = self._peeked, None
             set_random_states(peeked.random)
             return chain([peeked.first], peeked.rest)
+        self._check_again()
         for sampler in self._samplers():
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(number)
@@ -105,6 +111,19 @@ class ReadyBatches:
             return without(skip, self._read(iter(self._batches), self.steps))
         states, self._resume_states = self._resume_states, None
         return self._resumed(self._read(iter(self._batches), None), states)
+
+    def _check_again(self) -> None:
+        """Count an epoch.
+
+        Raises:
+            DataError: If it is the second one of data that can be read only once.
+        """
+        self._epochs_read += 1
+        if not self.replayable and self._epochs_read > 1:
+            raise DataError(
+                f"`{self._name}` is an iterator that has ended, and it can be read only once. Pass "
+                "epochs=1 to train on what it yields, or a list, a DataLoader or another iterable."
+            )
 
     def peek(self, number: int, name: str) -> Batch:
         """Return the first batch of epoch `number`, and keep it for `epoch`.

@@ -21,18 +21,24 @@ from finetunelib._public import public
 from finetunelib._typing import LossFunction, Mode, OptimizerFactory, StrPath
 from finetunelib.data._batch import first_of
 from finetunelib.data._batches import Data
-from finetunelib.data._identity import DataIdentity
 from finetunelib.data._samples import CollateFunction, check_collate
 from finetunelib.errors import CheckpointError, FileMissingError, InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import check_callbacks
 from finetunelib.training._checkpointing.folder import newest_checkpoint
 from finetunelib.training._checkpointing.position import DataSignature
-from finetunelib.training._checkpointing.run import RunRecord, TrainingRun
+from finetunelib.training._checkpointing.record import RunRecord
+from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._history import History
 from finetunelib.training._loop.build_run import build_run
 from finetunelib.training._loop.feed import FitData
-from finetunelib.training._loop.limits import Limits, check_limits, check_replayable
+from finetunelib.training._loop.limits import (
+    Limits,
+    check_ends,
+    check_limits,
+    check_replayable,
+    check_rows,
+)
 from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.defaults import default_metrics
@@ -252,6 +258,7 @@ class Trainer:
         *,
         epochs: int | None = None,
         max_steps: int | None = None,
+        validate_every_n_steps: int | None = None,
         resume_from: StrPath | None = None,
     ) -> History:
         """Train the model.
@@ -268,8 +275,17 @@ class Trainer:
             train: The training data, in one of the forms listed above. Its order depends only on
                 the seed and the epoch; a DataLoader keeps its own order.
             val: Validation data, evaluated after each epoch, in the same forms.
-            epochs: The number of further passes over the data, at least 1.
+            epochs: The number of further passes over the data, at least 1. An epoch of an endless
+                stream never ends, so pass `max_steps` for one.
             max_steps: The number of further updates, at least 1.
+            validate_every_n_steps: Evaluate the validation data after every step that this number
+                divides, and at the end of training, instead of after each epoch. The history then
+                has one row for each validation: `step` is its step, `epoch` the number of the
+                epoch that the step belongs to, from 1, and `train_loss` and the training metrics
+                are means over the steps since the row before. Callbacks that follow the rows
+                (`EarlyStopping`, `ModelCheckpoint`, loggers) and `ReduceLROnPlateau` follow the
+                validations: their patience counts validations. The weights are those of the same
+                run without validation. At least 1.
             resume_from: A checkpoint, or a folder of checkpoints of which the newest intact one
                 is loaded. Training resumes from it bit for bit as if it had never stopped, even
                 in the middle of an epoch. `epochs` and `max_steps` then count from the start of
@@ -282,9 +298,10 @@ class Trainer:
             object is `trainer.history`.
 
         Raises:
-            InvalidArgumentError: If there is no limit, a limit is below 1, there is no parameter
-                to train, a trainable parameter was added or unfrozen that the Trainer's optimizer
-                does not contain, an iterator is to be read for more than one epoch, `fit` is
+            InvalidArgumentError: If there is no limit, a limit is below 1, `validate_every_n_steps`
+                is given without `val`, data is an endless iterator of itertools, there is no
+                parameter to train, a trainable parameter was added or unfrozen that the Trainer's
+                optimizer does not contain, an iterator is to be read more than once, `fit` is
                 already running, a launcher such as torchrun started several processes, or the
                 schedule would fail before the last step.
             InvalidTypeError: If the data has an unknown form.
@@ -313,14 +330,16 @@ class Trainer:
         check_single_process()
         with self._fitting(), exclusive(self.model, training=True):
             check_limits(epochs, max_steps)
+            check_ends({"train": train, "val": val}, max_steps)
+            check_rows(validate_every_n_steps, train, val)
             check_trainable(self._trained)
             built = self._run
             if built is None:
                 self._options.optimizer.check(self._trained)
             else:
                 built.coverage.check(self._trained)
-            data = self._fit_data(train, val)
-            check_replayable({"train": data.train, "val": data.val}, epochs)
+            data = FitData.of(self._options, train, val, validate_every_n_steps)
+            check_replayable(data, epochs, max_steps)
             run = self._prepared_run()
             if built is None:
                 run.coverage.check(self._trained)
@@ -488,16 +507,6 @@ class Trainer:
             yield
         finally:
             self._status = TrainerStatus.IDLE
-
-    def _fit_data(self, train: Data, val: Data | None) -> FitData:
-        options = self._options
-        batches = options.data.batches(train, "train")
-        return FitData(
-            batches,
-            None if val is None else options.data.batches(val, "val"),
-            DataSignature.of(batches, options.accumulation_steps, options.metrics),
-            {"train": DataIdentity(train), "val": DataIdentity(val)},
-        )
 
     def _resume(self, run: TrainingRun, path: StrPath, signature: DataSignature) -> None:
         """Load the newest checkpoint at a path, or report that there is none."""

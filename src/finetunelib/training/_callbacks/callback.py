@@ -52,8 +52,18 @@ class Callback:
     def on_validation_end(self, context: TrainContext) -> None:
         """Run after each validation, also if it failed."""
 
+    def on_row(self, context: TrainContext) -> None:
+        """Run when a row was added to the history.
+
+        That is at the end of each epoch, right before `on_epoch_end` of the same callback. With
+        `fit(validate_every_n_steps=...)`, it is after each validation.
+        """
+
     def on_epoch_end(self, context: TrainContext) -> None:
-        """Run at the end of each epoch, when its row is in the history."""
+        """Run at the end of each epoch.
+
+        Its row is in the history, unless rows follow steps (`validate_every_n_steps`).
+        """
 
     def on_fit_end(self, context: TrainContext) -> None:
         """Run at the end of a `fit`, also if an error ended it."""

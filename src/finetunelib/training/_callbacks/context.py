@@ -38,17 +38,17 @@ class CheckpointRequest:
     started: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a run comes from.
+@dataclass(slots=True)
+class Requests:
+    """What callbacks asked the loop for.
 
     Attributes:
-        resumed_from: The checkpoint that this `fit` resumes from, or `None`.
-        run_id: The id of the run.
+        checkpoints: The checkpoints that are not written yet, and how they are written.
+        measured: The weights that the last validation measured.
     """
 
-    resumed_from: Path | None = None
-    run_id: str | None = None
+    checkpoints: dict[Path, CheckpointRequest] = field(default_factory=dict)
+    measured: MeasuredWeights = field(default_factory=MeasuredWeights)
 
 
 @public("finetunelib.training")
@@ -67,12 +67,12 @@ class TrainContext:
             `direction_of` and `is_comparable` read it.
         why_not_resumable: Returns why resuming from a checkpoint would not be exact, or `None` if
             it would be. Pass `True` for a checkpoint taken in the middle of an epoch.
-        requested_checkpoints: The checkpoints that are not written yet, and how they are written.
         stop_reason: Why a callback asked to stop, or `None`.
-        origin: Where the run comes from: `resumed_from` and `run_id` read it.
+        resumed_from: The checkpoint that this `fit` resumes from, or `None`.
+        run_id: The id of the run. Its checkpoints have the same one, also after it was resumed.
         readings: What is known about the steps so far: `last_loss`, `running_means`, `grad_norm`,
             `lr`, `samples_per_second` and `tokens_per_second` read it.
-        measured: The weights that the last validation measured: `measured_weights` reads them.
+        requests: The checkpoints and the weights that callbacks asked for.
         last_checkpoint: The folder of the last checkpoint that this `fit` wrote, or `None`.
 
     Example:
@@ -97,12 +97,12 @@ class TrainContext:
     history: History
     comparison: Comparison
     why_not_resumable: Callable[[bool], str | None] = lambda _: None
-    origin: Origin = Origin()
+    resumed_from: Path | None = None
+    run_id: str | None = None
     readings: Readings = field(default_factory=NoReadings)
     stop_reason: str | None = field(default=None, init=False)
     last_checkpoint: Path | None = field(default=None, init=False)
-    requested_checkpoints: dict[Path, CheckpointRequest] = field(default_factory=dict, init=False)
-    measured: MeasuredWeights = field(default_factory=MeasuredWeights, init=False)
+    requests: Requests = field(default_factory=Requests, init=False)
 
     def __repr__(self) -> str:
         return (
@@ -111,14 +111,14 @@ class TrainContext:
         )
 
     @property
-    def resumed_from(self) -> Path | None:
-        """The checkpoint that this `fit` resumes from, or `None`."""
-        return self.origin.resumed_from
+    def requested_checkpoints(self) -> dict[Path, CheckpointRequest]:
+        """The checkpoints that are not written yet, and how they are written."""
+        return self.requests.checkpoints
 
     @property
-    def run_id(self) -> str | None:
-        """The id of the run. Its checkpoints have the same one, also after it was resumed."""
-        return self.origin.run_id
+    def measured(self) -> MeasuredWeights:
+        """The weights that the last validation measured: `measured_weights` reads them."""
+        return self.requests.measured
 
     @property
     def resumed(self) -> bool:
@@ -151,8 +151,8 @@ class TrainContext:
     def samples_per_second(self) -> float | None:
         """The speed of training in this epoch so far, without validation.
 
-        `None` before the first step of an epoch. In a resumed epoch, only the steps since then
-        count.
+        With `validate_every_n_steps`, since the last row. `None` before the first step. In a
+        resumed epoch, only the steps since then count.
         """
         return self.readings.samples_per_second
 
@@ -160,7 +160,8 @@ class TrainContext:
     def tokens_per_second(self) -> float | None:
         """The speed of training in this epoch so far, for a task with `counts_tokens`.
 
-        `None` for other tasks, and before the first token of an epoch. On an accelerator, reading
+        With `validate_every_n_steps`, since the last row. `None` for other tasks, and before the
+        first token. On an accelerator, reading
         it waits for the step.
         """
         return self.readings.tokens_per_second
@@ -168,11 +169,12 @@ class TrainContext:
     def running_means(self) -> dict[str, float]:
         """Return the loss and the metrics of this epoch so far, by column, such as `"train_loss"`.
 
+        With `validate_every_n_steps`, they are the means since the last row.
         It computes the metrics, and on an accelerator waits for the step. In `on_epoch_end` the
         values are those of the epoch that has ended.
 
         Returns:
-            The values; empty before the first step of an epoch.
+            The values; empty before the first step.
         """
         return self.readings.running_means()
 
@@ -182,11 +184,16 @@ class TrainContext:
         return self.comparison.columns
 
     @property
+    def validate_every_n_steps(self) -> int | None:
+        """The argument of `fit`: rows follow steps rather than epochs if it is not `None`."""
+        return self.comparison.every_n_steps
+
+    @property
     def measured_weights(self) -> Mapping[str, Tensor] | None:
         """The weights that the last validation measured, by their name in the state dict.
 
-        They are kept for `on_epoch_end`, if a callback called `keep_measured_weights`. `None` if
-        they are the model's own.
+        They are kept for `on_row` and `on_epoch_end`, if a callback called
+        `keep_measured_weights`. `None` if they are the model's own.
         """
         return self.measured.weights
 
@@ -212,7 +219,7 @@ class TrainContext:
         return ("val" if column.startswith("val_") else "train") in self.comparison.same_data
 
     def keep_measured_weights(self) -> None:
-        """Ask the loop to keep the weights that a validation measures, for `on_epoch_end`.
+        """Ask the loop to keep the weights that a validation measures, for `on_row`.
 
         They differ from the model's own if a callback replaces these for validation, as `EMA`
         does. Call it in `on_fit_start`. See `measured_weights`.

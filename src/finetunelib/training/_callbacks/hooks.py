@@ -28,7 +28,10 @@ class Callbacks:
         self.on_step_end = _caller(callbacks, "on_step_end")
         self.on_validation_start = _caller(callbacks, "on_validation_start")
         self.on_validation_end = _caller(callbacks, "on_validation_end", ends=True)
+        self.on_row = _caller(callbacks, "on_row")
         self.on_epoch_end = _caller(callbacks, "on_epoch_end")
+        # One callback after the other, since a callback may change the row for those after it.
+        self.on_row_of_epoch = _caller(callbacks, "on_row", "on_epoch_end")
         self.on_fit_end = _caller(callbacks, "on_fit_end", ends=True)
         self.on_interrupt = _caller(callbacks, "on_interrupt")
         self.on_checkpoint = _caller(callbacks, "on_checkpoint")
@@ -125,14 +128,16 @@ def _takes_context(method: Callable[..., object]) -> bool:
 
 
 def _caller(
-    callbacks: Sequence[Callback], hook: str, *, ends: bool = False
+    callbacks: Sequence[Callback], *hooks: str, ends: bool = False
 ) -> Callable[[TrainContext], None]:
-    """Return a function that calls one hook of the callbacks that override it."""
-    overriding = [callback for callback in callbacks if _overrides(callback, hook)]
+    """Return a function that calls hooks of the callbacks that override them."""
+    overriding = [
+        (callback, hook) for callback in callbacks for hook in hooks if _overrides(callback, hook)
+    ]
 
     def call(context: TrainContext) -> None:
         failure: Exception | None = None
-        for callback in overriding:
+        for callback, hook in overriding:
             try:
                 getattr(callback, hook)(context)
             # A hook is user code and may raise anything.

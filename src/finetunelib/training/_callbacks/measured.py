@@ -20,11 +20,13 @@ class Comparison:
         directions: Whether a lower (`"min"`) or a higher (`"max"`) value is better, for the columns
             for which it is known.
         same_data: Which of `"train"` and `"val"` is the same data as in the `fit` before.
+        every_n_steps: The number of steps between two rows, or `None` if a row is about an epoch.
     """
 
     columns: tuple[str, ...]
     directions: Mapping[str, Mode] = field(default_factory=dict)
     same_data: frozenset[str] = frozenset()
+    every_n_steps: int | None = None
 
 
 @dataclass(slots=True)

@@ -28,8 +28,9 @@ _RANDOM, _DEVICES = ("torch", "numpy", "python"), ("cuda", "mps")
 #: The bytes in the state of a generator of an accelerator.
 _DEVICE_STATE = 16
 
-#: The keys of a `DataSignature`, without the names of the metrics.
+#: The keys of a `DataSignature`, without the names of the metrics, and the one that is optional.
 _READING = ("samples", "batch_size", "batches", "gradient_accumulation_steps")
+_STEPS_OF_ROW = "validate_every_n_steps"
 
 
 class Contents:
@@ -105,16 +106,21 @@ class Contents:
             return  # The run had not started.
         reading = inside["reading"]
         keys = {*_READING, "metrics"}
-        self.check(is_dict(reading) and set(reading) == keys, "inside.reading", "a dict of sizes")
-        for name in _READING:
-            size = reading[name]
+        known = is_dict(reading) and keys <= set(reading) <= {*keys, _STEPS_OF_ROW}
+        self.check(known, "inside.reading", "a dict of sizes")
+        for name in (*_READING, _STEPS_OF_ROW):
+            size = reading.get(name)
             self.check(size is None or is_count(size), f"inside.reading.{name}", "a size or None")
         metrics = reading["metrics"]
         self.check(_are_names(metrics), "inside.reading.metrics", "a list of names")
         batches = reading["batches"]
         self.check(batches is None or batch <= batches, "batch", f"at most {batches}")
         self._check_random(inside["random"])
-        self._check_measured(inside["measured"], metrics, inside_epoch=batch > 0)
+        measured, by_steps = inside["measured"], reading.get(_STEPS_OF_ROW) is not None
+        if batch or (measured and by_steps):
+            self._check_measured(measured, metrics)
+        else:
+            self.check(measured == {}, "inside.measured", "empty between two epochs")
         for name in ("train", "val"):
             self._check_data(inside[name], f"inside.{name}")
 
@@ -133,12 +139,9 @@ class Contents:
             possible = False
         self.check(possible, where, "states that the random generators accept")
 
-    def _check_measured(self, measured: object, metrics: list[str], *, inside_epoch: bool) -> None:
+    def _check_measured(self, measured: object, metrics: list[str]) -> None:
         where = "inside.measured"
         measured = self.as_dict(measured, where)
-        if not inside_epoch:
-            self.check(not measured, where, "empty between two epochs")
-            return
         self.check(set(measured) == {"loss", "metrics"}, where, "the sums of an unfinished epoch")
         loss = measured["loss"]
         sums = is_dict(loss) and set(loss) == {"sum", "weight"}
@@ -190,34 +193,55 @@ class Contents:
             self.check(type(saved) is type(current), where, f"a {type(current).__name__}")
 
 
-def check_history(path: Path, history: History, epoch: int, step: int) -> None:
-    """Raise if a history is not that of a run with these counters.
+def check_history(path: Path, history: History, manifest: Mapping[str, Any]) -> None:
+    """Raise if a history is not that of a run with the counters of a manifest.
 
     Args:
         path: The folder of the checkpoint.
-        history: The rows of the epochs.
-        epoch: The number of completed epochs.
-        step: The number of updates.
+        history: Its rows.
+        manifest: Its manifest.
 
     Raises:
         CheckpointError: If the number of rows or one of their counters does not agree.
     """
-    wrong = ""
-    if len(history) != epoch:
-        wrong = f"it has {len(history)} rows, but the run had completed {epoch} epochs"
-    last = 0.0
-    for number, row in enumerate(history.rows, start=1):
-        if row.get("epoch", number) != number:
-            wrong = wrong or f"row {number} is that of epoch {row['epoch']:.0f}"
-        steps = row.get("step", last)
-        if not last <= steps <= step:
-            wrong = wrong or f"row {number} has {steps:.0f} of {step} steps"
-        last = steps
+    check = _wrong_steps if "rows" in manifest else _wrong_epochs
+    wrong = check(history, manifest)
     if wrong:
         raise CheckpointError(
             f"`{path / HISTORY}` does not agree with its checkpoint: {wrong}. Use another "
             "checkpoint."
         )
+
+
+def _wrong_epochs(history: History, manifest: Mapping[str, Any]) -> str:
+    """Return what is wrong with a history of one row for each epoch, or an empty string."""
+    epoch, step = manifest["epoch"], manifest["step"]
+    if len(history) != epoch:
+        return f"it has {len(history)} rows, but the run had completed {epoch} epochs"
+    last = 0.0
+    for number, row in enumerate(history.rows, start=1):
+        if row.get("epoch", number) != number:
+            return f"row {number} is that of epoch {row['epoch']:.0f}"
+        steps = row.get("step", last)
+        if not last <= steps <= step:
+            return f"row {number} has {steps:.0f} of {step} steps"
+        last = steps
+    return ""
+
+
+def _wrong_steps(history: History, manifest: Mapping[str, Any]) -> str:
+    """Return what is wrong with a history whose rows follow steps, or an empty string."""
+    step, last_epoch = manifest["step"], manifest["epoch"] + (manifest["batch"] > 0)
+    last = {"epoch": 1.0, "step": 0.0}
+    for number, row in enumerate(history.rows, start=1):
+        if not {"epoch", "step"} <= row.keys():
+            return f"row {number} has no epoch or no step"
+        if not last["epoch"] <= row["epoch"] <= last_epoch:
+            return f"row {number} is that of epoch {row['epoch']:.0f} of {last_epoch}"
+        if not last["step"] < row["step"] <= step:
+            return f"row {number} has {row['step']:.0f} of {step} steps"
+        last = row
+    return ""
 
 
 def is_dict(value: object) -> TypeIs[dict[Any, Any]]:

@@ -87,6 +87,8 @@ def _well_formed(manifest: Mapping[str, Any]) -> bool:
         return True
     files = manifest["files"]
     lr, run = manifest.get("lr"), manifest.get("run")
+    if manifest.get("rows", "steps") != "steps":
+        return False
     return (
         all(_is_count(manifest[name]) for name in _COUNTERS)
         and (lr is None or (isinstance(lr, int | float) and abs(lr) < LARGEST_IN_FILES))

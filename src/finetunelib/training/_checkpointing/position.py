@@ -26,6 +26,8 @@ class DataSignature:
         batches: The number of batches in an epoch, or `None` if unknown.
         accumulation_steps: The number of micro-batches in an update.
         metrics: The names of the metrics.
+        validate_every_n_steps: The number of steps between two rows of the history, or `None` if
+            a row is about an epoch.
     """
 
     samples: int | None
@@ -33,11 +35,25 @@ class DataSignature:
     batches: int | None
     accumulation_steps: int
     metrics: tuple[str, ...]
+    validate_every_n_steps: int | None = None
 
     @classmethod
-    def of(cls, train: Batches, accumulation_steps: int, metrics: Iterable[str]) -> DataSignature:
+    def of(
+        cls,
+        train: Batches,
+        accumulation_steps: int,
+        metrics: Iterable[str],
+        validate_every_n_steps: int | None = None,
+    ) -> DataSignature:
         """Return the signature of training data."""
-        return cls(train.samples, train.batch_size, train.steps, accumulation_steps, tuple(metrics))
+        return cls(
+            train.samples,
+            train.batch_size,
+            train.steps,
+            accumulation_steps,
+            tuple(metrics),
+            validate_every_n_steps,
+        )
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> DataSignature:
@@ -48,17 +64,21 @@ class DataSignature:
             saved["batches"],
             saved["gradient_accumulation_steps"],
             tuple(saved["metrics"]),
+            saved.get("validate_every_n_steps"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the signature under the keys of format 1."""
-        return {
+        signature: dict[str, Any] = {
             "samples": self.samples,
             "batch_size": self.batch_size,
             "batches": self.batches,
             "gradient_accumulation_steps": self.accumulation_steps,
             "metrics": list(self.metrics),
         }
+        if self.validate_every_n_steps is not None:
+            signature["validate_every_n_steps"] = self.validate_every_n_steps
+        return signature
 
     def check_matches(self, saved: DataSignature) -> None:
         """Raise if an epoch cannot be resumed with this data.
@@ -69,8 +89,8 @@ class DataSignature:
         if self != saved:
             raise CheckpointError(
                 f"The checkpoint was written inside an epoch with {saved}, but this run has "
-                f"{self}. Pass the same data in the same batches and the same metrics, or resume "
-                "from the end of an epoch."
+                f"{self}. Pass the same data in the same batches, the same metrics and the same "
+                "`validate_every_n_steps`, or resume from the end of an epoch."
             )
 
     def __str__(self) -> str:
@@ -87,7 +107,8 @@ class EpochPosition:
         signature: How the epoch is split into batches.
         train_data: The state of the training data.
         val_data: The state of the validation data.
-        train_metrics: What the metrics have accumulated; empty between two epochs.
+        train_metrics: What the metrics have accumulated since the last row; empty if a row was
+            written and no step followed.
     """
 
     batch: int
@@ -96,6 +117,11 @@ class EpochPosition:
     train_data: Mapping[str, Any]
     val_data: Mapping[str, Any]
     train_metrics: Mapping[str, Any]
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is in the middle of an epoch, or of the steps of a row."""
+        return bool(self.batch or self.train_metrics)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], batch: int) -> EpochPosition | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 
 from finetunelib._preserve import copy_into
 from finetunelib._typing import StrPath
-from finetunelib.data._identity import DataIdentity
 from finetunelib.errors import CheckpointError, FinetuneLibError, WeightsMismatchError
-from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.hooks import by_name
@@ -51,44 +48,15 @@ from finetunelib.training._checkpointing.position import (
     EpochPosition,
     check_keys,
 )
+from finetunelib.training._checkpointing.record import RunRecord
 from finetunelib.training._checkpointing.safe_state import plain
-from finetunelib.training._history import History
 from finetunelib.training._optimization.coverage import Coverage, parameters_of
 from finetunelib.training._optimization.hyperparameters import are_hyperparameters
 from finetunelib.training._optimization.precision import Precision
 from finetunelib.training._optimization.schedule import Schedule
-from finetunelib.training._state import TrainState
 
 if TYPE_CHECKING:  # Slow to import.
     from finetunelib.finetuning._weights.load import FittingWeights
-
-
-@dataclass(slots=True)
-class RunRecord:
-    """The progress of a run. It exists before the optimizer is built.
-
-    Attributes:
-        state: The counters of epochs and steps.
-        history: The rows of the epochs so far.
-        freeze_audit: The digests of the frozen tensors.
-        position: Where the run is in its data, or `None` if it has not started. Set when a
-            checkpoint is loaded and when a `fit` ends; `None` while one is running.
-        resumed_from: The checkpoint that was loaded and that the next `fit` continues from.
-        run_id: The id of the run, which its checkpoints contain. `None` if it was resumed from a
-            checkpoint of an early version, which has none.
-        hyperparameters: Those in the checkpoint that the run was resumed from and uses, or
-            `None`.
-        data: The data of the last `fit`, by the name of its argument.
-    """
-
-    state: TrainState = field(default_factory=TrainState)
-    history: History = field(default_factory=History)
-    freeze_audit: FreezeAudit = field(default_factory=FreezeAudit)
-    position: EpochPosition | None = None
-    resumed_from: Path | None = None
-    run_id: str | None = field(default_factory=lambda: secrets.token_hex(16))
-    hyperparameters: Mapping[str, Any] | None = None
-    data: Mapping[str, DataIdentity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +142,7 @@ class TrainingRun:
                     "epoch": state.epoch,
                     "step": state.step,
                     "batch": state.batch,
+                    **({"rows": "steps"} if self.record.rows_follow_steps else {}),
                     **self._kinds(),
                     **self.settings,
                 },
@@ -206,10 +175,10 @@ class TrainingRun:
         """
         manifest, saved, history = checkpoint.manifest, checkpoint.state, checkpoint.history
         weights, position = self._check(checkpoint.path, manifest, saved)
-        check_history(checkpoint.path, history, manifest["epoch"], manifest["step"])
-        if position is not None and position.batch and signature is not None:
+        check_history(checkpoint.path, history, manifest)
+        if position is not None and position.is_inside and signature is not None:
             signature.check_matches(position.signature)
-        if position is not None and position.batch and try_metrics is not None:
+        if position is not None and position.is_inside and try_metrics is not None:
             try_metrics(position.train_metrics)
         frozen = saved_frozen_state(checkpoint.path, saved, self.model)
         settings = saved.get("hyperparameters")
@@ -237,6 +206,7 @@ class TrainingRun:
         record.state.batch = manifest["batch"]
         record.position, record.resumed_from = position, checkpoint.path
         record.run_id = manifest.get("run")
+        record.rows_follow_steps = "rows" in manifest
         return f"Resuming {difference}, as in `{checkpoint.path}`." if difference else ""
 
     def leave_position(self) -> None:

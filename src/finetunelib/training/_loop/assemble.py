@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
-from finetunelib.training._callbacks.context import Origin, TrainContext
+from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
@@ -22,8 +22,15 @@ from finetunelib.training._loop.moments import (
     with_random_state_preserved,
     with_seed_of_epoch,
 )
+from finetunelib.training._loop.rows import EpochRows, Rows, RowWriter, StepRows
 from finetunelib.training._loop.session import Session, clear_gradients
-from finetunelib.training._loop.validation import DataValidation, NoValidation, Validation
+from finetunelib.training._loop.validation import (
+    DataValidation,
+    NoValidation,
+    RandomnessOfStep,
+    RandomnessOfTraining,
+    Validation,
+)
 from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.direction import directions
@@ -34,8 +41,9 @@ from finetunelib.training._optimization.guard import Guard
 from finetunelib.training._optimization.step import LastStep, Step
 from finetunelib.training._options import TrainerOptions
 from finetunelib.training._reporting.clock import Clock
+from finetunelib.training._reporting.interval import EpochInterval, StepInterval
 from finetunelib.training._reporting.readings import LoopReadings
-from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport
+from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport, Report, StepReport
 from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._updates.update import choose_update
 
@@ -60,6 +68,7 @@ def assemble(
     check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
+    interval = _interval(run, data)
     feed = EpochFeed(
         data,
         train_metrics,
@@ -68,6 +77,7 @@ def assemble(
         options.seed,
         run.record.position if run.record.resumed_from else None,
         signals,
+        interval,
     )
     guard = Guard(
         TrainedModules(evaluator.model, evaluator.task),
@@ -80,14 +90,18 @@ def assemble(
     )
     before_stop = (writer.finish, hooks.on_interrupt, writer.write_requested, writer.finish)
     interruption = Interruption(signals, Moment(*before_stop))
-    validation = _validation(options, evaluator, data, check, hooks, interruption)
+    validation = _validation(options, evaluator, data, check, hooks, interruption, interval)
     compare = _comparison(options, run, data)
     clock, last = Clock(), LastStep()
     readings = LoopReadings(
         last, train_metrics, run.schedule, clock, counts_tokens=evaluator.task.counts_tokens
     )
+    moments = _moments(options, run, feed, hooks, writer, guard, interruption, interval)
+    context = _context(run, data, train_metrics, compare(()), readings)
+    report = _report(options, run, data, limits, clock, interval)
+    row_writer = RowWriter(context, train_metrics, validation, run.schedule, moments, report)
     return FitLoop(
-        context=_context(run, data, train_metrics, compare(()), readings),
+        context=context,
         compare=compare,
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
@@ -96,9 +110,27 @@ def assemble(
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
-        moments=_moments(options, run, feed, hooks, writer, guard, interruption),
-        report=_report(options, data, limits, clock),
+        rows=_rows(row_writer, interval),
+        moments=moments,
+        report=report,
     )
+
+
+def _interval(run: TrainingRun, data: FitData) -> EpochInterval | StepInterval:
+    record, n = run.record, data.signature.validate_every_n_steps
+    if n is None:
+        return EpochInterval()
+    record.rows_follow_steps = True
+    position = record.position if record.resumed_from else None
+    inside = position is not None and position.is_inside
+    # The interval of a checkpoint began at the last row; that of a new `fit` begins now.
+    return StepInterval(n, start=0 if inside else record.state.step)
+
+
+def _rows(writer: RowWriter, interval: EpochInterval | StepInterval) -> Rows:
+    if isinstance(interval, StepInterval):
+        return StepRows(writer, interval)
+    return EpochRows(writer)
 
 
 def _moments(
@@ -109,9 +141,10 @@ def _moments(
     writer: CheckpointWriter,
     guard: Guard,
     interruption: Interruption,
+    interval: EpochInterval | StepInterval,
 ) -> Moments:
     def keep_position(context: TrainContext) -> None:
-        run.record.position = feed.position(context.state)
+        run.record.position = feed.position(context)
 
     def finish(context: TrainContext) -> None:
         try:
@@ -119,6 +152,8 @@ def _moments(
         finally:
             hooks.on_fit_end(context)
 
+    by_steps = isinstance(interval, StepInterval)
+    on_epoch_end = hooks.on_epoch_end if by_steps else hooks.on_row_of_epoch
     after_hooks = (writer.write_requested, interruption.stop_if_signalled)
     return Moments(
         fit_start=Moment(
@@ -127,8 +162,17 @@ def _moments(
         epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
         step_end=Moment(writer.poll, hooks.on_step_end, *after_hooks),
         training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
-        # Not `poll`: which epoch is the best depends on whether its checkpoint was written.
-        epoch_end=Moment(writer.finish, hooks.on_epoch_end, *after_hooks, forget_measured),
+        # Not `poll`: which row is the best depends on whether its checkpoint was written.
+        row=Moment(
+            writer.finish, with_random_state_preserved(hooks.on_row), *after_hooks, forget_measured
+        ),
+        epoch_end=Moment(
+            lambda _: run.schedule.after_epoch(),
+            writer.finish,
+            on_epoch_end,
+            *after_hooks,
+            forget_measured,
+        ),
         fit_end=Moment(clear_gradients, finish),
         fit_done=Moment(
             writer.write_requested,
@@ -148,7 +192,12 @@ def _comparison(
 
     def compare(names: tuple[str, ...]) -> Comparison:
         columns = (*names, *TIMING_COLUMNS)
-        return Comparison(columns, directions(options.metrics, names), frozenset(same))
+        return Comparison(
+            columns,
+            directions(options.metrics, names),
+            frozenset(same),
+            data.signature.validate_every_n_steps,
+        )
 
     return compare
 
@@ -160,10 +209,12 @@ def _context(
     comparison: Comparison,
     readings: LoopReadings,
 ) -> TrainContext:
+    by_steps = comparison.every_n_steps is not None
+
     def why_not_resumable(inside_epoch: bool) -> str | None:
         return (
             data.train.why_not_resumable(inside_epoch=inside_epoch)
-            or (train_metrics.why_not_resumable if inside_epoch else None)
+            or (train_metrics.why_not_resumable if inside_epoch or by_steps else None)
             or run.why_not_savable
         )
 
@@ -174,7 +225,8 @@ def _context(
         run.record.history,
         why_not_resumable=why_not_resumable,
         comparison=comparison,
-        origin=Origin(run.record.resumed_from, run.record.run_id),
+        resumed_from=run.record.resumed_from,
+        run_id=run.record.run_id,
         readings=readings,
     )
 
@@ -203,17 +255,31 @@ def _validation(
     check: FirstBatchCheck,
     hooks: Callbacks,
     interruption: Interruption,
+    interval: EpochInterval | StepInterval,
 ) -> Validation:
     if data.val is None:
         return NoValidation()
     metrics = MetricAccumulator(options.metrics, evaluator.task, "val_")
-    return DataValidation(evaluator, data.val, metrics, check, hooks, interruption)
+    by_steps = isinstance(interval, StepInterval)
+    randomness = RandomnessOfStep(options.seed) if by_steps else RandomnessOfTraining()
+    return DataValidation(evaluator, data.val, metrics, check, hooks, interruption, randomness)
 
 
-def _report(options: TrainerOptions, data: FitData, limits: Limits, clock: Clock) -> EpochReport:
+def _report(
+    options: TrainerOptions,
+    run: TrainingRun,
+    data: FitData,
+    limits: Limits,
+    clock: Clock,
+    interval: EpochInterval | StepInterval,
+) -> Report:
+    progress = choose_progress(options.progress)
+    if isinstance(interval, StepInterval):
+        n, state = interval.every_n_steps, run.record.state
+        return StepReport(progress, clock, state, n=n, last_step=limits.last_step)
     batches = data.train.steps
     return EpochReport(
-        choose_progress(options.progress),
+        progress,
         clock,
         steps=None if batches is None else math.ceil(batches / options.accumulation_steps),
         last_epoch=limits.last_epoch,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from finetunelib.training._checkpointing.run import RunRecord, TrainingRun
+from finetunelib.training._checkpointing.record import RunRecord
+from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._optimization.coverage import Coverage
 from finetunelib.training._optimization.hyperparameters import hyperparameters

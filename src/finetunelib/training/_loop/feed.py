@@ -13,13 +13,16 @@ from finetunelib._forward.batch import shapes_of
 from finetunelib._preserve import derive_seed, random_states, reseed, set_random_states
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
-from finetunelib.data._batches import Batches
+from finetunelib.data._batches import Batches, Data
 from finetunelib.data._identity import DataIdentity
+from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Signals
 from finetunelib.training._loop.last_batch import check_last_batch
 from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._options import TrainerOptions
+from finetunelib.training._reporting.interval import Interval
 from finetunelib.training._state import TrainState
 
 #: The micro-batches of one update.
@@ -42,6 +45,31 @@ class FitData:
     signature: DataSignature
     identity: Mapping[str, DataIdentity]
 
+    @classmethod
+    def of(
+        cls,
+        options: TrainerOptions,
+        train: Data,
+        val: Data | None,
+        validate_every_n_steps: int | None,
+    ) -> FitData:
+        """Return the batches of the arguments of a `fit`.
+
+        Raises:
+            InvalidTypeError: If data has an unknown form.
+            EmptyDataError: If there are no samples.
+            DataError: If inputs and targets have different lengths.
+        """
+        batches = options.data.batches(train, "train")
+        return cls(
+            batches,
+            None if val is None else options.data.batches(val, "val"),
+            DataSignature.of(
+                batches, options.accumulation_steps, options.metrics, validate_every_n_steps
+            ),
+            {"train": DataIdentity(train), "val": DataIdentity(val)},
+        )
+
 
 @dataclass(slots=True)
 class EpochFeed:
@@ -56,6 +84,7 @@ class EpochFeed:
             its number.
         saved: The position of a loaded checkpoint, if any.
         signals: The signals of the `fit`.
+        interval: The steps that a row of the history is about.
     """
 
     data: FitData
@@ -65,6 +94,7 @@ class EpochFeed:
     seed: int
     saved: EpochPosition | None
     signals: Signals
+    interval: Interval
     _rest: Iterator[Batch] | None = field(default=None, init=False)
 
     def restore(self) -> None:
@@ -76,8 +106,9 @@ class EpochFeed:
         data, saved = self.data, self.saved
         if saved is None:
             return
-        if saved.batch:
+        if saved.is_inside:
             data.signature.check_matches(saved.signature)
+            self.metrics.load_state_dict(saved.train_metrics)
         # Validation data first: a shared generator then gets the state of the training data.
         if data.val is not None:
             data.val.load_state_dict(saved.val_data)
@@ -94,7 +125,6 @@ class EpochFeed:
             check_last_batch(model, to_device(first, self.device), train)
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
-        self.metrics.load_state_dict(self.saved.train_metrics)
         # Last, since the batches that are skipped may draw random numbers.
         set_random_states(self.saved.random)
 
@@ -114,9 +144,11 @@ class EpochFeed:
             if self.signals.received is None:
                 raise
 
-    def position(self, state: TrainState) -> EpochPosition:
+    def position(self, context: TrainContext) -> EpochPosition:
         """Return where the run is in its data."""
+        state = context.state
         inside_epoch = state.batch > 0
+        is_open = self.interval.is_open(context)
         val = self.data.val
         return EpochPosition(
             batch=state.batch,
@@ -124,7 +156,7 @@ class EpochFeed:
             signature=self.data.signature,
             train_data=self.data.train.state_dict(inside_epoch=inside_epoch),
             val_data={} if val is None else val.state_dict(inside_epoch=False),
-            train_metrics=self.metrics.state_dict() if inside_epoch else {},
+            train_metrics=self.metrics.state_dict() if inside_epoch or is_open else {},
         )
 
     def _new_epoch(self, state: TrainState) -> Iterator[Batch]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from finetunelib._arguments import is_whole
-from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.context import TrainContext
-from finetunelib.training._loop.feed import Window
+from finetunelib.training._loop.feed import FitData, Window
 from finetunelib.training._optimization.horizon import Plan
 from finetunelib.training._state import TrainState
 
@@ -63,7 +65,7 @@ class Limits:
     def windows(self, windows: Iterator[Window], context: TrainContext) -> Iterator[Window]:
         """Yield windows until the epoch or the run ends. No window beyond a limit is read."""
         state = context.state
-        if state.batch and state.step >= self.last_step:
+        if state.batch and (state.step >= self.last_step or context.stop_reason is not None):
             return  # A checkpoint of the last step lacks only the end of its epoch.
         for window in windows:
             yield window
@@ -91,15 +93,81 @@ def check_limits(epochs: int | None, max_steps: int | None) -> None:
             )
 
 
-def check_replayable(data: Mapping[str, Batches | None], epochs: int | None) -> None:
+def check_rows(validate_every_n_steps: int | None, train: object, val: object) -> None:
+    """Check the argument that lets rows of the history follow steps.
+
+    Raises:
+        InvalidArgumentError: If it is not a whole number of at least 1, there is no validation
+            data, or validation would start the workers of training again.
+    """
+    n = validate_every_n_steps
+    if n is None:
+        return
+    if not (is_whole(n) and n >= 1):
+        raise InvalidArgumentError(
+            f"`validate_every_n_steps` must be a whole number of at least 1, got {n!r}."
+        )
+    if val is None:
+        raise InvalidArgumentError(
+            f"`validate_every_n_steps` is {n}, but there is no `val`. Pass validation data."
+        )
+    if val is train and getattr(val, "persistent_workers", False):
+        raise InvalidArgumentError(
+            "`train` and `val` are the same DataLoader with `persistent_workers=True`, whose "
+            "workers cannot read it twice at the same time. Pass a second DataLoader as `val`."
+        )
+
+
+def check_ends(data: Mapping[str, object], max_steps: int | None) -> None:
+    """Check that no data is known to be endless, unless a number of steps ends the training.
+
+    Only the iterators of `itertools` are known to be endless. A generator is not.
+
+    Raises:
+        InvalidArgumentError: If data is endless.
+    """
+    for name, value in data.items():
+        if not _is_endless(value):
+            continue
+        if name != "train":
+            raise InvalidArgumentError(
+                f"`{name}` is an endless {type(value).__name__}, so its validation would not end. "
+                "Pass a list or a DataLoader."
+            )
+        if max_steps is None:
+            raise InvalidArgumentError(
+                f"`{name}` is an endless {type(value).__name__}, so an epoch would not end. Pass "
+                "`max_steps`, and `validate_every_n_steps` to validate in between."
+            )
+
+
+def _is_endless(data: object) -> bool:
+    if isinstance(data, itertools.repeat):
+        return operator.length_hint(data, sys.maxsize) == sys.maxsize
+    return isinstance(data, itertools.cycle | itertools.count)
+
+
+def check_replayable(data: FitData, epochs: int | None, max_steps: int | None) -> None:
     """Check that data which can be read only once is not read again.
 
     Raises:
-        InvalidArgumentError: If it is an iterator and `epochs` is not 1.
+        InvalidArgumentError: If training data is an iterator, `epochs` is not 1, and no number of
+            steps ends the first epoch; or if validation data is an iterator that is to be read
+            more than once.
     """
-    for name, batches in data.items():
-        if batches is not None and not batches.replayable and epochs != 1:
-            raise InvalidArgumentError(
-                f"`{name}` is an iterator, which can be read only once, so `epochs` must be 1, "
-                f"got {epochs}. Pass a list, a DataLoader or another iterable for more."
-            )
+    often = f"`epochs` must be 1, got {epochs}"
+    if not data.train.replayable and epochs != 1 and (epochs is not None or max_steps is None):
+        raise InvalidArgumentError(_read_once("train", often))
+    if data.val is None or data.val.replayable:
+        return
+    if data.signature.validate_every_n_steps is not None:
+        raise InvalidArgumentError(_read_once("val", "it cannot be read after every few steps"))
+    if epochs != 1:
+        raise InvalidArgumentError(_read_once("val", often))
+
+
+def _read_once(name: str, consequence: str) -> str:
+    return (
+        f"`{name}` is an iterator, which can be read only once, so {consequence}. Pass a list, a "
+        "DataLoader or another iterable for more."
+    )

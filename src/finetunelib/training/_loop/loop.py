@@ -10,12 +10,13 @@ from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._loop.feed import EpochFeed, place_of
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.moments import Moments
+from finetunelib.training._loop.rows import Rows
 from finetunelib.training._loop.session import Session
 from finetunelib.training._loop.validation import Validation
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._optimization.schedule import Schedule
 from finetunelib.training._optimization.step import Step
-from finetunelib.training._reporting.report import EpochReport
+from finetunelib.training._reporting.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class FitLoop:
         step: One update of the weights.
         schedule: The learning-rate schedule.
         train_metrics: The loss and metrics, accumulated while training.
-        validation: What is measured after each epoch.
+        validation: What is measured on validation data.
+        rows: When a row of the history is measured.
         moments: What else happens, in order.
         report: The progress bar and the timings.
     """
@@ -45,8 +47,9 @@ class FitLoop:
     schedule: Schedule
     train_metrics: MetricAccumulator
     validation: Validation
+    rows: Rows
     moments: Moments
-    report: EpochReport
+    report: Report
 
     def run(self) -> None:
         """Train until a limit is reached, a callback requests a stop, or a signal arrives."""
@@ -54,37 +57,33 @@ class FitLoop:
         with self.session.entered(context):
             self.validation.check_data()
             self.report.start_clock()
+            self.train_metrics.reset()
             self.feed.restore()
             if self.limits.allow_epoch(context):  # A finished run reads no data.
                 self.feed.start(context.state)
             context.comparison = self.compare((*self.train_metrics.names, *self.validation.names))
             self.schedule.check_monitor(context.measures, context.comparison.directions)
-            with moments.during_fit(context):
+            with moments.during_fit(context), self.report.ended():
                 while self.limits.allow_epoch(context):
                     self._run_epoch()
+                self.rows.end_training()
             moments.fit_done(context)
 
     def _run_epoch(self) -> None:
-        context, state, report = self.context, self.context.state, self.report
+        context, state = self.context, self.context.state
+        self.rows.start_epoch()
         if state.batch == 0:
-            self.train_metrics.reset()
             self.moments.epoch_start(context)
-        with report.epoch(context):
-            windows = self.feed.windows(state)  # A new epoch, or the rest of one.
-            for window in self.limits.windows(windows, context):
-                try:
-                    self.step(window, self.train_metrics.update)
-                except Exception as error:  # It comes from the user's model, loss or metrics.
-                    error.add_note(place_of(state, window))
-                    raise
-                state.batch += len(window)
-                report.advance(window)
-                self.moments.step_end(context)
-            self.moments.training_end(context)
-            report.end_training()
-            values = self.train_metrics.compute() | self.validation.run(context)
-            state.epoch, state.batch = state.epoch + 1, 0
-            row = report.row(values, state, self.schedule.lr)
-            context.history.append(row)
-            self.schedule.after_epoch(row)
-            self.moments.epoch_end(context)
+        self.report.start_epoch(state)
+        windows = self.feed.windows(state)  # A new epoch, or the rest of one.
+        for window in self.limits.windows(windows, context):
+            try:
+                self.step(window, self.train_metrics.update)
+            except Exception as error:  # It comes from the user's model, loss or metrics.
+                error.add_note(place_of(state, window))
+                raise
+            state.batch += len(window)
+            self.report.advance(window)
+            self.moments.step_end(context)
+            self.rows.after_step()
+        self.rows.end_epoch()

@@ -36,7 +36,8 @@ class Moments:
         epoch_start: Before the data of an epoch is read.
         step_end: After each update.
         training_end: After the last step of an epoch, before validation.
-        epoch_end: After the row of an epoch was appended to the history.
+        row: After the row of an interval was appended to the history.
+        epoch_end: At the end of an epoch, after its row was appended to the history if it has one.
         fit_end: After the last epoch, and after an error, which it does not hide.
         fit_done: After `fit_end`, if there was no error.
     """
@@ -45,6 +46,7 @@ class Moments:
     epoch_start: Moment
     step_end: Moment
     training_end: Moment
+    row: Moment
     epoch_end: Moment
     fit_end: Moment
     fit_done: Moment

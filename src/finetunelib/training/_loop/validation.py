@@ -1,12 +1,18 @@
-"""Validation at the end of an epoch."""
+"""Validation: at the end of an epoch, or in the middle of one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from finetunelib._preserve import random_state_preserved, random_states, set_random_states
+from finetunelib._preserve import (
+    derive_seed,
+    random_state_preserved,
+    random_states,
+    reseed,
+    set_random_states,
+)
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
 from finetunelib.data._batches import Batches
@@ -53,6 +59,63 @@ class _Interrupted(BaseException):
     """A signal was received during validation."""
 
 
+class Randomness(Protocol):
+    """Which random numbers a validation draws."""
+
+    def start(self, step: int) -> None:
+        """Prepare the random states for a validation after a step."""
+        ...
+
+    def end(self, before: _States) -> None:
+        """Leave the random states for what follows, with those from before the validation."""
+        ...
+
+
+class RandomnessOfTraining:
+    """Continues the random states of training, which are set again when the next epoch starts."""
+
+    def start(self, step: int) -> None: ...
+
+    def end(self, before: _States) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RandomnessOfStep:
+    """Draws numbers that depend on the seed and the step, and leaves no trace.
+
+    Training continues in the middle of an epoch, and has the same bits as without validation.
+    """
+
+    seed: int
+
+    def start(self, step: int) -> None:
+        """Set the random states of the step."""
+        reseed(derive_seed(self.seed, step, 2))
+
+    def end(self, before: _States) -> None:
+        """Set the random states of training."""
+        before.restore()
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """The random states, and the state of validation data."""
+
+    random: dict[str, Any]
+    batches: Batches
+    data: dict[str, Any]
+
+    @classmethod
+    def now(cls, batches: Batches) -> _States:
+        """Return the states of now."""
+        return cls(random_states(), batches, batches.state_dict(inside_epoch=False))
+
+    def restore(self) -> None:
+        """Set the states again."""
+        set_random_states(self.random)
+        self.batches.load_state_dict(self.data)
+
+
 @dataclass(frozen=True, slots=True)
 class DataValidation:
     """Measures the loss and the metrics on validation data."""
@@ -63,6 +126,7 @@ class DataValidation:
     check: FirstBatchCheck
     hooks: Callbacks
     interruption: Interruption
+    randomness: Randomness
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,19 +150,20 @@ class DataValidation:
         Raises:
             TrainingInterrupted: If a signal is received.
         """
-        random, data = random_states(), self.batches.state_dict(inside_epoch=False)
+        before = _States.now(self.batches)
         try:
+            self.randomness.start(context.state.step)
             with ended_by(self.hooks.on_validation_end, context):
                 weights = WeightsBefore.of(context)
                 self.hooks.on_validation_start(context)
                 context.measured.weights = weights.replaced_by(context.model)
-                return self.evaluator.evaluate(self._until_interrupted(), self.metrics, "val")
+                values = self.evaluator.evaluate(self._until_interrupted(), self.metrics, "val")
         except _Interrupted:
-            # A resumed run repeats the validation, so rewind to where it began.
-            set_random_states(random)
-            self.batches.load_state_dict(data)
+            before.restore()  # A resumed run repeats the validation.
             self.interruption.stop_if_signalled(context)
             raise
+        self.randomness.end(before)
+        return values
 
     def _until_interrupted(self) -> Iterator[Batch]:
         for batch in self.batches.in_order():

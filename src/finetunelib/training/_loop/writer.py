@@ -15,7 +15,6 @@ from finetunelib.training._checkpointing.content import Staging
 from finetunelib.training._checkpointing.position import EpochPosition
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._loop.moments import Hook
-from finetunelib.training._state import TrainState
 
 
 @dataclass(slots=True)
@@ -30,7 +29,7 @@ class CheckpointWriter:
     """
 
     run: TrainingRun
-    position: Callable[[TrainState], EpochPosition]
+    position: Callable[[TrainContext], EpochPosition]
     check: Callable[[], None]
     on_checkpoint: Hook
     _staging: Staging = field(default_factory=Staging, init=False)
@@ -48,9 +47,9 @@ class CheckpointWriter:
         if not any(not request.started for request in requests.values()):
             return
         self.check()
-        if context.state.batch:
-            context.check_resumable()
-        position = self.position(context.state)
+        position = self.position(context)
+        if position.is_inside:
+            context.check_resumable(inside_epoch=position.batch > 0)
         for path, request in [entry for entry in requests.items() if not entry[1].started]:
             del requests[path]
             self.finish(context)

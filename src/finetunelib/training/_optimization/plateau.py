@@ -63,6 +63,6 @@ class PlateauSchedule(TorchSchedule):
             )
         self._column = column
 
-    def after_epoch(self, row: Mapping[str, float]) -> None:
-        """Pass the value of the epoch to the scheduler."""
+    def after_row(self, row: Mapping[str, float]) -> None:
+        """Pass the value of an epoch, or of a validation after n steps, to the scheduler."""
         self._scheduler.step(row[self._column])

@@ -55,8 +55,12 @@ class Schedule(Protocol):
         """Advance after an update."""
         ...
 
-    def after_epoch(self, row: Mapping[str, float]) -> None:
-        """Advance after an epoch with this row of the history."""
+    def after_row(self, row: Mapping[str, float]) -> None:
+        """Advance after a row of the history."""
+        ...
+
+    def after_epoch(self) -> None:
+        """Advance after an epoch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +93,9 @@ class NoSchedule:
 
     def after_step(self) -> None: ...
 
-    def after_epoch(self, row: Mapping[str, float]) -> None: ...
+    def after_row(self, row: Mapping[str, float]) -> None: ...
+
+    def after_epoch(self) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""
@@ -121,7 +127,9 @@ class TorchSchedule:
 
     def after_step(self) -> None: ...
 
-    def after_epoch(self, row: Mapping[str, float]) -> None: ...
+    def after_row(self, row: Mapping[str, float]) -> None: ...
+
+    def after_epoch(self) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the scheduler."""
@@ -177,7 +185,7 @@ class EpochSchedule(TorchSchedule):
         """Compare the length of the schedule with the number of epochs."""
         check_length(self._scheduler, "epoch", plan)
 
-    def after_epoch(self, row: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol's form
+    def after_epoch(self) -> None:
         """Advance by one epoch."""
         self._advance()
 
