@@ -254,7 +254,7 @@ class Trainer:
     def fit(
         self,
         train: Data,
-        val: Data | None = None,
+        val: Data | Mapping[str, Data] | None = None,
         *,
         epochs: int | None = None,
         max_steps: int | None = None,
@@ -274,7 +274,9 @@ class Trainer:
         Args:
             train: The training data, in one of the forms listed above. Its order depends only on
                 the seed and the epoch; a DataLoader keeps its own order.
-            val: Validation data, evaluated after each epoch, in the same forms.
+            val: Validation data, evaluated after each epoch, in the same forms. Several sets are a
+                mapping from names to data, such as `{"clean": (...), "noisy": (...)}`; their
+                columns are `val_clean_loss`, `val_noisy_loss` and so on.
             epochs: The number of further passes over the data, at least 1. An epoch of an endless
                 stream never ends, so pass `max_steps` for one.
             max_steps: The number of further updates, at least 1.

@@ -214,9 +214,12 @@ class TrainContext:
 
         Args:
             column: A column of the history. If it starts with `val_`, the validation data must be
-                the same, and otherwise the training data.
+                the same (of several sets, the one that it names), and otherwise the training data.
         """
-        return ("val" if column.startswith("val_") else "train") in self.comparison.same_data
+        same = self.comparison.same_data
+        if not column.startswith("val_"):
+            return "train" in same
+        return any(column.startswith(f"{name}_") for name in same)
 
     def keep_measured_weights(self) -> None:
         """Ask the loop to keep the weights that a validation measures, for `on_row`.

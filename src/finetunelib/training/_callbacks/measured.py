@@ -19,7 +19,8 @@ class Comparison:
         columns: The columns of the history, except `"epoch"` and `"step"`.
         directions: Whether a lower (`"min"`) or a higher (`"max"`) value is better, for the columns
             for which it is known.
-        same_data: Which of `"train"` and `"val"` is the same data as in the `fit` before.
+        same_data: Which of `"train"`, `"val"`, and of several sets such as `"val_clean"`, is the
+            same data as in the `fit` before.
         every_n_steps: The number of steps between two rows, or `None` if a row is about an epoch.
     """
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
+from finetunelib.data._batches import Batches
+from finetunelib.data._named import NamedBatches
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
@@ -30,6 +32,7 @@ from finetunelib.training._loop.validation import (
     RandomnessOfStep,
     RandomnessOfTraining,
     Validation,
+    ValidationSet,
 )
 from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
@@ -194,7 +197,7 @@ def _comparison(
         columns = (*names, *TIMING_COLUMNS)
         return Comparison(
             columns,
-            directions(options.metrics, names),
+            directions(options.metrics, names, data.val_sets),
             frozenset(same),
             data.signature.validate_every_n_steps,
         )
@@ -259,10 +262,27 @@ def _validation(
 ) -> Validation:
     if data.val is None:
         return NoValidation()
-    metrics = MetricAccumulator(options.metrics, evaluator.task, "val_")
+    sets = _validation_sets(options, evaluator, data.val)
     by_steps = isinstance(interval, StepInterval)
     randomness = RandomnessOfStep(options.seed) if by_steps else RandomnessOfTraining()
-    return DataValidation(evaluator, data.val, metrics, check, hooks, interruption, randomness)
+    return DataValidation(evaluator, data.val, sets, check, hooks, interruption, randomness)
+
+
+def _validation_sets(
+    options: TrainerOptions, evaluator: Evaluator, val: Batches | NamedBatches
+) -> tuple[ValidationSet, ...]:
+    """Return the sets of validation data, with columns such as `val_loss` or `val_clean_loss`."""
+    if not isinstance(val, NamedBatches):
+        metrics = MetricAccumulator(options.metrics, evaluator.task, "val_")
+        return (ValidationSet(val, metrics, "val"),)
+    return tuple(
+        ValidationSet(
+            batches,
+            MetricAccumulator(options.metrics, evaluator.task, f"val_{name}_"),
+            f"val[{name!r}]",
+        )
+        for name, batches in val.sets.items()
+    )
 
 
 def _report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,6 +15,7 @@ from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches, Data
 from finetunelib.data._identity import DataIdentity
+from finetunelib.data._named import NamedBatches, as_validation
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 from finetunelib.training._loop.first_batch import FirstBatchCheck
@@ -35,13 +36,14 @@ class FitData:
 
     Attributes:
         train: The training data.
-        val: The validation data, if any.
+        val: The validation data, if any, or several sets by name.
         signature: How an epoch is split into batches.
-        identity: What the data consists of, by the name of the argument.
+        identity: What the data consists of, by the beginning of the columns that are measured on
+            it: `train`, `val`, or `val_` and the name of one of several sets.
     """
 
     train: Batches
-    val: Batches | None
+    val: Batches | NamedBatches | None
     signature: DataSignature
     identity: Mapping[str, DataIdentity]
 
@@ -50,7 +52,7 @@ class FitData:
         cls,
         options: TrainerOptions,
         train: Data,
-        val: Data | None,
+        val: Data | Mapping[str, Data] | None,
         validate_every_n_steps: int | None,
     ) -> FitData:
         """Return the batches of the arguments of a `fit`.
@@ -61,14 +63,20 @@ class FitData:
             DataError: If inputs and targets have different lengths.
         """
         batches = options.data.batches(train, "train")
+        validation = None if val is None else as_validation(val, options.data.batches)
         return cls(
             batches,
-            None if val is None else options.data.batches(val, "val"),
+            validation,
             DataSignature.of(
                 batches, options.accumulation_steps, options.metrics, validate_every_n_steps
             ),
-            {"train": DataIdentity(train), "val": DataIdentity(val)},
+            {"train": DataIdentity(train), **_identities(val, validation)},
         )
+
+    @property
+    def val_sets(self) -> tuple[str, ...]:
+        """The names of several sets of validation data."""
+        return tuple(self.val.sets) if isinstance(self.val, NamedBatches) else ()
 
 
 @dataclass(slots=True)
@@ -172,3 +180,10 @@ def place_of(state: TrainState, window: Window) -> str:
     """Return the place of a failed update, for the note of its exception."""
     batches = "; ".join(map(shapes_of, window))
     return f"In epoch {state.epoch + 1}, step {state.step + 1}, on {batches}."
+
+
+def _identities(val: Any, validation: object) -> dict[str, DataIdentity]:
+    """Return what validation data consists of, by the beginning of the names of its columns."""
+    if isinstance(validation, NamedBatches):
+        return {f"val_{name}": DataIdentity(val[name]) for name in validation.sets}
+    return {"val": DataIdentity(val)}

@@ -33,6 +33,6 @@ class FirstBatchCheck:
                 f"`gradient_accumulation_steps` is {self.accumulation_steps}, but {UNKNOWN}."
             )
 
-    def val(self, first: Batch, batches: Batches, metrics: MetricAccumulator) -> None:
-        """Raise if the first batch of the validation data cannot be used."""
-        self.evaluator.check(first, batches, metrics, "val")
+    def val(self, first: Batch, batches: Batches, metrics: MetricAccumulator, name: str) -> None:
+        """Raise if the first batch of validation data cannot be used."""
+        self.evaluator.check(first, batches, metrics, name)

@@ -111,7 +111,8 @@ def check_rows(validate_every_n_steps: int | None, train: object, val: object) -
         raise InvalidArgumentError(
             f"`validate_every_n_steps` is {n}, but there is no `val`. Pass validation data."
         )
-    if val is train and getattr(val, "persistent_workers", False):
+    shared = any(part is train for part in _sets_of(val))
+    if shared and getattr(train, "persistent_workers", False):
         raise InvalidArgumentError(
             "`train` and `val` are the same DataLoader with `persistent_workers=True`, whose "
             "workers cannot read it twice at the same time. Pass a second DataLoader as `val`."
@@ -127,18 +128,24 @@ def check_ends(data: Mapping[str, object], max_steps: int | None) -> None:
         InvalidArgumentError: If data is endless.
     """
     for name, value in data.items():
-        if not _is_endless(value):
+        endless = next(filter(_is_endless, _sets_of(value)), None)
+        if endless is None:
             continue
         if name != "train":
             raise InvalidArgumentError(
-                f"`{name}` is an endless {type(value).__name__}, so its validation would not end. "
-                "Pass a list or a DataLoader."
+                f"`{name}` is an endless {type(endless).__name__}, so its validation would not "
+                "end. Pass a list or a DataLoader."
             )
         if max_steps is None:
             raise InvalidArgumentError(
-                f"`{name}` is an endless {type(value).__name__}, so an epoch would not end. Pass "
+                f"`{name}` is an endless {type(endless).__name__}, so an epoch would not end. Pass "
                 "`max_steps`, and `validate_every_n_steps` to validate in between."
             )
+
+
+def _sets_of(data: object) -> list[object]:
+    """Return the sets of validation data, or the data itself."""
+    return list(data.values()) if isinstance(data, Mapping) else [data]
 
 
 def _is_endless(data: object) -> bool:

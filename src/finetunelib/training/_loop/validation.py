@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from finetunelib._preserve import (
@@ -16,6 +17,7 @@ from finetunelib._preserve import (
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
 from finetunelib.data._batches import Batches
+from finetunelib.data._named import NamedBatches
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._loop.first_batch import FirstBatchCheck
@@ -102,11 +104,11 @@ class _States:
     """The random states, and the state of validation data."""
 
     random: dict[str, Any]
-    batches: Batches
+    batches: Batches | NamedBatches
     data: dict[str, Any]
 
     @classmethod
-    def now(cls, batches: Batches) -> _States:
+    def now(cls, batches: Batches | NamedBatches) -> _States:
         """Return the states of now."""
         return cls(random_states(), batches, batches.state_dict(inside_epoch=False))
 
@@ -117,12 +119,32 @@ class _States:
 
 
 @dataclass(frozen=True, slots=True)
-class DataValidation:
-    """Measures the loss and the metrics on validation data."""
+class ValidationSet:
+    """One set of validation data.
 
-    evaluator: Evaluator
+    Attributes:
+        batches: Its batches.
+        metrics: Accumulates its loss and metrics under the names of its columns.
+        name: What messages call it.
+    """
+
     batches: Batches
     metrics: MetricAccumulator
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataValidation:
+    """Measures the loss and the metrics on each set of validation data.
+
+    Attributes:
+        batches: The validation data as a whole, whose state is saved.
+        sets: Its sets, which are evaluated one after the other; often only one.
+    """
+
+    evaluator: Evaluator
+    batches: Batches | NamedBatches
+    sets: tuple[ValidationSet, ...]
     check: FirstBatchCheck
     hooks: Callbacks
     interruption: Interruption
@@ -131,18 +153,20 @@ class DataValidation:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the columns."""
-        return self.metrics.names
+        return tuple(chain.from_iterable(each.metrics.names for each in self.sets))
 
     def check_data(self) -> None:
-        """Check the first batch, unless the data can be read only once."""
-        if not self.batches.replayable:
-            return
-        with random_state_preserved():
-            state = self.batches.state_dict(inside_epoch=False)
-            first = first_of(self.batches.in_order(), "val")
-            # A generator that the loaders of training and validation share is set back.
-            self.batches.load_state_dict(state)
-        self.check.val(first, self.batches, self.metrics)
+        """Check the first batch of each set, unless it can be read only once."""
+        for each in self.sets:
+            batches = each.batches
+            if not batches.replayable:
+                continue
+            with random_state_preserved():
+                state = batches.state_dict(inside_epoch=False)
+                first = first_of(batches.in_order(), each.name)
+                # A generator that the loaders of training and validation share is set back.
+                batches.load_state_dict(state)
+            self.check.val(first, batches, each.metrics, each.name)
 
     def run(self, context: TrainContext) -> dict[str, float]:
         """Return the loss and the metrics over the whole data.
@@ -157,7 +181,7 @@ class DataValidation:
                 weights = WeightsBefore.of(context)
                 self.hooks.on_validation_start(context)
                 context.measured.weights = weights.replaced_by(context.model)
-                values = self.evaluator.evaluate(self._until_interrupted(), self.metrics, "val")
+                values = self._measured()
         except _Interrupted:
             before.restore()  # A resumed run repeats the validation.
             self.interruption.stop_if_signalled(context)
@@ -165,8 +189,16 @@ class DataValidation:
         self.randomness.end(before)
         return values
 
-    def _until_interrupted(self) -> Iterator[Batch]:
-        for batch in self.batches.in_order():
+    def _measured(self) -> dict[str, float]:
+        """Return the columns of all sets."""
+        values: dict[str, float] = {}
+        for each in self.sets:
+            batches = self._until_interrupted(each.batches)
+            values |= self.evaluator.evaluate(batches, each.metrics, each.name)
+        return values
+
+    def _until_interrupted(self, batches: Batches) -> Iterator[Batch]:
+        for batch in batches.in_order():
             if self.interruption.signalled:
                 raise _Interrupted
             yield batch

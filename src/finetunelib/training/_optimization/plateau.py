@@ -45,8 +45,7 @@ class PlateauSchedule(TorchSchedule):
 
     def check_monitor(self, measures: Sequence[str], directions: Mapping[str, Mode]) -> None:
         """Choose the column, and compare its direction with the scheduler's mode."""
-        default = "val_loss" if "val_loss" in measures else "train_loss"
-        column = self._monitored.column or default
+        column = self._monitored.column or _default_column(measures)
         check_measured("lr_scheduler_monitor", column, measures)
         better = self._monitored.mode or directions.get(column)
         if better is None:
@@ -66,3 +65,20 @@ class PlateauSchedule(TorchSchedule):
     def after_row(self, row: Mapping[str, float]) -> None:
         """Pass the value of an epoch, or of a validation after n steps, to the scheduler."""
         self._scheduler.step(row[self._column])
+
+
+def _default_column(measures: Sequence[str]) -> str:
+    """Return the column that is followed if none was chosen.
+
+    Raises:
+        InvalidArgumentError: If there are several sets of validation data.
+    """
+    if "val_loss" in measures:
+        return "val_loss"
+    losses = [name for name in measures if name.startswith("val_") and name.endswith("_loss")]
+    if losses:
+        raise InvalidArgumentError(
+            "ReduceLROnPlateau can follow only one of several sets of validation data. Pass "
+            f"`lr_scheduler_monitor`, such as {losses[0]!r}."
+        )
+    return "train_loss"

@@ -121,12 +121,13 @@ def _counts(loss_fn: LossFunction, losses: Tensor, targets: Tensor) -> Tensor | 
     if targets.is_floating_point():  # class probabilities: each counts once
         return torch.ones_like(losses)
     settings = settings_of(loss_fn)
-    counted = targets != settings.get("ignore_index", -100)
+    counted: Tensor = targets != settings.get("ignore_index", -100)
     of_class: Tensor | None
     of_class = settings["weight"] if "weight" in settings else getattr(function, "weight", None)
     if of_class is None:
         return counted.to(losses.dtype)
-    return torch.where(counted, of_class[targets.where(counted, 0)], 0).to(losses.dtype)
+    weights: Tensor = torch.where(counted, of_class[targets.where(counted, 0)], 0)
+    return weights.to(losses.dtype)
 
 
 def _sums_rows(loss_fn: LossFunction) -> bool:
