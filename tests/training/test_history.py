@@ -166,6 +166,18 @@ def test_repr_is_short() -> None:
     assert repr(two_epochs()) == "History(2 epochs: epoch, step, train_loss, lr, val_loss)"
 
 
+@pytest.mark.parametrize(
+    ("epochs", "extent"), [([1, 1, 2], "3 rows of 2 epochs"), ([1, 1], "2 rows of 1 epoch")]
+)
+def test_several_rows_of_an_epoch_are_counted_apart(epochs: list[int], extent: str) -> None:
+    """The table and the file have a row for each validation."""
+    rows = [{"epoch": epoch, "step": 5.0 * n} for n, epoch in enumerate(epochs, start=1)]
+    history = History(rows)
+    assert repr(history) == f"History({extent}: epoch, step)"
+    assert str(history).splitlines()[1].split() == ["1", "5"]
+    assert len(str(history).splitlines()) == len(epochs) + 1
+
+
 def test_print_of_odd_rows_is_readable() -> None:
     """A counter that is not a number is shown, and control characters in names are escaped."""
     history = History([{"epoch": math.nan, "step": math.inf, "a\x1b[2J": 1.0}])

@@ -1,4 +1,4 @@
-"""The history of a training run: one row per epoch."""
+"""The history of a training run: one row per epoch, or per validation after n steps."""
 
 from __future__ import annotations
 
@@ -30,12 +30,17 @@ _MOST_ROWS, _FIRST_ROWS = 60, 5
 
 @public("finetunelib.training")
 class History:
-    """The measurements of a training run, one row per epoch.
+    """The measurements of a training run: one row per epoch, or per validation.
 
     A row of the default task has `epoch` (from 1), `step` (updates so far), `train_loss`,
     `train_accuracy`, `val_loss` and `val_accuracy` (if there is validation data), `lr` (the
     learning rate of the last step), `seconds` (the complete epoch, including validation) and
     `samples_per_second` (of training alone).
+
+    With `fit(validate_every_n_steps=n)` there is a row for each validation. `epoch` is then the
+    number of the epoch that its last step belongs to, so several rows may have the same one.
+    `train_loss`, the other columns of training, `seconds` and `samples_per_second` are about the
+    steps since the row before.
 
     `history["val_loss"]` is a column of floats, `history.rows` contains all rows, and
     `print(history)` prints a table. A value that was not measured in an epoch is `nan`.
@@ -69,14 +74,14 @@ class History:
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add the row of an epoch."""
+        """Add a row."""
         self.rows.append(dict(row))
 
     def __getitem__(self, name: str) -> Sequence[float]:
         """Return a column.
 
         It is a view of the rows that exist now, so `history["train_loss"][-1]` takes the same time
-        whatever the number of epochs. It compares equal to a list of the same numbers, and
+        whatever the number of rows. It compares equal to a list of the same numbers, and
         `list(history["train_loss"])` is one.
 
         Raises:
@@ -106,7 +111,11 @@ class History:
     __hash__: ClassVar[None]  # type: ignore[assignment]  # it changes, so it cannot be hashed
 
     def __repr__(self) -> str:
-        return f"History({len(self)} epochs: {one_line(', '.join(self.names), 70)})"
+        epochs = len({row.get("epoch", number) for number, row in enumerate(self.rows)})
+        extent = f"{epochs} epochs"
+        if epochs < len(self):
+            extent = f"{len(self)} rows of {epochs} epoch{'s' if epochs > 1 else ''}"
+        return f"History({extent}: {one_line(', '.join(self.names), 70)})"
 
     def __str__(self) -> str:
         if not self.rows:

@@ -257,3 +257,37 @@ def test_history_without_measurements_is_rejected() -> None:
     """The message lists the columns of the history."""
     with pytest.raises(InvalidArgumentError, match="epoch, lr"):
         plot_history(History([{"epoch": 1, "lr": 0.1}]))
+
+
+def by_steps(*steps: float, epochs: int = 2) -> History:
+    """Return a history with several rows in an epoch."""
+    return History(
+        [
+            {"epoch": 1 + n * epochs // len(steps), "step": step, "train_loss": 1 / step}
+            for n, step in enumerate(steps)
+        ]
+    )
+
+
+def test_rows_that_follow_steps_are_drawn_over_the_steps() -> None:
+    """Several of them have the same epoch. The axis starts above 0."""
+    axes = plot_history(by_steps(100, 200, 300, 350)).axes[0]
+    assert epochs(line(axes, 0, "training")) == [100, 200, 300, 350]
+    assert axes.get_xlabel() == "step"
+    left, right = axes.get_xlim()
+    assert 0 < left < 100
+    assert right > 350
+
+
+def test_all_runs_have_the_same_axis() -> None:
+    """A run of whole epochs next to one that was validated more often."""
+    axes = plot_history({"often": by_steps(5, 10, 15), "epochs": history(1.0, 0.5)}).axes[0]
+    assert epochs(line(axes, 0, "training")) == [5, 10, 15]
+    assert epochs(line(axes, 1, "training")) == [10, 20]
+
+
+def test_whole_epochs_are_drawn_over_the_epochs() -> None:
+    """Also if their steps are known, or some rows have none."""
+    assert plot_history(history(1.0, 0.5)).axes[0].get_xlabel() == "epoch"
+    without = History([{"epoch": 1.0, "train_loss": 1.0}, {"epoch": 1.0, "train_loss": 0.5}])
+    assert plot_history(without).axes[0].get_xlabel() == "epoch"

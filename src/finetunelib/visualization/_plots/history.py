@@ -1,4 +1,4 @@
-"""`plot_history`: the loss and metrics of training runs, per epoch."""
+"""`plot_history`: the loss and metrics of training runs, per epoch or step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from finetunelib.visualization._plots.history_drawing import (
     MOST_RUNS,
     draw_legends,
     draw_panel,
-    non_finite_epochs,
+    non_finite_positions,
     style_panel,
 )
 from finetunelib.visualization._plots.history_lines import (
     PARTS,
-    epochs_of,
+    axis_of,
     lines_of,
+    positions_of,
     quantities_of,
     runs_of,
 )
@@ -34,8 +35,8 @@ from finetunelib.visualization._plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Runs of more epochs have a marker on the last epoch only.
-_MOST_MARKED_EPOCHS = 15
+#: Runs of more rows have a marker on the last row only.
+_MOST_MARKED = 15
 
 _PANELS_PER_ROW = 3
 
@@ -55,7 +56,8 @@ def plot_history(
     Values that are not finite leave a gap, with a cross on the axis below.
 
     Training values are averages over an epoch in which the model was still improving; validation
-    values are measured at the end of it.
+    values are measured at the end of it. If rows follow steps (`validate_every_n_steps`), the
+    horizontal axis has the steps instead of the epochs, for all runs.
 
     Args:
         history: The result of `fit` or `History.from_json`, or up to 24 of them by name, in the
@@ -89,10 +91,11 @@ def plot_history(
     check_title(title)
     runs = runs_of(history, MOST_RUNS)
     quantities = quantities_of(runs, metrics)
-    lines = {quantity: list(lines_of(runs, quantity)) for quantity in quantities}
+    axis = axis_of(runs)
+    lines = {quantity: list(lines_of(runs, quantity, axis)) for quantity in quantities}
     every_line = [line for panel in lines.values() for line in panel]
-    first_epoch = min(epochs_of(run)[0] for run in runs.values())
-    last_epoch = max(epochs_of(run)[-1] for run in runs.values())
+    first = min(positions_of(run, axis)[0] for run in runs.values())
+    last = max(positions_of(run, axis)[-1] for run in runs.values())
     with drawing(dark) as theme:
         columns = min(len(quantities), _PANELS_PER_ROW)
         rows = math.ceil(len(quantities) / columns)
@@ -106,10 +109,10 @@ def plot_history(
                 theme,
                 lines[quantity],
                 single_run=len(runs) == 1,
-                mark_all=max(map(len, runs.values())) <= _MOST_MARKED_EPOCHS,
+                mark_all=max(map(len, runs.values())) <= _MOST_MARKED,
             )
-            style_panel(axes, theme, quantity, first_epoch, last_epoch)
+            style_panel(axes, theme, quantity, axis, first, last)
         parts = [part for part in PARTS.values() if any(line.part == part for line in every_line)]
-        non_finite = any(map(non_finite_epochs, every_line))
+        non_finite = any(map(non_finite_positions, every_line))
         draw_legends(figure, theme, list(runs), parts, non_finite=non_finite)
     return figure

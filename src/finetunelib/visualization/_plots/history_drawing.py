@@ -48,13 +48,13 @@ def draw_panel(
         color, marker = _color_and_marker(theme, line, single_run=single_run)
         values = [value if math.isfinite(value) else math.nan for value in line.values]
         (drawn,) = axes.plot(
-            line.epochs, values, color=color, **_stroke(line.part, single_run=single_run)
+            line.positions, values, color=color, **_stroke(line.part, single_run=single_run)
         )
         drawn.set_gid(f"{line.run}:{line.part}")
         drawn.set(
             marker=marker, markersize=_MARKER_SIZE, markevery=_marked(values, mark_all=mark_all)
         )
-        gaps = non_finite_epochs(line)
+        gaps = non_finite_positions(line)
         if gaps:
             axes.plot(
                 gaps,
@@ -70,8 +70,10 @@ def draw_panel(
             )
 
 
-def style_panel(axes: Axes, theme: Theme, quantity: str, first: float, last: float) -> None:
-    """Write the title of a panel, and set its axes to the epochs from `first` to `last`."""
+def style_panel(
+    axes: Axes, theme: Theme, quantity: str, axis: str, first: float, last: float
+) -> None:
+    """Write the title of a panel, and set its axes to the positions from `first` to `last`."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(_heading(quantity))
@@ -80,12 +82,13 @@ def style_panel(axes: Axes, theme: Theme, quantity: str, first: float, last: flo
     axes.spines["bottom"].set_visible(True)
     axes.spines["bottom"].set_color(theme.muted)
     margin = max(_MARGIN * (last - first), _LEAST_MARGIN) if last > first else _MOST_MARGIN
-    # The left edge stays above 0, because there is no epoch 0.
-    axes.set_xlim(first - min(margin, _MOST_MARGIN), last + margin)
+    # The left edge stays above 0, because there is no epoch 0 and no step 0.
+    most = _MOST_MARGIN if axis == "epoch" else _MOST_MARGIN * first
+    axes.set_xlim(first - min(margin, most), last + margin)
     axes.xaxis.set_major_locator(
         MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
     )
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(axis)
 
 
 def draw_legends(
@@ -114,11 +117,11 @@ def draw_legends(
         _draw_legend(figure, every_entry, "outside lower left")
 
 
-def non_finite_epochs(line: Line) -> list[float]:
-    """Return the epochs whose value is not finite."""
+def non_finite_positions(line: Line) -> list[float]:
+    """Return the positions whose value is not finite."""
     return [
-        epoch
-        for epoch, value in zip(line.epochs, line.values, strict=True)
+        position
+        for position, value in zip(line.positions, line.values, strict=True)
         if not math.isfinite(value)
     ]
 

@@ -1,7 +1,8 @@
-"""The lines of a history plot: which runs, which quantities, and their values per epoch."""
+"""The lines of a history plot: which runs, which quantities, and their values per epoch or step."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +23,13 @@ class Line:
     Attributes:
         run: The position of the run among all runs.
         part: `"training"`, `"validation"`, or empty for columns such as `lr`.
-        epochs: The numbers of the epochs that have a value.
+        positions: The numbers of the epochs or steps that have a value.
         values: The values, which may be non-finite.
     """
 
     run: int
     part: str
-    epochs: tuple[float, ...]
+    positions: tuple[float, ...]
     values: tuple[float, ...]
 
 
@@ -111,19 +112,38 @@ def epochs_of(run: History) -> list[float]:
     return [row.get("epoch", number) for number, row in enumerate(run.rows, start=1)]
 
 
-def lines_of(runs: Mapping[str, History], quantity: str) -> Iterator[Line]:
-    """Yield the lines of one quantity, those of the first run first."""
+def axis_of(runs: Mapping[str, History]) -> str:
+    """Return the column of the horizontal axis: the epochs if each row is about one of them.
+
+    Rows that follow steps (`validate_every_n_steps`) are drawn over these.
+    """
+    by_epochs = all(
+        after - before == 1
+        for run in runs.values()
+        for before, after in itertools.pairwise(epochs_of(run))
+    )
+    have_steps = all("step" in row for run in runs.values() for row in run.rows)
+    return "epoch" if by_epochs or not have_steps else "step"
+
+
+def positions_of(run: History, axis: str) -> list[float]:
+    """Return the position of each row on an axis."""
+    return epochs_of(run) if axis == "epoch" else [row["step"] for row in run.rows]
+
+
+def lines_of(runs: Mapping[str, History], quantity: str, axis: str = "epoch") -> Iterator[Line]:
+    """Yield the lines of one quantity over an axis, those of the first run first."""
     columns = {**{f"{prefix}{quantity}": part for prefix, part in PARTS.items()}, quantity: ""}
     for number, run in enumerate(runs.values()):
         for column, part in columns.items():
             points = [
-                (epoch, row[column])
-                for epoch, row in zip(epochs_of(run), run.rows, strict=True)
+                (position, row[column])
+                for position, row in zip(positions_of(run, axis), run.rows, strict=True)
                 if column in row
             ]
             if points:
-                epochs, values = zip(*points, strict=True)
-                yield Line(number, part, epochs, values)
+                positions, values = zip(*points, strict=True)
+                yield Line(number, part, positions, values)
 
 
 def _check_run(name: object, run: object) -> None:

@@ -65,6 +65,8 @@ class TokenTask(Task):
         True
     """
 
+    counts_tokens = True
+
     def __init__(
         self,
         *,
