@@ -41,6 +41,7 @@ PATHS = {
     "replace_head": "finetunelib.finetuning",
     "save_weights": "finetunelib.finetuning",
     "unfreeze": "finetunelib.finetuning",
+    "cache_features": "finetunelib.finetuning",
     "Accuracy": "finetunelib.training",
     "Callback": "finetunelib.training",
     "History": "finetunelib.training",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -158,6 +159,13 @@ class TensorBatches(SeededBatches):
         if self.sample_weight is not None:
             return WeightedBatch(first, others[0], taken(self.sample_weight))
         return (first, *others)
+
+    def with_inputs(self, inputs: Tensor) -> TensorBatches:
+        """Return the same batches with other inputs, `(samples, ...)`, and no transform."""
+        batches = copy.copy(self)
+        batches._transform, batches._drawn = None, None  # noqa: SLF001 - of the same class
+        batches.tensors = (inputs, *self.tensors[1:])
+        return batches
 
     def all_targets(self) -> Tensor | None:
         """Return the targets of all samples, or `None` if there are none or several by name."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetunelib._lazy import lazily
 
 if TYPE_CHECKING:
+    from finetunelib.finetuning._features.cache import cache_features
     from finetunelib.finetuning._freezing.certificate import Certificate
     from finetunelib.finetuning._freezing.fingerprint import fingerprint
     from finetunelib.finetuning._freezing.freeze import freeze, is_frozen, unfreeze
@@ -22,6 +23,7 @@ __all__ = [
     "Certificate",
     "Head",
     "LoadReport",
+    "cache_features",
     "find_head",
     "fingerprint",
     "freeze",
@@ -40,6 +42,7 @@ if not TYPE_CHECKING:  # Type checkers see only the names above.
             "Certificate": "_freezing.certificate",
             "Head": "_heads.head",
             "LoadReport": "_weights.report",
+            "cache_features": "_features.cache",
             "find_head": "_heads.find",
             "fingerprint": "_freezing.fingerprint",
             "freeze": "_freezing.freeze",

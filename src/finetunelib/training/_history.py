@@ -52,6 +52,7 @@ class History:
         rows: The rows.
         certificate: Which frozen tensors stayed bitwise unchanged during training. `None` if
             nothing was frozen, and in a history that was read from a file.
+        cached_features: Whether the last `fit` trained the head on cached features.
 
     Example:
         >>> from finetunelib.training import History
@@ -67,6 +68,7 @@ class History:
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
         self.rows: list[dict[str, float]] = [dict(row) for row in rows or []]
         self.certificate: Certificate | None = None
+        self.cached_features: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

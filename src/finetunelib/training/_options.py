@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,6 +22,9 @@ from finetunelib.training._optimization.optimizer import build_optimizer, check_
 from finetunelib.training._optimization.plateau import Monitored
 from finetunelib.training._optimization.schedule import Interval, Schedule, SchedulerFactory
 from finetunelib.training._tasks.modules import TrainedModules
+
+#: Whether features of a frozen backbone are cached: if it changes no bit, always, or never.
+CacheFeatures: TypeAlias = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,18 @@ class TrainerOptions:
     accumulation_steps: int
     seed: int
     progress: bool
+    cache_features: CacheFeatures
+
+    def __post_init__(self) -> None:
+        """Raise if `cache_features` has another value.
+
+        Raises:
+            InvalidArgumentError: If it is neither "auto" nor a bool.
+        """
+        if not (isinstance(self.cache_features, bool) or self.cache_features == "auto"):
+            raise InvalidArgumentError(
+                f'`cache_features` must be "auto", True or False, got {self.cache_features!r}.'
+            )
 
 
 def choose_device(device: str | torch.device) -> torch.device:

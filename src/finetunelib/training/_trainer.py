@@ -52,6 +52,7 @@ from finetunelib.training._optimization.plateau import Monitored
 from finetunelib.training._optimization.precision import PrecisionName, choose_precision
 from finetunelib.training._optimization.schedule import Interval, SchedulerFactory
 from finetunelib.training._options import (
+    CacheFeatures,
     DataOptions,
     OptimizerOptions,
     TrainerOptions,
@@ -127,6 +128,11 @@ class Trainer:
             clipping.
         compile: Whether to run the model through `torch.compile`. The compiled model shares the
             parameters; `trainer.model` and the names in its state dict stay the same.
+        cache_features: Whether `fit` runs a frozen backbone over tensors in memory only once and
+            then trains the head on its features, with the same bits. With `"auto"`, this is done
+            for two or more epochs with the default task if a check on the first batch shows that
+            no bit changes, and `history.cached_features` tells. A callback that trains or hooks
+            another part ends it. With `True`, it is an error if it cannot be done.
         seed: Determines the order of the data and all randomness of training, together with the
             number of the epoch. `fit` restores the caller's random states.
         task: How to process batches that are neither an (inputs, targets) pair nor a mapping with
@@ -171,6 +177,7 @@ class Trainer:
         gradient_accumulation_steps: int = 1,
         max_grad_norm: float | None = None,
         compile: bool = False,  # noqa: A002 - torch's own word for it
+        cache_features: CacheFeatures = "auto",
         seed: int = 0,
         task: Task | None = None,
         progress: bool = True,
@@ -209,6 +216,7 @@ class Trainer:
             accumulation_steps=gradient_accumulation_steps,
             seed=seed,
             progress=progress,
+            cache_features=cache_features,
         )
         # The compiled model shares the parameters. It is compiled when it is first called.
         runner = cast("nn.Module", torch.compile(model)) if compile else model
@@ -304,8 +312,9 @@ class Trainer:
                 is given without `val`, data is an endless iterator of itertools, there is no
                 parameter to train, a trainable parameter was added or unfrozen that the Trainer's
                 optimizer does not contain, an iterator is to be read more than once, `fit` is
-                already running, a launcher such as torchrun started several processes, or the
-                schedule would fail before the last step.
+                already running, a launcher such as torchrun started several processes, the
+                schedule would fail before the last step, or `cache_features` is `True` and the
+                features cannot be cached.
             InvalidTypeError: If the data has an unknown form.
             EmptyDataError: If there are no samples.
             DataError: If inputs and targets have different lengths.

@@ -12,6 +12,7 @@ from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
+from finetunelib.training._loop.cached import Work, choose_work
 from finetunelib.training._loop.feed import EpochFeed, FitData
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Interruption, Signals
@@ -68,6 +69,10 @@ def assemble(
         limits: When to stop.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
+    left = limits.plan(run.record.state, data.train.steps, options.accumulation_steps)
+    progress = choose_progress(options.progress)
+    work = choose_work(options.cache_features, evaluator, data, progress, left.epochs)
+    data = work.data
     check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
@@ -87,19 +92,20 @@ def assemble(
         run.precision,
         run.record.state,
         evaluator.device,
+        work.trained.runner if work.trained.runner is not evaluator.runner else evaluator.model,
     )
     writer = CheckpointWriter(
         run, feed.position, guard.read, with_random_state_preserved(hooks.on_checkpoint)
     )
     before_stop = (writer.finish, hooks.on_interrupt, writer.write_requested, writer.finish)
     interruption = Interruption(signals, Moment(*before_stop))
-    validation = _validation(options, evaluator, data, check, hooks, interruption, interval)
+    validation = _validation(options, work.measured, data, check, hooks, interruption, interval)
     compare = _comparison(options, run, data)
     clock, last = Clock(), LastStep()
     readings = LoopReadings(
         last, train_metrics, run.schedule, clock, counts_tokens=evaluator.task.counts_tokens
     )
-    moments = _moments(options, run, feed, hooks, writer, guard, interruption, interval)
+    moments = _moments(options, run, feed, hooks, writer, guard, interruption, interval, work)
     context = _context(run, data, train_metrics, compare(()), readings)
     report = _report(options, run, data, limits, clock, interval)
     row_writer = RowWriter(context, train_metrics, validation, run.schedule, moments, report)
@@ -109,7 +115,7 @@ def assemble(
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
-        step=_step(options, run, evaluator, guard, last),
+        step=_step(options, run, work.trained, guard, last),
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
@@ -145,6 +151,7 @@ def _moments(
     guard: Guard,
     interruption: Interruption,
     interval: EpochInterval | StepInterval,
+    work: Work,
 ) -> Moments:
     def keep_position(context: TrainContext) -> None:
         run.record.position = feed.position(context)
@@ -158,12 +165,15 @@ def _moments(
     by_steps = isinstance(interval, StepInterval)
     on_epoch_end = hooks.on_epoch_end if by_steps else hooks.on_row_of_epoch
     after_hooks = (writer.write_requested, interruption.stop_if_signalled)
+    noticed = (work.after_step,) if run.callbacks else ()
     return Moments(
         fit_start=Moment(
             with_random_state_preserved(hooks.on_fit_start), lambda _: run.leave_position()
         ),
-        epoch_start=Moment(with_seed_of_epoch(hooks.on_epoch_start, options.seed)),
-        step_end=Moment(writer.poll, hooks.on_step_end, *after_hooks),
+        epoch_start=Moment(
+            with_seed_of_epoch(hooks.on_epoch_start, options.seed), work.start_epoch
+        ),
+        step_end=Moment(writer.poll, hooks.on_step_end, *noticed, *after_hooks),
         training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
         # Not `poll`: which row is the best depends on whether its checkpoint was written.
         row=Moment(

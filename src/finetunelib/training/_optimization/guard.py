@@ -6,7 +6,7 @@ import math
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetunelib._typing import Batch
 from finetunelib.errors import NonFiniteError
@@ -31,6 +31,7 @@ class Guard:
         precision: The number format of the forward pass.
         state: The counters of the run.
         device: Where the model runs.
+        runner: What a step calls to run the model, or a part of it.
     """
 
     #: The number of losses that are kept on an accelerator before they are read.
@@ -42,8 +43,10 @@ class Guard:
         precision: Precision,
         state: TrainState,
         device: torch.device,
+        runner: nn.Module | None = None,
     ) -> None:
         self._trained = trained
+        self._runner = trained.model if runner is None else runner
         self._precision = precision
         self._state = state
         # On an accelerator the error comes too late for the values before the step.
@@ -114,7 +117,7 @@ class Guard:
         state, trained = self._state, self._trained
         self._buffers.restore()
         try:
-            found = explain(trained.model, trained.task, self._precision, batch)
+            found = explain(trained, self._runner, self._precision, batch)
         finally:
             self._buffers.restore()
         step = state.step + 1

@@ -11,7 +11,7 @@ from finetunelib._forward.outputs import tensors_in
 from finetunelib._preserve import attributes_preserved, random_state_preserved
 from finetunelib._typing import Batch
 from finetunelib.training._optimization.precision import Precision
-from finetunelib.training._tasks.task import Task
+from finetunelib.training._tasks.modules import TrainedModules
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,20 @@ class Finding:
         return f"{text}Use a smaller `lr`, `max_grad_norm=1.0`, or normalized inputs."
 
 
-def explain(model: nn.Module, task: Task, precision: Precision, batch: Batch) -> Finding:
+def explain(
+    trained: TrainedModules, runner: nn.Module, precision: Precision, batch: Batch
+) -> Finding:
     """Return where the values of a step stop being finite, by repeating its forward pass once.
 
     Random states and the attributes of modules are restored; buffers are not.
 
     Args:
-        model: The user's model.
-        task: Computes the loss.
+        trained: The user's model with the task that computes the loss.
+        runner: What the step called.
         precision: The number format of the forward pass.
         batch: The micro-batch.
     """
+    model, task = trained.model, trained.task
     parameter = next((n for n, p in model.named_parameters() if not _is_finite(p)), None)
     names = {id(module): name for name, module in model.named_modules()}
     found: list[tuple[str, str]] = []
@@ -73,7 +76,7 @@ def explain(model: nn.Module, task: Task, precision: Precision, batch: Batch) ->
             module.register_forward_hook(notice)
         try:
             with precision.autocast():
-                task.step(model, batch)
+                task.step(runner, batch)
         # The user's code may raise anything the second time; what it showed until then counts.
         except Exception:  # noqa: BLE001, S110
             pass
