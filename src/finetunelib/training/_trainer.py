@@ -39,7 +39,6 @@ from finetunelib.training._loop.limits import (
     check_replayable,
     check_rows,
 )
-from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.defaults import default_metrics
 from finetunelib.training._measuring.evaluator import Evaluator
@@ -58,6 +57,7 @@ from finetunelib.training._options import (
     TrainerOptions,
     choose_device,
 )
+from finetunelib.training._processes import check_single_process
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._tasks.supervised import choose_task

@@ -159,6 +159,7 @@ class Doubles(Callback):
                 next(context.model.parameters()).mul_(2)
 
 
+@pytest.mark.filterwarnings("ignore:1 frozen tensors changed")
 def test_a_callback_that_writes_to_the_backbone_ends_the_cache() -> None:
     """The features that were computed before are not used any more."""
     cached, plain = fitted("auto", Doubles()), fitted(False, Doubles())

@@ -69,9 +69,7 @@ def assemble(
         limits: When to stop.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
-    left = limits.plan(run.record.state, data.train.steps, options.accumulation_steps)
-    progress = choose_progress(options.progress)
-    work = choose_work(options.cache_features, evaluator, data, progress, left.epochs)
+    work = _work(options, run, evaluator, data, limits)
     data = work.data
     check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
@@ -92,7 +90,7 @@ def assemble(
         run.precision,
         run.record.state,
         evaluator.device,
-        work.trained.runner if work.trained.runner is not evaluator.runner else evaluator.model,
+        work.replayed,
     )
     writer = CheckpointWriter(
         run, feed.position, guard.read, with_random_state_preserved(hooks.on_checkpoint)
@@ -123,6 +121,18 @@ def assemble(
         moments=moments,
         report=report,
     )
+
+
+def _work(
+    options: TrainerOptions,
+    run: TrainingRun,
+    evaluator: Evaluator,
+    data: FitData,
+    limits: Limits,
+) -> Work:
+    left = limits.plan(run.record.state, data.train.steps, options.accumulation_steps)
+    progress = choose_progress(options.progress)
+    return choose_work(options.cache_features, evaluator, data, progress, left.epochs)
 
 
 def _interval(run: TrainingRun, data: FitData) -> EpochInterval | StepInterval:

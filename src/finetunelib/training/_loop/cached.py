@@ -33,11 +33,13 @@ class Work(Protocol):
         data: The data of the `fit`.
         trained: Runs what is trained.
         measured: Runs what is measured on the validation data.
+        replayed: What a second run of a step calls, to explain a loss that is not finite.
     """
 
     data: FitData
     trained: Evaluator
     measured: Evaluator
+    replayed: nn.Module
 
     def start_epoch(self, context: TrainContext) -> None:
         """Prepare an epoch, after the callbacks of its start."""
@@ -53,6 +55,7 @@ class WholeModel:
     data: FitData
     trained: Evaluator
     measured: Evaluator
+    replayed: nn.Module
 
     def start_epoch(self, context: TrainContext) -> None: ...
 
@@ -78,7 +81,7 @@ def choose_work(
     Raises:
         InvalidArgumentError: If features must be cached and cannot be.
     """
-    whole = WholeModel(data, evaluator, evaluator)
+    whole = WholeModel(data, evaluator, evaluator, evaluator.model)
     if cache is False:
         return whole
     from finetunelib.finetuning._features.split import may_have_split  # Slow to import.
@@ -143,6 +146,7 @@ class CachedFeatures:
         self._val_runner = _SwitchingModel(evaluator.model)
         self.data = replace(data, train=self._train, val=self._val or data.val)
         self.trained = replace(evaluator, runner=self._train_runner)
+        self.replayed: nn.Module = self._train_runner
         self.measured = replace(evaluator, runner=self._val_runner)
 
     def start_epoch(self, context: TrainContext) -> None:

@@ -19,7 +19,6 @@ from finetunelib.data._batches import Batches, Data
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._loop.feed import Window
 from finetunelib.training._loop.last_batch import check_last_batch
-from finetunelib.training._loop.processes import check_single_process
 from finetunelib.training._loop.session import in_train_mode
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.exclusive import exclusive
@@ -29,6 +28,7 @@ from finetunelib.training._optimization.coverage import Coverage, parameters_of
 from finetunelib.training._optimization.optimizer import build_optimizer, check_trainable
 from finetunelib.training._optimization.schedule import NoSchedule
 from finetunelib.training._optimization.step import LastStep, Step
+from finetunelib.training._processes import check_single_process
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput
 from finetunelib.training._trainer import Trainer
