@@ -210,6 +210,16 @@ def test_validation_data_that_is_read_anew_is_run_through_the_model() -> None:
     assert_same(*runs)
 
 
+@pytest.mark.parametrize("noisy", [VAL, DataLoader(TensorDataset(*VAL))], ids=["memory", "loader"])
+def test_several_sets_of_validation_data_are_measured_as_without_a_cache(noisy: Any) -> None:
+    """If one of them may change, all of them are run through the model."""
+    runs = []
+    for cache in (True, False):
+        trainer = Trainer(frozen(), batch_size=8, progress=False, cache_features=cache)
+        runs.append((trainer, trainer.fit(DATA, {"clean": VAL, "noisy": noisy}, epochs=2)))
+    assert_same(*runs)
+
+
 class OwnTask(Task):
     """A task that calls the model itself."""
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
-from finetunelib.data._batches import Batches
-from finetunelib.data._named import NamedBatches
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
@@ -33,7 +31,7 @@ from finetunelib.training._loop.validation import (
     RandomnessOfStep,
     RandomnessOfTraining,
     Validation,
-    ValidationSet,
+    validation_sets,
 )
 from finetunelib.training._loop.writer import CheckpointWriter
 from finetunelib.training._measuring.accumulator import MetricAccumulator
@@ -69,7 +67,7 @@ def assemble(
         limits: When to stop.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
-    work = _work(options, run, evaluator, data, limits)
+    work = choose_work(options, run.record.state, evaluator, data, limits)
     data = work.data
     check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
@@ -121,18 +119,6 @@ def assemble(
         moments=moments,
         report=report,
     )
-
-
-def _work(
-    options: TrainerOptions,
-    run: TrainingRun,
-    evaluator: Evaluator,
-    data: FitData,
-    limits: Limits,
-) -> Work:
-    left = limits.plan(run.record.state, data.train.steps, options.accumulation_steps)
-    progress = choose_progress(options.progress)
-    return choose_work(options.cache_features, evaluator, data, progress, left.epochs)
 
 
 def _interval(run: TrainingRun, data: FitData) -> EpochInterval | StepInterval:
@@ -282,27 +268,10 @@ def _validation(
 ) -> Validation:
     if data.val is None:
         return NoValidation()
-    sets = _validation_sets(options, evaluator, data.val)
+    sets = validation_sets(options.metrics, evaluator.task, data.val)
     by_steps = isinstance(interval, StepInterval)
     randomness = RandomnessOfStep(options.seed) if by_steps else RandomnessOfTraining()
     return DataValidation(evaluator, data.val, sets, check, hooks, interruption, randomness)
-
-
-def _validation_sets(
-    options: TrainerOptions, evaluator: Evaluator, val: Batches | NamedBatches
-) -> tuple[ValidationSet, ...]:
-    """Return the sets of validation data, with columns such as `val_loss` or `val_clean_loss`."""
-    if not isinstance(val, NamedBatches):
-        metrics = MetricAccumulator(options.metrics, evaluator.task, "val_")
-        return (ValidationSet(val, metrics, "val"),)
-    return tuple(
-        ValidationSet(
-            batches,
-            MetricAccumulator(options.metrics, evaluator.task, f"val_{name}_"),
-            f"val[{name!r}]",
-        )
-        for name, batches in val.sets.items()
-    )
 
 
 def _report(

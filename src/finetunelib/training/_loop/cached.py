@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -13,16 +13,19 @@ from typing_extensions import TypeIs
 
 from finetunelib._forward.batch import WeightedBatch
 from finetunelib._preserve import modes_preserved, random_state_preserved
-from finetunelib._progress import Progress
+from finetunelib._progress import Progress, choose_progress
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
 from finetunelib.data._batches import Batches, SeededBatches
+from finetunelib.data._named import NamedBatches
 from finetunelib.data._tensors import TensorBatches
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._loop.feed import FitData
+from finetunelib.training._loop.limits import Limits
 from finetunelib.training._measuring.evaluator import Evaluator
-from finetunelib.training._options import CacheFeatures
+from finetunelib.training._options import TrainerOptions
+from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.supervised import SupervisedTask
 
 
@@ -63,24 +66,25 @@ class WholeModel:
 
 
 def choose_work(
-    cache: CacheFeatures,
+    options: TrainerOptions,
+    state: TrainState,
     evaluator: Evaluator,
     data: FitData,
-    progress: Progress,
-    epochs: int | None,
+    limits: Limits,
 ) -> Work:
     """Return what a `fit` trains.
 
     Args:
-        cache: The argument of the Trainer.
+        options: The options of the Trainer.
+        state: How far the run is.
         evaluator: The model with its task.
         data: The data of the `fit`.
-        progress: Shows the pass over the data, and why there is none.
-        epochs: The number of epochs that are left, or `None` if unknown.
+        limits: When it ends.
 
     Raises:
         InvalidArgumentError: If features must be cached and cannot be.
     """
+    cache, epochs = options.cache_features, _epochs(options, state, data, limits)
     whole = WholeModel(data, evaluator, evaluator, evaluator.model)
     if cache is False:
         return whole
@@ -91,13 +95,26 @@ def choose_work(
         return whole  # One pass over the data is all that the run needs.
     reason = _why_not(evaluator)
     if reason is None and _are_pairs(data.train):
-        return CachedFeatures(evaluator, data, data.train, progress, required=cache is True)
+        return CachedFeatures(
+            evaluator,
+            data,
+            data.train,
+            choose_progress(options.progress),
+            required=cache is True,
+        )
     if cache == "auto":
         return whole
     reason = reason or (
         "`train` is not in memory, so its samples may change. Pass tensors, or `in_memory(dataset)`"
     )
     raise InvalidArgumentError(f"`cache_features` is True, but {reason}.")
+
+
+def _epochs(
+    options: TrainerOptions, state: TrainState, data: FitData, limits: Limits
+) -> int | None:
+    """Return the number of epochs that are left, or `None` if unknown."""
+    return limits.plan(state, data.train.steps, options.accumulation_steps).epochs
 
 
 def _are_pairs(batches: Batches) -> TypeIs[TensorBatches]:
@@ -139,12 +156,10 @@ class CachedFeatures:
         self._first_features = torch.empty(0)
         self._versions = 0
         self._train = _SwitchingBatches(train)
-        self._val = (
-            None if data.val is None or not _are_pairs(data.val) else _SwitchingBatches(data.val)
-        )
+        self._val = _switching(data.val)
         self._train_runner = _SwitchingModel(evaluator.model)
         self._val_runner = _SwitchingModel(evaluator.model)
-        self.data = replace(data, train=self._train, val=self._val or data.val)
+        self.data = replace(data, train=self._train, val=_with_sets(data.val, self._val))
         self.trained = replace(evaluator, runner=self._train_runner)
         self.replayed: nn.Module = self._train_runner
         self.measured = replace(evaluator, runner=self._val_runner)
@@ -191,12 +206,12 @@ class CachedFeatures:
         self._split, self._versions = split, split.versions()
         self._train.use(train, self._features_of)
         self._train_runner.use(split.head)
-        if self._val is not None:
-            self._val.use(val)
+        for name, batches in self._val.items():
+            batches.use(val[name])
             self._val_runner.use(split.head)
         context.history.cached_features = True
 
-    def _features(self) -> tuple[Any, Tensor, Tensor | None]:
+    def _features(self) -> tuple[Any, Tensor, dict[str, Tensor]]:
         """Return the model with its head, and the features of the training and validation data."""
         from finetunelib.finetuning._features.compute import batch_inputs, compute_features
         from finetunelib.finetuning._features.split import check_rows, find_split
@@ -211,13 +226,14 @@ class CachedFeatures:
             check_rows(split, first, features)
         self._first, self._first_features = first, features
         features = compute_features(split, train, device, self._progress, autocast)
-        val: Tensor | None = None
-        if self._val is not None:
-            with modes_preserved(model):
-                model.eval()
-                val = compute_features(
-                    split, self._val.plain, device, self._progress, autocast, full=False
+        with modes_preserved(model):
+            model.eval()
+            val = {
+                name: compute_features(
+                    split, batches.plain, device, self._progress, autocast, full=False
                 )
+                for name, batches in self._val.items()
+            }
         return split, features, val
 
     def _features_of(self, batch: Batch) -> Tensor:
@@ -234,9 +250,27 @@ class CachedFeatures:
         self._progress.finish(f"The features are no longer cached: {reason}.")
         self._train.use(None)
         self._train_runner.use(None)
-        if self._val is not None:
-            self._val.use(None)
+        for batches in self._val.values():
+            batches.use(None)
         self._val_runner.use(None)
+
+
+def _switching(val: Batches | NamedBatches | None) -> dict[str, _SwitchingBatches]:
+    """Return the sets of validation data by name, or none if one of them may change."""
+    sets = val.sets if isinstance(val, NamedBatches) else {} if val is None else {"": val}
+    pairs = {name: batches for name, batches in sets.items() if _are_pairs(batches)}
+    if len(pairs) < len(sets):
+        return {}
+    return {name: _SwitchingBatches(batches) for name, batches in pairs.items()}
+
+
+def _with_sets(
+    val: Batches | NamedBatches | None, sets: Mapping[str, Batches]
+) -> Batches | NamedBatches | None:
+    """Return validation data with other sets of the same names, or as it is if there are none."""
+    if not sets:
+        return val
+    return NamedBatches(sets) if isinstance(val, NamedBatches) else sets[""]
 
 
 class _SwitchingBatches(SeededBatches):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from finetunelib.training._loop.measured import WeightsBefore
 from finetunelib.training._loop.moments import ended_by
 from finetunelib.training._measuring.accumulator import MetricAccumulator
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._tasks.task import Task
 
 
 class Validation(Protocol):
@@ -202,3 +204,19 @@ class DataValidation:
             if self.interruption.signalled:
                 raise _Interrupted
             yield batch
+
+
+def validation_sets(
+    metrics: Mapping[str, Metric], task: Task, val: Batches | NamedBatches
+) -> tuple[ValidationSet, ...]:
+    """Return the sets of validation data, with columns such as `val_loss` or `val_clean_loss`."""
+    if not isinstance(val, NamedBatches):
+        return (ValidationSet(val, MetricAccumulator(metrics, task, "val_"), "val"),)
+    return tuple(
+        ValidationSet(
+            batches,
+            MetricAccumulator(metrics, task, f"val_{name}_"),
+            f"val[{name!r}]",
+        )
+        for name, batches in val.sets.items()
+    )
