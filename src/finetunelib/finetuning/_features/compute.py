@@ -41,8 +41,8 @@ def compute_features(
         device: The device of the model, where the features stay.
         progress: Shows how far the pass is.
         autocast: Returns the context in which the model runs.
-        full: Whether a short last batch is filled up with samples of the one before, so that all
-            features are computed in batches of the same size. Sizes can differ in rounding.
+        full: Whether a short last batch is filled up with samples of the one before. All features
+            are then computed in batches of the same size; other sizes can differ in rounding.
 
     Raises:
         NotCacheableError: If the features differ in shape, or do not have one row per sample.
