@@ -38,6 +38,7 @@ from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
 from finetunelib.training._tasks.tokens.alignment import arguments_for, check_kind, check_shift
 from finetunelib.training._tasks.tokens.first_batch import check_token_targets, refuse_tokens
+from finetunelib.training._tasks.tokens.head import first_row
 from finetunelib.training._tasks.tokens.rows import targets_of
 from finetunelib.training._tasks.tokens.task import TokenTask
 
@@ -111,10 +112,16 @@ def _check_tokens(
     check_kind(model, shift=task.shift)
     check_shift(model, inputs, targets, name, shift=task.shift, ignored=ignored)
     arguments = arguments_for(model, inputs, targets, ignored)
-    logits = outputs_of(_run(model, arguments, inputs, name))
-    check_token_targets(task, logits, targets, values, name)
-    with torch.no_grad():
-        return task.compare(logits, targets)
+    if task.chunk_size is None:
+        logits = outputs_of(_run(model, arguments, inputs, name))
+        check_token_targets(task, logits, targets, values, name)
+        with torch.no_grad():
+            return task._compare(logits, targets)  # noqa: SLF001 - not for users to call
+    one = first_row(arguments, len(targets))  # The logits of all rows may not fit into memory.
+    logits = task._find_head(model, lambda: _run(model, one, inputs, name))  # noqa: SLF001
+    check_token_targets(task, logits, targets[:1], values, name)
+    with evaluating(model), random_state_preserved(), unchanged(model):
+        return task.step(model, batch)
 
 
 def dry_run(model: nn.Module, batch: Batch, name: str) -> Tensor:

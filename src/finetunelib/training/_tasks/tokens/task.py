@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from finetunelib._arguments import check_whole
+from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._forward.batch import inputs_of, outputs_of
+from finetunelib._forward.inputs import Inputs
+from finetunelib._preserve import random_state_preserved, unchanged
 from finetunelib._public import public
 from finetunelib._typing import Batch
 from finetunelib.errors import InvalidInputError, InvalidTypeError
@@ -13,6 +18,14 @@ from finetunelib.training._tasks.class_targets import IGNORED, count_targets
 from finetunelib.training._tasks.convention import Convention
 from finetunelib.training._tasks.task import StepOutput, Task
 from finetunelib.training._tasks.tokens.alignment import arguments_for, kind_of, next_tokens
+from finetunelib.training._tasks.tokens.chunks import chunked_loss
+from finetunelib.training._tasks.tokens.head import (
+    first_row,
+    head_of,
+    hidden_states,
+    is_compiled,
+    submodule,
+)
 from finetunelib.training._tasks.tokens.loss import check_shapes, mean_over, summed_loss
 from finetunelib.training._tasks.tokens.rows import cut_rows, targets_in, targets_of
 
@@ -41,14 +54,23 @@ class TokenTask(Task):
             encoder-decoder (T5, BART), whose decoder gets the shifted targets as its inputs. A
             choice that the model's class or the first batch contradicts is refused.
         ignore_index: The target that does not count.
+        chunk_size: The number of tokens whose logits exist at the same time, such as 1024. The
+            logits of a large vocabulary can take more memory than the rest of a step. If the last
+            operation of the model is a linear layer, it is called for one chunk after the other,
+            and again in the backward pass, so the logits as a whole never exist; in a compiled
+            model, or if the model changes its logits after that layer, only the loss is computed in
+            chunks. The loss and the gradients are the same up to rounding, and the same bits if
+            there is one chunk. Metrics get the predicted classes `(batch, tokens)` instead of
+            logits. `None` computes all logits at once.
         pad_predictions: Whether `Trainer.predict` returns the logits as the model does,
             `(batch, tokens, classes)`. By default it returns a list with one tensor
             `(length, classes)` for each row: without the positions that `attention_mask` excludes,
             or if there is none, without ignored targets at the end.
 
     Raises:
-        InvalidTypeError: If `shift` or `pad_predictions` is not a bool, or `ignore_index` is not a
-            whole number.
+        InvalidTypeError: If `shift` or `pad_predictions` is not a bool, or `ignore_index` or
+            `chunk_size` is not a whole number.
+        InvalidArgumentError: If `chunk_size` is below 1.
 
     Example:
         A language model that predicts the next of 10 tokens from one token:
@@ -72,18 +94,25 @@ class TokenTask(Task):
         *,
         shift: bool = False,
         ignore_index: int = IGNORED,
+        chunk_size: int | None = None,
         pad_predictions: bool = False,
     ) -> None:
         for name, value in (("shift", shift), ("pad_predictions", pad_predictions)):
             if not isinstance(value, bool):
                 raise InvalidTypeError(f"`{name}` must be True or False, got {value!r}.")
         check_whole(ignore_index=ignore_index)
+        if chunk_size is not None:
+            check_at_least(1, chunk_size=chunk_size)
         self.shift: bool = shift
         self.ignore_index: int = ignore_index
+        self.chunk_size: int | None = chunk_size
         self.pad_predictions: bool = pad_predictions
+        # The layer that makes the logits: unknown (""), or none that is known (None).
+        self._head: str | None = ""
 
     def __repr__(self) -> str:
-        return f"TokenTask(shift={self.shift}, ignore_index={self.ignore_index})"
+        chunks = "" if self.chunk_size is None else f", chunk_size={self.chunk_size}"
+        return f"TokenTask(shift={self.shift}, ignore_index={self.ignore_index}{chunks})"
 
     @property
     def convention(self) -> Convention:
@@ -98,8 +127,9 @@ class TokenTask(Task):
             batch: A pair (inputs, targets) or a mapping with `labels`.
 
         Returns:
-            The loss, the logits `(batch, tokens, classes)`, the targets of each position (shifted
-            with `shift`), and the number of counted targets.
+            The loss, the logits `(batch, tokens, classes)` (with `chunk_size` the predicted
+            classes), the targets of each position (shifted with `shift`), and the number of counted
+            targets.
 
         Raises:
             InvalidTypeError: If the batch has no targets, or the output is not a tensor.
@@ -108,16 +138,41 @@ class TokenTask(Task):
         """
         inputs, targets = targets_of(batch)
         arguments = arguments_for(model, inputs, targets, self.ignore_index)
-        return self.compare(outputs_of(arguments.call(model)), targets)
+        if self.chunk_size is None:
+            return self._compare(outputs_of(arguments.call(model)), targets)
+        head = self._head_in(model, arguments, len(targets))
+        if head is None:
+            return self._compare(outputs_of(arguments.call(model)), targets)
+        return self._compare(hidden_states(model, head, arguments), targets, head)
 
-    def compare(self, logits: Tensor, targets: Tensor) -> StepOutput:
-        """Compare logits with targets that are not yet shifted."""
-        check_shapes(logits, targets)
+    def _compare(
+        self, states: Tensor, targets: Tensor, head: nn.Module | None = None
+    ) -> StepOutput:
+        """Compare logits, or what a head makes logits of, with targets that are not yet shifted."""
+        check_shapes(states, targets)
         if self.shift:
             targets = next_tokens(targets, self.ignore_index)
-        total = summed_loss(logits.flatten(0, 1), targets.flatten(), self.ignore_index)
         counted = count_targets(targets, self.ignore_index)
-        return StepOutput(mean_over(total, counted), logits, targets, counted)
+        if self.chunk_size is None:
+            total = summed_loss(states.flatten(0, 1), targets.flatten(), self.ignore_index)
+            outputs = states
+        else:
+            total, outputs = chunked_loss(states, targets, head, self.ignore_index, self.chunk_size)
+        return StepOutput(mean_over(total, counted), outputs, targets, counted)
+
+    def _find_head(self, model: nn.Module, run: Callable[[], object]) -> Tensor:
+        """Find the layer that makes the logits in a run of the model, and return the logits."""
+        self._head, logits = head_of(model, run)
+        return logits
+
+    def _head_in(self, model: nn.Module, arguments: Inputs, rows: int) -> nn.Module | None:
+        """Return the layer that makes the logits, which is found with one row if it is unknown."""
+        if "labels" in arguments.kwargs:
+            return None  # The model compares its logits with them.
+        if self._head == "" and not is_compiled(model):
+            with torch.no_grad(), random_state_preserved(), unchanged(model):
+                self._find_head(model, lambda: first_row(arguments, rows).call(model))
+        return submodule(model, self._head)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor] | Tensor:
         """Run the model on a batch, with or without targets, and return its logits.
