@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from finetunelib.training._tasks.tokens.loss import summed_loss
 
@@ -39,7 +38,9 @@ def chunked_loss(
     run = part if one or not torch.is_grad_enabled() else _recomputed(part, head)
     parts = [
         run(chunk, some)
-        for chunk, some in zip(rows.split(chunk_size), wanted.split(chunk_size), strict=True)
+        for chunk, some in zip(
+            torch.split(rows, chunk_size), torch.split(wanted, chunk_size), strict=True
+        )
     ]
     total = parts[0][0]
     for loss, _ in parts[1:]:
@@ -51,6 +52,8 @@ def _recomputed(
     part: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], head: nn.Module | None
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return a function that keeps its inputs only, and is run again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint  # Needed for chunks only.
+
     # A head of another type may contain dropout.
     random = head is not None and type(head) is not nn.Linear
 
