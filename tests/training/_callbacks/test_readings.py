@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
 from finetunelib import Trainer
-from finetunelib.training import Callback, StepOutput, Task, TrainContext
+from finetunelib.training import Callback, StepOutput, Task, TokenTask, TrainContext
 from training.tiny import (
     batches_of,
     network,
@@ -216,6 +216,18 @@ def test_only_a_task_that_counts_tokens_has_a_speed_in_tokens() -> None:
     assert all(tokens > 0 and samples > 0 for tokens, samples in look.seen)
     seen, _ = looked(lambda context: context.tokens_per_second, epochs=1)
     assert seen == [None] * 6
+
+
+def test_a_token_task_counts_tokens() -> None:
+    """Ignored targets are not counted, so the speed is below that of all positions."""
+    tokens = torch.arange(10).repeat(8, 1)
+    targets = tokens.masked_fill(tokens < 8, -100)
+    looks = Looks(lambda context: (context.tokens_per_second, context.samples_per_second))
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10))
+    trainer = quiet_trainer(model, task=TokenTask(shift=False), callbacks=[looks], batch_size=8)
+    trainer.fit((tokens, targets), epochs=1)
+    ((tokens_per_second, samples_per_second),) = looks.seen
+    assert tokens_per_second == pytest.approx(2 * samples_per_second, rel=0.5)
 
 
 def test_a_resumed_epoch_counts_only_its_own_tokens(tmp_path: Any) -> None:
