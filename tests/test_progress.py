@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import tqdm
 
+from finetunelib import _bars
 from finetunelib._progress import (
     BarProgress,
     LineProgress,
@@ -17,33 +17,12 @@ from finetunelib._progress import (
     SilentProgress,
     choose_progress,
 )
-
-
-class Terminal(io.StringIO):
-    """A text stream that reports to be a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Replace stderr by a terminal whose text can be read.
-
-    Not a fixture, because pytest replaces stderr between the setup of a test and its call.
-    """
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
+from support_terminal import open_terminal
 
 
 def make_bars_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make tqdm draw every step; by default it waits for a tenth of a second."""
-    lazy = tqdm.tqdm
-
-    def eager(**options: Any) -> Any:
-        return lazy(**options, mininterval=0, miniters=1)
-
-    monkeypatch.setattr(tqdm, "tqdm", eager)
+    monkeypatch.setattr(_bars, "INTERVAL", 0.0)
 
 
 class ZMQInteractiveShell:
@@ -281,11 +260,73 @@ def test_bar_progress_may_be_aborted_before_it_starts(monkeypatch: pytest.Monkey
     assert terminal.getvalue() == ""
 
 
-def test_bar_progress_shows_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar has the title, even if notebook widgets are not installed."""
+def test_bar_progress_shows_values_and_where_a_phase_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A resumed phase starts in its middle; the values replace the steps per second."""
     terminal = open_terminal(monkeypatch)
-    enter_notebook(monkeypatch, ZMQInteractiveShell())
+    make_bars_eager(monkeypatch)
     progress = BarProgress()
-    progress.start("epoch 1", 2)
-    assert "epoch 1" in terminal.getvalue()
+    seen = iter(["", "loss 0.5", "loss 0.25"])
+    progress.start("epoch 1", 4, done=2, values=lambda: next(seen))
+    assert "2/4" in terminal.getvalue()
+    progress.advance()
+    progress.advance()
+    bars = terminal.getvalue().split("\r")
+    assert [bar.rpartition(", ")[2].rstrip() for bar in bars[-2:]] == ["loss 0.5]", "loss 0.25]"]
+    assert "step/s" not in terminal.getvalue()
     progress.abort()
+
+
+def test_values_are_read_only_when_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps in quick succession cost no reading, and neither does another kind of progress."""
+    calls: list[int] = []
+
+    def values() -> str:
+        calls.append(threading.get_ident())
+        return ""
+
+    monkeypatch.setattr(_bars, "INTERVAL", 1000.0)
+    open_terminal(monkeypatch)
+    for progress in (BarProgress(), LineProgress(), SilentProgress()):
+        progress.start("epoch 1", 100, values=values)
+        for _ in range(100):
+            progress.advance()
+        progress.finish("done")
+    assert len(calls) == 1
+
+
+def test_values_are_read_by_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tqdm draws a late bar from another thread, with the last values."""
+    open_terminal(monkeypatch)
+    calls: list[int] = []
+
+    def values() -> str:
+        calls.append(threading.get_ident())
+        return f"reading {len(calls)}"
+
+    bar = _bars.ValuesBar("epoch 1", 3, 0, values, file=sys.stderr)
+    thread = threading.Thread(target=bar.refresh)
+    thread.start()
+    thread.join()
+    bar.close()
+    assert set(calls) == {threading.get_ident()}
+
+
+def test_notebook_shows_nothing_in_red(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Notebooks show stderr in red, so the bar and the line are on stdout, without a warning.
+
+    No widgets are needed.
+    """
+    enter_notebook(monkeypatch, ZMQInteractiveShell())
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    progress = choose_progress(True)
+    progress.start("epoch 1", 2, values=lambda: "loss 0.5")
+    assert "epoch 1" in (shown := capsys.readouterr()).out
+    assert "loss 0.5" in shown.out
+    progress.finish("epoch 1 is done")
+    after = capsys.readouterr()
+    assert after.out.endswith("\repoch 1 is done\n")
+    assert shown.err == after.err == ""

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
 class Progress(Protocol):
     """The progress reports of a loop, in phases such as an epoch."""
 
-    def start(self, title: str, total: int | None) -> None:
-        """Begin a phase of `total` steps, or of an unknown number if it is `None`."""
+    def start(
+        self,
+        title: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        values: Callable[[], str] | None = None,
+    ) -> None:
+        """Begin a phase.
+
+        Args:
+            title: What is done.
+            total: The number of steps, or `None` if it is unknown.
+            done: The number of steps that are already done.
+            values: Returns what is known so far as text. It is only called to draw a bar.
+        """
 
     def advance(self) -> None:
         """Report that one step is done."""
@@ -26,7 +41,14 @@ class Progress(Protocol):
 class SilentProgress:
     """Shows nothing."""
 
-    def start(self, title: str, total: int | None) -> None: ...
+    def start(
+        self,
+        title: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        values: Callable[[], str] | None = None,
+    ) -> None: ...
 
     def advance(self) -> None: ...
 
@@ -49,9 +71,26 @@ class BarProgress:
     def __init__(self) -> None:
         self._bar: _Bar = _NoBar()
 
-    def start(self, title: str, total: int | None) -> None:
+    def start(
+        self,
+        title: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        values: Callable[[], str] | None = None,
+    ) -> None:
         """Open a bar."""
-        self._bar = _open_bar(title, total)
+        from finetunelib._bars import ValuesBar, no_values  # tqdm takes time to import.
+
+        # A notebook is as wide as its window, and shows a stream without knowing its width.
+        self._bar = ValuesBar(
+            title,
+            total,
+            done,
+            values or no_values,
+            file=_stream(),
+            dynamic_ncols=not in_notebook(),
+        )
 
     def advance(self) -> None:
         """Move the bar by one step."""
@@ -96,10 +135,10 @@ def choose_progress(enabled: bool) -> Progress:
 _STREAM_ERRORS = (OSError, ValueError, AttributeError, TypeError)
 
 
-class _Stderr:
+class _Output:
     """Writes to a stream, and discards what cannot be written."""
 
-    def __init__(self, stream: Any) -> None:  # Any: a program may replace stderr by any object.
+    def __init__(self, stream: Any) -> None:  # Any: a program may replace it by any object.
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -126,24 +165,14 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _write_line(line: str) -> None:
-    stream = _Stderr(sys.stderr)
+    stream = _stream()
     stream.write(f"{line}\n")
     stream.flush()
 
 
-def _open_bar(title: str, total: int | None) -> _Bar:
-    # Imported here, because tqdm.auto searches for notebooks and is slow to import.
-    options = {"total": total, "desc": title, "leave": False, "unit": "step", "dynamic_ncols": True}
-    bar: _Bar
-    if in_notebook():
-        from tqdm.auto import tqdm
-
-        bar = tqdm(**options)
-    else:
-        from tqdm import tqdm
-
-        bar = tqdm(**options, file=_Stderr(sys.stderr))
-    return bar
+def _stream() -> _Output:
+    """Return the stream for progress: stderr, or stdout in notebooks, which show stderr in red."""
+    return _Output(sys.stdout if in_notebook() else sys.stderr)
 
 
 def in_notebook() -> bool:

@@ -46,6 +46,7 @@ from finetunelib.training._reporting.clock import Clock
 from finetunelib.training._reporting.interval import EpochInterval, StepInterval
 from finetunelib.training._reporting.readings import LoopReadings
 from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport, Report, StepReport
+from finetunelib.training._reporting.running import RunningValues
 from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._updates.update import choose_update
 
@@ -103,7 +104,7 @@ def assemble(
     )
     moments = _moments(options, run, feed, hooks, writer, guard, interruption, interval, work)
     context = _context(run, data, train_metrics, compare(()), readings)
-    report = _report(options, run, data, limits, clock, interval)
+    report = _report(options, run, data, limits, clock, interval, train_metrics)
     row_writer = RowWriter(context, train_metrics, validation, run.schedule, moments, report)
     return FitLoop(
         context=context,
@@ -281,15 +282,21 @@ def _report(
     limits: Limits,
     clock: Clock,
     interval: EpochInterval | StepInterval,
+    train_metrics: MetricAccumulator,
 ) -> Report:
-    progress = choose_progress(options.progress)
+    progress, state = choose_progress(options.progress), run.record.state
+    batches, accumulation = data.train.steps, options.accumulation_steps
+    running = RunningValues(
+        state, train_metrics, clock, lambda now: limits.plan(now, batches, accumulation).steps
+    )
     if isinstance(interval, StepInterval):
-        n, state = interval.every_n_steps, run.record.state
-        return StepReport(progress, clock, state, n=n, last_step=limits.last_step)
-    batches = data.train.steps
+        n, last_step = interval.every_n_steps, limits.last_step
+        return StepReport(progress, clock, running, state, n=n, last_step=last_step)
     return EpochReport(
         progress,
         clock,
-        steps=None if batches is None else math.ceil(batches / options.accumulation_steps),
+        running,
+        steps=None if batches is None else math.ceil(batches / accumulation),
+        accumulation_steps=accumulation,
         last_epoch=limits.last_epoch,
     )

@@ -23,6 +23,9 @@ from finetunelib.training._tasks.measured import UNKNOWN
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task
 
+#: The metrics of which it is known that `compute` changes nothing.
+_WITHOUT_EFFECTS = (MeanOf, Accuracy, Perplexity)
+
 
 class MetricAccumulator:
     """Accumulates the loss and metrics over a pass over data."""
@@ -166,8 +169,22 @@ class MetricAccumulator:
         self.load_state_dict(state)
         self._loss.compute()
         for metric in self._metrics.values():
-            if type(metric) in (MeanOf, Accuracy, Perplexity):
+            if type(metric) in _WITHOUT_EFFECTS:
                 metric.compute()
+
+    def compute_running(self) -> dict[str, float]:
+        """Return the loss and the metrics so far without their prefix, or nothing before a batch.
+
+        Metrics of other libraries and of the user are left out: computing one before the end of
+        the pass could have effects, or take long.
+        """
+        if not self._loss.weight:
+            return {}
+        values = {"loss": self._loss.compute()}
+        for name, metric in self._metrics.items():
+            if type(metric) in _WITHOUT_EFFECTS:
+                values |= columns(name, metric.compute())
+        return values
 
     def compute(self) -> dict[str, float]:
         """Return the loss and the metrics by name, the loss first.

@@ -11,6 +11,7 @@ from finetunelib._progress import Progress
 from finetunelib._typing import Batch
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._reporting.clock import Clock
+from finetunelib.training._reporting.running import RunningValues
 from finetunelib.training._state import TrainState
 
 #: The columns that a report adds to the metrics of a row.
@@ -20,15 +21,17 @@ TIMING_COLUMNS = ("lr", "seconds", "samples_per_second")
 class Report(ABC):
     """Shows a bar before a row of the history and a line after it, and adds timings to the row."""
 
-    def __init__(self, progress: Progress, clock: Clock) -> None:
+    def __init__(self, progress: Progress, clock: Clock, running: RunningValues) -> None:
         """Create a report.
 
         Args:
             progress: Where to show the progress.
             clock: Measures the time.
+            running: What the bar shows.
         """
         self._progress = progress
         self._clock = clock
+        self._running = running
 
     def start_clock(self) -> None:
         """Start to time the first row, which includes the preparation of the data."""
@@ -96,23 +99,39 @@ class EpochReport(Report):
     """Shows a bar for each epoch."""
 
     def __init__(
-        self, progress: Progress, clock: Clock, *, steps: int | None, last_epoch: float
+        self,
+        progress: Progress,
+        clock: Clock,
+        running: RunningValues,
+        *,
+        steps: int | None,
+        accumulation_steps: int,
+        last_epoch: float,
     ) -> None:
         """Create a report.
 
         Args:
             progress: Where to show the progress.
             clock: Measures the time.
+            running: What the bar shows.
             steps: The number of updates in an epoch, or `None` if unknown.
+            accumulation_steps: The number of batches in an update.
             last_epoch: The number of the last epoch, or infinity.
         """
-        super().__init__(progress, clock)
+        super().__init__(progress, clock, running)
         self._steps = steps
+        self._accumulation_steps = accumulation_steps
         self._total = "" if math.isinf(last_epoch) else f"/{last_epoch:.0f}"
 
     def start_epoch(self, state: TrainState) -> None:
         """Open the bar of an epoch."""
-        self._progress.start(f"epoch {state.epoch + 1}{self._total}", self._steps)
+        self._running.start()
+        self._progress.start(
+            f"epoch {state.epoch + 1}{self._total}",
+            self._steps,
+            done=math.ceil(state.batch / self._accumulation_steps),
+            values=self._running.text,
+        )
 
     def _title(self, row: Mapping[str, float]) -> str:
         return f"epoch {row['epoch']}{self._total}"
@@ -122,25 +141,35 @@ class StepReport(Report):
     """Shows a bar for each interval of n steps, whatever the epochs are."""
 
     def __init__(
-        self, progress: Progress, clock: Clock, state: TrainState, *, n: int, last_step: float
+        self,
+        progress: Progress,
+        clock: Clock,
+        running: RunningValues,
+        state: TrainState,
+        *,
+        n: int,
+        last_step: float,
     ) -> None:
         """Create a report.
 
         Args:
             progress: Where to show the progress.
             clock: Measures the time.
+            running: What the bar shows.
             state: The counters of the run.
             n: The number of steps in an interval.
             last_step: The number of the last step, or infinity.
         """
-        super().__init__(progress, clock)
+        super().__init__(progress, clock, running)
         self._state = state
         self._n = n
         self._last_step = last_step
         self._total = "" if math.isinf(last_step) else f"/{last_step:.0f}"
         self._open = False
 
-    def start_epoch(self, state: TrainState) -> None: ...
+    def start_epoch(self, state: TrainState) -> None:  # noqa: ARG002 - the base class's form
+        """Start to measure the time of the steps. The first step opens the bar."""
+        self._running.start()
 
     def advance(self, window: Sequence[Batch]) -> None:
         """Count an update and its samples. The first one of an interval opens the bar."""
@@ -151,7 +180,8 @@ class StepReport(Report):
     def _open_bar(self) -> None:
         first = self._state.step  # The step that has just been made.
         last = min(math.ceil(first / self._n) * self._n, self._last_step)
-        self._progress.start(f"steps to {last:.0f}{self._total}", int(last) - first + 1)
+        title, steps = f"steps to {last:.0f}{self._total}", int(last) - first + 1
+        self._progress.start(title, steps, values=self._running.text)
         self._open = True
 
     def _title(self, row: Mapping[str, float]) -> str:
