@@ -52,7 +52,7 @@ class ValuesBar(tqdm):  # type: ignore[misc]  # tqdm has no types
         # tqdm draws a bar that is late from a thread of its own, in the middle of a step.
         if threading.get_ident() == self._thread:
             self._text = self._values()
-        fields: dict[str, Any] = super().format_dict
+        fields: dict[str, Any] = dict(super().format_dict)
         fields["postfix"] = self._text
         return fields
 

@@ -138,8 +138,8 @@ class Trainer:
         task: How to process batches that are neither an (inputs, targets) pair nor a mapping with
             `labels`, or `TokenTask()` for one class per token. A task computes its own loss, so it
             cannot be combined with `loss_fn`.
-        progress: Whether to report progress: with a bar in a terminal or notebook, otherwise with
-            one line per epoch on stderr.
+        progress: Whether to report progress: in a terminal or notebook with a bar that shows the
+            running loss and the time left, otherwise with one line per epoch on stderr.
 
     Raises:
         InvalidTypeError: If an argument has the wrong type.

@@ -155,6 +155,19 @@ def test_data_without_length_has_no_time_left(monkeypatch: pytest.MonkeyPatch) -
     assert "fit <" not in text
 
 
+def test_bars_between_validations_show_the_values_since_the_last_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each bar ends at the next validation, and the time left is that of the whole `fit`."""
+    means = Means()
+    texts = shown(monkeypatch, trainer(means), epochs=2, validate_every_n_steps=4)
+    drawn = [bar for bar in texts if "steps to 8/" in bar or "steps to 8:" in bar]
+    losses = [re.findall(r", loss ([\d.]+)", bar) for bar in drawn]
+    expected = [[f"{means.found[step]['train_loss']:.4f}"] for step in range(4, 8)]
+    assert losses[-4:] == expected
+    assert all("fit <" in bar for bar in drawn)
+
+
 def test_one_line_per_epoch_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """A log has the line of each epoch and nothing else."""
     assert not sys.stderr.isatty()

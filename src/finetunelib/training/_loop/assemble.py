@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from finetunelib._progress import choose_progress
@@ -293,10 +292,5 @@ def _report(
         n, last_step = interval.every_n_steps, limits.last_step
         return StepReport(progress, clock, running, state, n=n, last_step=last_step)
     return EpochReport(
-        progress,
-        clock,
-        running,
-        steps=None if batches is None else math.ceil(batches / accumulation),
-        accumulation_steps=accumulation,
-        last_epoch=limits.last_epoch,
+        progress, clock, running, batches, accumulation, last_epoch=limits.last_epoch
     )

@@ -103,9 +103,9 @@ class EpochReport(Report):
         progress: Progress,
         clock: Clock,
         running: RunningValues,
-        *,
-        steps: int | None,
+        batches: int | None,
         accumulation_steps: int,
+        *,
         last_epoch: float,
     ) -> None:
         """Create a report.
@@ -114,12 +114,12 @@ class EpochReport(Report):
             progress: Where to show the progress.
             clock: Measures the time.
             running: What the bar shows.
-            steps: The number of updates in an epoch, or `None` if unknown.
+            batches: The number of batches in an epoch, or `None` if unknown.
             accumulation_steps: The number of batches in an update.
             last_epoch: The number of the last epoch, or infinity.
         """
         super().__init__(progress, clock, running)
-        self._steps = steps
+        self._steps = None if batches is None else math.ceil(batches / accumulation_steps)
         self._accumulation_steps = accumulation_steps
         self._total = "" if math.isinf(last_epoch) else f"/{last_epoch:.0f}"
 
