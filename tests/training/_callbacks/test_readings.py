@@ -221,7 +221,7 @@ def test_only_a_task_that_counts_tokens_has_a_speed_in_tokens() -> None:
 def test_a_token_task_counts_tokens() -> None:
     """Ignored targets are not counted, so the speed is below that of all positions."""
     tokens = torch.arange(10).repeat(8, 1)
-    targets = tokens.masked_fill(tokens < 8, -100)
+    targets = (9 - tokens).masked_fill(tokens < 8, -100)
     looks = Looks(lambda context: (context.tokens_per_second, context.samples_per_second))
     model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10))
     trainer = quiet_trainer(model, task=TokenTask(shift=False), callbacks=[looks], batch_size=8)
