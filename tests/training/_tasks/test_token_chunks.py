@@ -91,10 +91,14 @@ def test_a_run_in_chunks_is_the_run_without() -> None:
 
 def test_hooks_of_the_head_are_applied_once() -> None:
     """Hooks of the user's get the chunks, with the values that they would get at once."""
+
+    def add(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output + 1
+
     models = [Model(), Model()]
     for model in models:
         model.head.register_forward_pre_hook(lambda _, args: (args[0] * 3,))
-        model.head.register_forward_hook(lambda _, __, output: output + 1)
+        model.head.register_forward_hook(add)
     loss, _ = step(models[0])
     chunked, _ = step(models[1], chunk_size=4)
     assert torch.allclose(loss, chunked, rtol=1e-6)

@@ -36,7 +36,12 @@ from finetunelib.training._tasks.modules import TrainedModules
 from finetunelib.training._tasks.sample_weights import check_weighted
 from finetunelib.training._tasks.supervised import SupervisedTask
 from finetunelib.training._tasks.task import StepOutput, Task, validate_output
-from finetunelib.training._tasks.tokens.alignment import arguments_for, check_kind, check_shift
+from finetunelib.training._tasks.tokens.alignment import (
+    arguments_for,
+    check_kind,
+    check_shift,
+    kind_of,
+)
 from finetunelib.training._tasks.tokens.first_batch import check_token_targets, refuse_tokens
 from finetunelib.training._tasks.tokens.head import first_row
 from finetunelib.training._tasks.tokens.rows import targets_of
@@ -44,6 +49,9 @@ from finetunelib.training._tasks.tokens.task import TokenTask
 
 #: What Python says about a call with a wrong or missing name.
 _WRONG_NAME = re.compile(r"(keyword|positional) arguments?\b")
+
+#: What models of transformers say if the decoder gets nothing.
+_NO_DECODER_INPUTS = re.compile(r"decoder_input|inputs_embeds")
 
 
 def check_batch(
@@ -182,7 +190,7 @@ def _explain(model: nn.Module, inputs: Any, name: str, error: Exception) -> str:
     """Return the message about inputs that a model does not accept."""
     reason = first_line(error).rstrip(".")
     text = f"The model does not accept the inputs of `{name}`, {_shapes(inputs)}: {reason}."
-    if "decoder_input" in reason:
+    if kind_of(model) == "encoder-decoder" and _NO_DECODER_INPUTS.search(reason):
         return f"{text} Pass `task=TokenTask()`, which decodes the shifted targets of a batch."
     if isinstance(inputs, Mapping) and _WRONG_NAME.search(reason):
         return f"{text} {_names_of(model)}"
