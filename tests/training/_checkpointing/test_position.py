@@ -73,6 +73,7 @@ def test_manifest_inside_an_epoch_needs_a_position() -> None:
         ({"batches": None}, "batches None"),
         ({"accumulation_steps": 2}, "gradient_accumulation_steps 2"),
         ({"metrics": ()}, "metrics"),
+        ({"validate_every_n_steps": 3}, "validate_every_n_steps 3"),
     ],
 )
 def test_signature_that_differs_is_refused(change: dict[str, Any], named: str) -> None:
