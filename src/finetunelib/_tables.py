@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Sequence
 
@@ -20,14 +21,17 @@ def wrapped(text: str, *, indent: str = "") -> list[str]:
         text: The text. Control characters are escaped.
         indent: What each line begins with.
     """
-    return textwrap.wrap(
-        escaped(text),
+    # A number and the next word stay together. An escaped text contains no such space.
+    together = re.sub(r"(?<=\d) (?=\w)", "\xa0", escaped(text))
+    lines = textwrap.wrap(
+        together,
         WIDTH,
         initial_indent=indent,
         subsequent_indent=indent,
         break_on_hyphens=False,
         break_long_words=False,
     )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def text_table(
