@@ -26,6 +26,7 @@
 
 Each also derives from the builtin in parentheses, so code that handles the builtin catches it.
 `TrainingInterrupted` is not part of the tree: `except Exception` does not catch it.
+`DiagnosisWarning` is the category of the warnings about a training run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "CorruptFileError",
     "DataError",
+    "DiagnosisWarning",
     "EmptyDataError",
     "ExportError",
     "ExportMismatchError",
@@ -233,3 +235,17 @@ class TrainingInterrupted(KeyboardInterrupt, SystemExit):
         super().__init__(message)
         self.history: Any = history  # Any: `History` is defined in a package above.
         self.code: str | int | None = 128 + signal_number  # The type is SystemExit's.
+
+
+class DiagnosisWarning(UserWarning):
+    """A finding about a training run, such as a softmax before cross-entropy.
+
+    `fit` issues it once for each Trainer. `Trainer(ignore=[code])` silences a finding, and
+    `warnings.simplefilter("error", DiagnosisWarning)` makes all of them errors.
+
+    Example:
+        >>> import warnings
+        >>> from finetunelib.errors import DiagnosisWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DiagnosisWarning)  # Silences all of them.
+    """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetunelib._lazy import lazily
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._diagnosis.finding import Finding
 from finetunelib.training._history import History
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._state import TrainState
@@ -15,12 +16,16 @@ from finetunelib.training._tasks.task import StepOutput, Task
 from finetunelib.training._tasks.tokens.task import TokenTask
 
 if TYPE_CHECKING:
+    from finetunelib.training._diagnose import diagnose
+    from finetunelib.training._diagnosis.diagnosis import Diagnosis
     from finetunelib.training._lr_finder.find import find_lr
     from finetunelib.training._lr_finder.result import LRFinderResult
 
 __all__ = [
     "Accuracy",
     "Callback",
+    "Diagnosis",
+    "Finding",
     "History",
     "LRFinderResult",
     "StepOutput",
@@ -28,6 +33,7 @@ __all__ = [
     "TokenTask",
     "TrainContext",
     "TrainState",
+    "diagnose",
     "find_lr",
 ]
 
@@ -35,5 +41,10 @@ if not TYPE_CHECKING:  # Type checkers use the imports above.
     __getattr__, __dir__ = lazily(
         __name__,
         globals(),
-        {"LRFinderResult": "_lr_finder.result", "find_lr": "_lr_finder.find"},
+        {
+            "Diagnosis": "_diagnosis.diagnosis",
+            "LRFinderResult": "_lr_finder.result",
+            "diagnose": "_diagnose",
+            "find_lr": "_lr_finder.find",
+        },
     )

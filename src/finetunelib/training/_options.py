@@ -15,6 +15,7 @@ from finetunelib.data._dispatch import as_batches
 from finetunelib.data._samples import CollateFunction
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
+from finetunelib.training._diagnosis.warn import Warnings
 from finetunelib.training._measuring.metrics import Metric
 from finetunelib.training._optimization.build_schedule import build_schedule, check_scheduler
 from finetunelib.training._optimization.gradients import Clipping
@@ -112,6 +113,7 @@ class TrainerOptions:
     seed: int
     progress: bool
     cache_features: CacheFeatures
+    warnings: Warnings
 
     def __post_init__(self) -> None:
         """Raise if `cache_features` has another value.

@@ -29,6 +29,7 @@ from finetunelib.training._checkpointing.folder import newest_checkpoint
 from finetunelib.training._checkpointing.position import DataSignature
 from finetunelib.training._checkpointing.record import RunRecord
 from finetunelib.training._checkpointing.run import TrainingRun
+from finetunelib.training._diagnosis.warn import Warnings
 from finetunelib.training._history import History
 from finetunelib.training._loop.build_run import build_run
 from finetunelib.training._loop.feed import FitData
@@ -140,6 +141,8 @@ class Trainer:
             cannot be combined with `loss_fn`.
         progress: Whether to report progress: in a terminal or notebook with a bar that shows the
             running loss and the time left, otherwise with one line per epoch on stderr.
+        ignore: The codes of findings that `fit` does not warn about, such as
+            `["batchnorm-in-eval"]`. `finetunelib.training.diagnose` finds the same.
 
     Raises:
         InvalidTypeError: If an argument has the wrong type.
@@ -181,6 +184,7 @@ class Trainer:
         seed: int = 0,
         task: Task | None = None,
         progress: bool = True,
+        ignore: Sequence[str] = (),
     ) -> None:
         check_model(model)
         check_at_least(
@@ -201,13 +205,12 @@ class Trainer:
         optimizer_options.check(trained)
         if metrics is None:
             metrics = default_metrics(chosen_task)
-        metrics_by_name, callback_list = as_metrics(metrics), check_callbacks(callbacks)
         clipping, chosen_device = choose_clipping(max_grad_norm), choose_device(device)
 
         self._trained = trained
         self._options = TrainerOptions(
-            callbacks=callback_list,
-            metrics=metrics_by_name,
+            callbacks=check_callbacks(callbacks),
+            metrics=as_metrics(metrics),
             optimizer=optimizer_options,
             data=DataOptions(
                 batch_size, num_workers, seed, chosen_device.type == "cuda", collate_fn
@@ -217,6 +220,7 @@ class Trainer:
             seed=seed,
             progress=progress,
             cache_features=cache_features,
+            warnings=Warnings(ignore),
         )
         # The compiled model shares the parameters. It is compiled when it is first called.
         runner = cast("nn.Module", torch.compile(model)) if compile else model
@@ -454,10 +458,9 @@ class Trainer:
             self._move()
             in_order = batches.in_order()
             first = first_of(in_order, "data")
-            evaluator = self._evaluator
-            metrics = MetricAccumulator(self._options.metrics, evaluator.task)
-            evaluator.check(first, batches, metrics, "data")
-            return evaluator.evaluate(chain([first], in_order), metrics, "data")
+            metrics = MetricAccumulator(self._options.metrics, self._evaluator.task)
+            self._evaluator.check(first, batches, metrics, "data")
+            return self._evaluator.evaluate(chain([first], in_order), metrics, "data")
 
     def predict(self, data: Data) -> Tensor:
         """Compute the outputs of the model for data, in eval mode and without gradients.
@@ -498,8 +501,7 @@ class Trainer:
             in_order = batches.in_order()
             first = first_of(in_order, "data")
             # Declared as a tensor, which it is for almost every model.
-            outputs: Tensor = self._evaluator.predict(chain([first], in_order), rows)
-            return outputs
+            return cast("Tensor", self._evaluator.predict(chain([first], in_order), rows))
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:

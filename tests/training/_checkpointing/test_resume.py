@@ -78,6 +78,7 @@ class Case:
             metrics=self.metrics(),
             callbacks=[*self.callbacks(), *callbacks],
             device="cpu",
+            ignore=["validation-in-training-data"],
             progress=False,
             **self.options,
         )

@@ -11,7 +11,7 @@ from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._loop.cached import Work, choose_work
 from finetunelib.training._loop.feed import EpochFeed, FitData
-from finetunelib.training._loop.first_batch import FirstBatchCheck
+from finetunelib.training._loop.first_batch import FirstBatchCheck, build_check
 from finetunelib.training._loop.interruption import Interruption, Signals
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._loop.loop import FitLoop
@@ -67,11 +67,11 @@ def assemble(
         limits: When to stop.
     """
     signals, hooks = Signals(), Callbacks(run.callbacks)
-    work = choose_work(options, run.record.state, evaluator, data, limits)
-    data = work.data
-    check = FirstBatchCheck(evaluator, options.accumulation_steps)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
+    check = build_check(options, run, evaluator, data.train, data.val, train_metrics)
+    work = choose_work(options, run.record.state, evaluator, data, limits)
+    data = work.data
     interval = _interval(run, data)
     feed = EpochFeed(
         data,

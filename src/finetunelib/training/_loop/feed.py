@@ -131,6 +131,7 @@ class EpochFeed:
             self.check.train(first, train, self.metrics)
             model = self.check.evaluator.model
             check_last_batch(model, to_device(first, self.device), train)
+            self.check.first_fit.first_batch(first)
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
         # Last, since the batches that are skipped may draw random numbers.

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
+from finetunelib.data._named import NamedBatches
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._checkpointing.run import TrainingRun
+from finetunelib.training._diagnosis.first_fit import FirstFit, choose_first_fit
 from finetunelib.training._measuring.accumulator import MetricAccumulator, task_needs_equal_sizes
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._options import TrainerOptions
 from finetunelib.training._tasks.measured import UNKNOWN
 
 
@@ -19,14 +23,17 @@ class FirstBatchCheck:
     Attributes:
         evaluator: The model with its task.
         accumulation_steps: The number of micro-batches in an update.
+        first_fit: Examines the training data.
     """
 
     evaluator: Evaluator
     accumulation_steps: int
+    first_fit: FirstFit
 
     def train(self, first: Batch, batches: Batches, metrics: MetricAccumulator) -> None:
         """Raise if the first batch of the training data cannot be used."""
-        self.evaluator.check(first, batches, metrics, "train", training=True)
+        with self.first_fit.checking(first):
+            self.evaluator.check(first, batches, metrics, "train", training=True)
         task = self.evaluator.task
         if self.accumulation_steps > 1 and task_needs_equal_sizes(task):
             raise InvalidArgumentError(
@@ -36,3 +43,25 @@ class FirstBatchCheck:
     def val(self, first: Batch, batches: Batches, metrics: MetricAccumulator, name: str) -> None:
         """Raise if the first batch of validation data cannot be used."""
         self.evaluator.check(first, batches, metrics, name)
+
+
+def build_check(
+    options: TrainerOptions,
+    run: TrainingRun,
+    evaluator: Evaluator,
+    train: Batches,
+    val: Batches | NamedBatches | None,
+    metrics: MetricAccumulator,
+) -> FirstBatchCheck:
+    """Return the check of a `fit`, which examines the training data in the first one.
+
+    Args:
+        options: The options of the Trainer.
+        run: The run.
+        evaluator: The model with its task.
+        train: The training data.
+        val: The validation data, if any, or several sets of it.
+        metrics: The metrics of the training data.
+    """
+    first_fit = choose_first_fit(options.warnings, run, evaluator.task, train, val, metrics.update)
+    return FirstBatchCheck(evaluator, options.accumulation_steps, first_fit)

@@ -54,6 +54,7 @@ class FitLoop:
     def run(self) -> None:
         """Train until a limit is reached, a callback requests a stop, or a signal arrives."""
         context, moments = self.context, self.moments
+        self.feed.check.first_fit.join(moments.fit_start, moments.step_end, moments.fit_done)
         with self.session.entered(context):
             self.validation.check_data()
             self.report.start_clock()
@@ -71,6 +72,7 @@ class FitLoop:
 
     def _run_epoch(self) -> None:
         context, state = self.context, self.context.state
+        first_fit = self.feed.check.first_fit
         self.rows.start_epoch()
         if state.batch == 0:
             self.moments.epoch_start(context)
@@ -78,7 +80,7 @@ class FitLoop:
         windows = self.feed.windows(state)  # A new epoch, or the rest of one.
         for window in self.limits.windows(windows, context):
             try:
-                self.step(window, self.train_metrics.update)
+                self.step(window, first_fit.update)
             except Exception as error:  # It comes from the user's model, loss or metrics.
                 error.add_note(place_of(state, window))
                 raise

@@ -19,7 +19,17 @@ class Moment:
     __slots__ = ("_hooks",)
 
     def __init__(self, *hooks: Hook) -> None:
-        self._hooks = hooks
+        self._hooks: tuple[Hook, ...] = hooks
+
+    def call_once(self, hook: Hook) -> None:
+        """Call a hook before the others, in the next call only."""
+        others = self._hooks
+
+        def first(context: TrainContext) -> None:
+            self._hooks = others
+            hook(context)
+
+        self._hooks = (first, *others)
 
     def __call__(self, context: TrainContext) -> None:
         """Call every hook in order."""

@@ -79,6 +79,8 @@ def find_lr(
     _check_range(min_lr, max_lr)
     check_at_least(20, steps=steps)
     with trial(trainer, data, "find_lr") as run:
+        run.coverage.check(trainer._trained)  # noqa: SLF001
+        run.check(run.first())
         lrs, losses, stopped = _measure(run, float(min_lr), float(max_lr), steps)
     smoothed = smooth(lrs, losses)
     suggestion, reason = suggest(lrs, losses, smoothed)

@@ -33,7 +33,7 @@ class Coverage:
         self._optimizer = optimizer
         self._ready = ready
         # The parameters are stored and not their ids, because ids of deleted objects are reused.
-        self._left_out = [parameter for _, parameter in _missing(trained, optimizer)]
+        self._left_out = [parameter for _, parameter in missing_parameters(trained, optimizer)]
 
     def check(self, trained: TrainedModules) -> None:
         """Compare the trainable parameters with the optimizer's, before a `fit`.
@@ -42,7 +42,7 @@ class Coverage:
             InvalidArgumentError: If the optimizer contains parameters that no longer exist, or
                 lacks one that was added or unfrozen after the Trainer built it.
         """
-        missing = _missing(trained, self._optimizer)
+        missing = missing_parameters(trained, self._optimizer)
         if not self._ready:
             self._check_unchanged(missing)
         check_no_other_parameters(trained, self._optimizer)
@@ -87,7 +87,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _missing(
+def missing_parameters(
     trained: TrainedModules, optimizer: torch.optim.Optimizer
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the trainable parameters that an optimizer does not contain, with their names."""

@@ -66,6 +66,34 @@ class Trial:
     optimizer: torch.optim.Optimizer
     step: Step
 
+    @property
+    def coverage(self) -> Coverage:
+        """Which trainable parameters the optimizer contains."""
+        trainer, run = self.trainer, self.trainer._run  # noqa: SLF001
+        ready = trainer._options.optimizer.ready  # noqa: SLF001
+        if run is not None:
+            return run.coverage
+        return Coverage(trainer._trained, self.optimizer, ready=ready)  # noqa: SLF001
+
+    def first(self) -> Batch:
+        """Return a copy of the first batch of the next epoch, on the device."""
+        epoch = self.trainer.state.epoch
+        reseed(derive_seed(self.trainer._options.seed, epoch))  # noqa: SLF001
+        return owned(self.batches.peek(epoch, "data"), self.trainer.device)
+
+    def check(self, first: Batch) -> None:
+        """Check the first batch as `fit` does.
+
+        Raises:
+            DataError: If the model or the loss does not accept it.
+            InvalidArgumentError: If the last batch of an epoch cannot be used, or the loss has no
+                gradient.
+        """
+        options, evaluator = self.trainer._options, self.trainer._evaluator  # noqa: SLF001
+        metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
+        evaluator.check(first, self.batches, metrics, "data", training=True)
+        check_last_batch(self.trainer.model, first, self.batches, "data")
+
     def loss(self) -> float | None:
         """Return the mean loss of the last step, or `None` if no target of it counts."""
         last = self.step.last
@@ -88,17 +116,20 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(trainer: Trainer, data: Data, caller: str) -> Iterator[Trial]:
-    """Check a Trainer and data as `fit` does, and yield training steps that are undone on exit.
+def trial(
+    trainer: Trainer, data: Data, caller: str, guard: NoGuard | None = None
+) -> Iterator[Trial]:
+    """Yield training steps that are undone on exit.
 
     Args:
         trainer: The Trainer.
         data: The data to train on.
         caller: The name of the public function, for messages.
+        guard: Sees the output of each micro-batch before its backward pass.
 
     Raises:
         InvalidArgumentError: If `fit` is running, nothing can be trained, or `data` is an iterator.
-        DataError: If the model or the loss does not accept the data.
+        DataError: If the data is empty.
     """
     check_single_process()
     options, trained, evaluator = trainer._options, trainer._trained, trainer._evaluator  # noqa: SLF001
@@ -124,19 +155,12 @@ def trial(trainer: Trainer, data: Data, caller: str) -> Iterator[Trial]:
                     if run is None
                     else run.optimizer
                 )
-                coverage = (
-                    Coverage(trained, optimizer, ready=options.optimizer.ready)
-                    if run is None
-                    else run.coverage
-                )
-                coverage.check(trained)
-                _check_first(trainer, batches)
                 step = Step(
                     model=evaluator.runner,
                     task=evaluator.task,
                     update=choose_update(optimizer),
                     precision=copy.deepcopy(evaluator.precision),
-                    guard=NoGuard(),
+                    guard=guard or NoGuard(),
                     clip=options.clipping,
                     schedule=NoSchedule(optimizer),
                     state=TrainState(),
@@ -144,22 +168,6 @@ def trial(trainer: Trainer, data: Data, caller: str) -> Iterator[Trial]:
                     last=LastStep(),
                 )
                 yield Trial(trainer, batches, optimizer, step)
-
-
-def _check_first(trainer: Trainer, batches: Batches) -> None:
-    """Check the first batch of the next epoch as `fit` does.
-
-    Raises:
-        DataError: If the model or the loss does not accept it.
-        InvalidArgumentError: If the last batch of an epoch cannot be used.
-    """
-    options, evaluator = trainer._options, trainer._evaluator  # noqa: SLF001
-    epoch = trainer.state.epoch
-    reseed(derive_seed(options.seed, epoch))
-    first = owned(batches.peek(epoch, "data"), trainer.device)
-    metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
-    evaluator.check(first, batches, metrics, "data", training=True)
-    check_last_batch(trainer.model, first, batches, "data")
 
 
 def _check_replayable(batches: Batches, caller: str) -> None:

@@ -1,0 +1,1 @@
+"""What is wrong with a training run: findings about data, model, loss and optimizer."""
