@@ -291,3 +291,20 @@ def test_whole_epochs_are_drawn_over_the_epochs() -> None:
     assert plot_history(history(1.0, 0.5)).axes[0].get_xlabel() == "epoch"
     without = History([{"epoch": 1.0, "train_loss": 1.0}, {"epoch": 1.0, "train_loss": 0.5}])
     assert plot_history(without).axes[0].get_xlabel() == "epoch"
+
+
+def test_validation_sets_are_lines_of_the_panel_of_their_quantity() -> None:
+    """A metric whose name ends like another one keeps its panel."""
+    row = {"epoch": 1, "train_loss": 1.0, "train_hard_loss": 2.0, "val_a_loss": 3.0}
+    row |= {"val_a_hard_loss": 4.0, "val_b_loss": 5.0, "val_b_hard_loss": 6.0}
+    figure = plot_history(History([row]))
+    assert [axes.get_title("left") for axes in figure.axes] == ["Loss", "Hard loss"]
+    values = [[np.ravel(x.get_ydata())[0] for x in axes.get_lines()] for axes in figure.axes]
+    assert values == [[1.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
+    colors = {line.get_color() for line in figure.axes[0].get_lines()}
+    assert len(colors) == 3
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["training", "validation, a", "validation, b"]
+    several = plot_history({"one": History([row]), "two": History([row])})
+    assert len({str(line.get_linestyle()) for line in several.axes[0].get_lines()}) > 1

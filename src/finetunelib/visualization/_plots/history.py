@@ -16,9 +16,9 @@ from finetunelib.visualization._plots.history_drawing import (
     style_panel,
 )
 from finetunelib.visualization._plots.history_lines import (
-    PARTS,
     axis_of,
     lines_of,
+    parts_of,
     positions_of,
     quantities_of,
     runs_of,
@@ -52,8 +52,9 @@ def plot_history(
     """Draw the loss and metrics of one training run, or compare several runs.
 
     Each quantity has a panel. Training is dashed and validation is solid. If there are several
-    runs, each has its own color. A marker ends each line, which shows where a run stopped early.
-    Values that are not finite leave a gap, with a cross on the axis below.
+    runs, each has its own color. Several sets of validation data are lines of the same panel. A
+    marker ends each line, which shows where a run stopped early. Values that are not finite leave a
+    gap, with a cross on the axis below.
 
     Training values are averages over an epoch in which the model was still improving; validation
     values are measured at the end of it. If rows follow steps (`validate_every_n_steps`), the
@@ -112,7 +113,7 @@ def plot_history(
                 mark_all=max(map(len, runs.values())) <= _MOST_MARKED,
             )
             style_panel(axes, theme, quantity, axis, first, last)
-        parts = [part for part in PARTS.values() if any(line.part == part for line in every_line)]
+        parts = parts_of(every_line)
         non_finite = any(map(non_finite_positions, every_line))
         draw_legends(figure, theme, list(runs), parts, non_finite=non_finite)
     return figure

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The marker shapes, which distinguish runs that have the same color.
 _MARKERS = ("o", "s", "^", "D")
 
+#: The lines of several sets of validation data, if colors distinguish runs.
+_SETS: tuple[Any, ...] = ("-", (0, (1, 1)), (0, (5, 1, 1, 1)))
+
 #: The largest number of runs that can be distinguished by color and marker.
 MOST_RUNS = len(LIGHT.series) * len(_MARKERS)
 
@@ -48,7 +51,7 @@ def draw_panel(
         color, marker = _color_and_marker(theme, line, single_run=single_run)
         values = [value if math.isfinite(value) else math.nan for value in line.values]
         (drawn,) = axes.plot(
-            line.positions, values, color=color, **_stroke(line.part, single_run=single_run)
+            line.positions, values, color=color, **_stroke(line, single_run=single_run)
         )
         drawn.set_gid(f"{line.run}:{line.part}")
         drawn.set(
@@ -92,7 +95,7 @@ def style_panel(
 
 
 def draw_legends(
-    figure: Figure, theme: Theme, runs: Sequence[str], parts: Sequence[str], *, non_finite: bool
+    figure: Figure, theme: Theme, runs: Sequence[str], parts: Sequence[Line], *, non_finite: bool
 ) -> None:
     """Draw the legends below the panels.
 
@@ -100,7 +103,7 @@ def draw_legends(
         figure: The figure.
         theme: The colors.
         runs: The names of the runs.
-        parts: The parts of the data that are drawn.
+        parts: A line of each part of the data that is drawn.
         non_finite: Whether crosses are drawn, which need an entry.
     """
     single_run = len(runs) == 1
@@ -128,15 +131,22 @@ def non_finite_positions(line: Line) -> list[float]:
 
 def _color_and_marker(theme: Theme, line: Line, *, single_run: bool) -> tuple[str, str]:
     if single_run:
-        return theme.series[1 if line.part == "training" else 0], _MARKERS[0]
+        if line.part == "training":
+            return theme.series[1], _MARKERS[0]
+        others = [theme.series[0], *theme.series[2:]]
+        return others[line.set_number % len(others)], _MARKERS[0]
     colors = len(theme.series)
     return theme.series[line.run % colors], _MARKERS[line.run // colors]
 
 
-def _stroke(part: str, *, single_run: bool) -> dict[str, Any]:
-    """Return the line style of a part: dashed for training."""
-    if part != "training":
-        return {"linewidth": _WIDTH, "zorder": 3}
+def _stroke(line: Line, *, single_run: bool) -> dict[str, Any]:
+    """Return the line style of a part: dashed for training.
+
+    If the colors distinguish runs, several sets of validation data differ by their dashes.
+    """
+    if line.part != "training":
+        dashes = "-" if single_run else _SETS[line.set_number % len(_SETS)]
+        return {"linewidth": _WIDTH, "linestyle": dashes, "zorder": 3}
     return {
         "linewidth": _DASHED_WIDTH,
         "linestyle": (0, (3.2, 1.6)),
@@ -196,17 +206,17 @@ def _run_entries(theme: Theme, runs: Sequence[str]) -> Iterator[tuple[Line2D, st
 
 
 def _part_entries(
-    theme: Theme, parts: Sequence[str], run: str, *, single_run: bool
+    theme: Theme, parts: Sequence[Line], run: str, *, single_run: bool
 ) -> Iterator[tuple[Line2D, str]]:
     from matplotlib.lines import Line2D
 
     for part in parts:
         color = theme.muted
         if single_run:
-            color, _ = _color_and_marker(theme, Line(0, part, (), ()), single_run=True)
+            color, _ = _color_and_marker(theme, part, single_run=True)
         handle = Line2D([], [], color=color)
         handle.set(**_stroke(part, single_run=single_run))
-        yield handle, f"{run}, {part}" if run else part
+        yield handle, f"{run}, {part.part}" if run else part.part
 
 
 def _cross_entries(theme: Theme) -> Iterator[tuple[Line2D, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetunelib.errors import EmptyDataError, InvalidArgumentError, InvalidTypeError
@@ -22,15 +22,18 @@ class Line:
 
     Attributes:
         run: The position of the run among all runs.
-        part: `"training"`, `"validation"`, or empty for columns such as `lr`.
+        part: `"training"`, `"validation"`, a validation set such as `"validation, clean"`, or empty
+            for columns such as `lr`.
         positions: The numbers of the epochs or steps that have a value.
         values: The values, which may be non-finite.
+        set_number: The position of the validation set among several.
     """
 
     run: int
     part: str
     positions: tuple[float, ...]
     values: tuple[float, ...]
+    set_number: int = 0
 
 
 def runs_of(history: object, most: int) -> dict[str, History]:
@@ -76,11 +79,11 @@ def quantities_of(runs: Mapping[str, History], metrics: Sequence[str] | None) ->
             if it is `None` and there are no measurements.
     """
     columns = dict.fromkeys(name for run in runs.values() for name in run.names)
-    prefixes = tuple(PARTS)
+    prefixes, sets = tuple(PARTS), _columns_of_sets(columns)
     measured = dict.fromkeys(
         name.removeprefix("train_").removeprefix("val_")
         for name in columns
-        if name.startswith(prefixes)
+        if name.startswith(prefixes) and name not in sets
     )
     others = [name for name in columns if not name.startswith(prefixes) and name not in _CLOCKS]
     known = [*measured, *others]
@@ -134,6 +137,12 @@ def positions_of(run: History, axis: str) -> list[float]:
 def lines_of(runs: Mapping[str, History], quantity: str, axis: str = "epoch") -> Iterator[Line]:
     """Yield the lines of one quantity over an axis, those of the first run first."""
     columns = {**{f"{prefix}{quantity}": part for prefix, part in PARTS.items()}, quantity: ""}
+    of_sets = _columns_of_sets(dict.fromkeys(name for run in runs.values() for name in run.names))
+    sets = list(dict.fromkeys(name for _, name in of_sets.values()))
+    numbers = {}
+    for column, (measured, name) in of_sets.items():
+        if measured == quantity:
+            columns[column], numbers[column] = f"validation, {name}", sets.index(name)
     for number, run in enumerate(runs.values()):
         for column, part in columns.items():
             points = [
@@ -143,7 +152,41 @@ def lines_of(runs: Mapping[str, History], quantity: str, axis: str = "epoch") ->
             ]
             if points:
                 positions, values = zip(*points, strict=True)
-                yield Line(number, part, positions, values)
+                yield Line(number, part, positions, values, numbers.get(column, 0))
+
+
+def parts_of(lines: Iterable[Line]) -> list[Line]:
+    """Return one line of each part of the data, in the order of the legend."""
+    parts = {line.part: line for line in lines if line.part}
+    order = [*PARTS.values()]
+    return sorted(
+        parts.values(),
+        key=lambda line: (
+            order.index(line.part) if line.part in order else len(order),
+            line.set_number,
+        ),
+    )
+
+
+def _columns_of_sets(columns: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the quantity and the name of the set for the columns of several validation sets.
+
+    The training columns tell where the name of a set ends: `val_clean_loss` belongs to `loss` if
+    there is `train_loss` and no `train_clean_loss`.
+    """
+    names = list(columns)
+    measured = [name.removeprefix("train_") for name in names if name.startswith("train_")]
+    measured.sort(key=len, reverse=True)
+    found: dict[str, tuple[str, str]] = {}
+    for column in names:
+        name = column.removeprefix("val_")
+        if name == column or name in measured:
+            continue
+        quantity = next((each for each in measured if name.endswith(f"_{each}")), None)
+        if quantity is not None:
+            found[column] = quantity, name.removesuffix(f"_{quantity}")
+    # The loss of each set is measured.
+    return {column: of for column, of in found.items() if f"val_{of[1]}_loss" in found}
 
 
 def _check_run(name: object, run: object) -> None:
