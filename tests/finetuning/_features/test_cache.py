@@ -167,7 +167,7 @@ def drawing() -> nn.Module:
         (Centered, "other samples in its batch"),
         (Twice, "not called once"),
         (hooked, "a hook of a Linear"),
-        (with_dropout, "random, as after a dropout"),
+        (with_dropout, "random numbers are drawn"),
         (drawing, "random numbers are drawn before `head`"),
     ],
     ids=[

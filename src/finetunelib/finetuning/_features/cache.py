@@ -17,7 +17,7 @@ from finetunelib.data._batches import Batches, Data
 from finetunelib.data._dispatch import as_batches
 from finetunelib.errors import InvalidTypeError
 from finetunelib.finetuning._features.compute import batch_inputs, compute_features
-from finetunelib.finetuning._features.split import check_rows, find_split
+from finetunelib.finetuning._features.split import find_split
 
 
 @public("finetunelib.finetuning")
@@ -73,7 +73,6 @@ def cache_features(
             model.train()  # As `fit` does. What is frozen stays in eval mode.
         first = batch_inputs(first_of(batches.in_order(), "data"), device)
         split = find_split(model, first)
-        check_rows(split, first, split.features(first))
         features = compute_features(split, batches, device, choose_progress(progress))
     targets = _targets(batches)
     return (features if targets is None else (features, targets)), split.head

@@ -103,16 +103,23 @@ class Split:
 
 @dataclass(slots=True)
 class _Calls:
-    """The calls of a module in one forward pass."""
+    """The calls of a module in one forward pass.
+
+    Attributes:
+        name: The name of the module.
+        module: The module.
+        features: For each call the tensor that was its only argument, or `None`.
+        outputs: Its outputs.
+    """
 
     name: str
     module: nn.Module
-    arguments: list[Call] = field(default_factory=list)
+    features: list[Tensor | None] = field(default_factory=list)
     outputs: list[object] = field(default_factory=list)
 
     def why_not_head(self, output: object) -> str | None:
         """Return why the module does not compute the output of its model, or `None`."""
-        if _only_tensor(self.arguments) is None:
+        if len(self.features) != 1 or self.features[0] is None:
             return f"`{self.name}` is not called once with one tensor"
         if logits_of(output) is not self.outputs[0]:
             return f"the model changes the outputs of `{self.name}`"
@@ -120,11 +127,12 @@ class _Calls:
 
 
 def find_split(model: nn.Module, inputs: Inputs) -> Split:
-    """Return the head that is trained, after proving that all that comes before it is fixed.
+    """Return the head that is trained, after checking that all that comes before it is fixed.
 
-    The model runs in its present modes on a batch. It must compute the same features again with
-    other random numbers, without drawing any and without changing a buffer, and the head must
-    compute the model's outputs from them bit for bit. The model is left as it was.
+    The model runs in its present modes on a batch, and on the same samples in another batch with
+    other random numbers. It must compute the same features for each sample, bit for bit, without
+    drawing random numbers or changing a buffer, and the head must compute the model's outputs from
+    them. The model is left as it was.
 
     Args:
         model: The model, in the modes of training.
@@ -135,14 +143,20 @@ def find_split(model: nn.Module, inputs: Inputs) -> Split:
     """
     candidates = _candidates(model)
     with _without_effects(model, candidates[-1].module):
+        reseed(0)
+        state = random_states()
         output = _run(model, inputs, candidates)
         reasons = []
         for calls in candidates:
-            reason = calls.why_not_head(output) or _why_not_fixed(
-                Split(model, calls.name, calls.module), inputs
-            )
+            split = Split(model, calls.name, calls.module)
+            reason = calls.why_not_head(output) or _foreign_hook(split)
+            if reason is None and calls.features[0] is not None:
+                features = calls.features[0]
+                reason = _why_features_vary(split, inputs, features)
+                set_random_states(state)
+                reason = reason or _why_outputs_differ(split, features, output)
             if reason is None:
-                return Split(model, calls.name, calls.module)
+                return split
             reasons.append(reason)
     raise NotCacheableError(f"The features cannot be cached: {reasons[0]}.")
 
@@ -155,29 +169,6 @@ def may_have_split(model: nn.Module) -> bool:
         return bool(_candidates(model))
     except NotCacheableError:
         return False
-
-
-def check_rows(split: Split, inputs: Inputs, features: Tensor) -> None:
-    """Raise if the features of a sample depend on the other samples in its batch.
-
-    Args:
-        split: The model and its head.
-        inputs: The inputs of a batch.
-        features: The features of this batch, which are compared with those in other orders.
-
-    Raises:
-        NotCacheableError: If they differ in one bit.
-    """
-    rows = len(features)
-    half = torch.arange(rows) // 2
-    for chosen in (torch.arange(rows - 1, -1, -1), half, half + rows // 2):
-        order = chosen.clamp(max=rows - 1)
-        part = inputs.map(partial(_taken, order))
-        if not _same_bits(split.features(part), _taken(order, features)):
-            raise NotCacheableError(
-                "The features cannot be cached: the bits of a sample's features depend on the "
-                "other samples in its batch."
-            )
 
 
 def _taken(order: Tensor, tensor: Tensor) -> Tensor:
@@ -214,7 +205,9 @@ def _run(model: nn.Module, inputs: Inputs, candidates: list[_Calls]) -> object:
         def before(
             _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], to: _Calls = calls
         ) -> None:
-            to.arguments.append((args, kwargs))
+            only = _only_tensor([(args, kwargs)])
+            # A copy, since the head may write to it.
+            to.features.append(None if only is None else only.clone())
 
         def after(_: nn.Module, __: object, output: object, to: _Calls = calls) -> None:
             to.outputs.append(output)
@@ -231,16 +224,11 @@ def _run(model: nn.Module, inputs: Inputs, candidates: list[_Calls]) -> object:
             handle.remove()
 
 
-def _why_not_fixed(split: Split, inputs: Inputs) -> str | None:
-    """Return why the features or the outputs are not the same each time, or `None`."""
-    return (
-        _foreign_hook(split)
-        or _why_features_vary(split, inputs)
-        or _why_outputs_differ(split, inputs)
-    )
-
-
-def _why_features_vary(split: Split, inputs: Inputs) -> str | None:
+def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | None:
+    """Return why the features are not the same for each sample in every batch, or `None`."""
+    rows = [len(tensor) for tensor in inputs.tensors]
+    if features.dim() == 0 or [len(features)] * len(rows) != rows:
+        return f"what `{split.name}` receives does not have one row for each sample"
     inside = set(map(id, split.head.buffers()))
     buffers = {
         name: (buffer, buffer.clone())
@@ -248,50 +236,27 @@ def _why_features_vary(split: Split, inputs: Inputs) -> str | None:
         if id(buffer) not in inside and not buffer.is_meta
     }
     reseed(1)
-    features = split.features(inputs)
-    reseed(2)
-    if not _same_bits(split.features(inputs), features):
-        return f"what `{split.name}` receives is random, as after a dropout"
-    if _draws_random_numbers(split, inputs):
-        return f"random numbers are drawn before `{split.name}`"
+    state = torch.get_rng_state()
+    # Half of the samples, twice each and the last ones first.
+    order = torch.arange(rows[0] - 1, -1, -1).div(2, rounding_mode="floor")
+    others = split.features(inputs.map(partial(_taken, order)))
+    if not torch.equal(torch.get_rng_state(), state):
+        return f"random numbers are drawn before `{split.name}`, as by a dropout"
     for name, (buffer, value) in buffers.items():
         if not _same_bits(buffer, value):
             return f"a forward pass changes the buffer `{name}`"
-    rows = [len(tensor) for tensor in inputs.tensors if tensor.dim()]
-    if features.dim() == 0 or len(features) not in rows:
-        return f"what `{split.name}` receives does not have one row for each sample"
+    if not _same_bits(others, _taken(order, features)):
+        return "the bits of a sample's features depend on the other samples in its batch"
     return None
 
 
-def _why_outputs_differ(split: Split, inputs: Inputs) -> str | None:
-    reseed(0)
-    state = random_states()
+def _why_outputs_differ(split: Split, features: Tensor, output: object) -> str | None:
     with torch.no_grad():
-        outputs = logits_of(inputs.call(split.model))
-        features = split.features(inputs)
-        set_random_states(state)
         again = logits_of(split.head(features))
+    outputs = logits_of(output)
     if outputs is None or again is None or not _same_bits(outputs, again):
         return f"`{split.name}` does not compute the model's outputs from its features alone"
     return None
-
-
-def _draws_random_numbers(split: Split, inputs: Inputs) -> bool:
-    """Return whether the model draws random numbers before its head is called."""
-    drawn: list[bool] = []
-    reseed(0)
-    state = torch.get_rng_state()
-
-    def compare(_: nn.Module, __: object) -> None:
-        drawn.append(not torch.equal(torch.get_rng_state(), state))
-
-    handle = split.head.register_forward_pre_hook(compare, prepend=True)
-    try:
-        with torch.no_grad():
-            inputs.call(split.model)
-    finally:
-        handle.remove()
-    return any(drawn)
 
 
 def _foreign_hook(split: Split) -> str | None:

@@ -214,7 +214,7 @@ class CachedFeatures:
     def _features(self) -> tuple[Any, Tensor, dict[str, Tensor]]:
         """Return the model with its head, and the features of the training and validation data."""
         from finetunelib.finetuning._features.compute import batch_inputs, compute_features
-        from finetunelib.finetuning._features.split import check_rows, find_split
+        from finetunelib.finetuning._features.split import find_split
 
         model, device = self._evaluator.model, self._evaluator.device
         autocast = self._evaluator.precision.autocast
@@ -222,10 +222,8 @@ class CachedFeatures:
         with autocast():
             first = batch_inputs(first_of(train.in_order(), "train"), device)
             split = find_split(model, first)
-            features = split.features(first)
-            check_rows(split, first, features)
-        self._first, self._first_features = first, features
         features = compute_features(split, train, device, self._progress, autocast)
+        self._first, self._first_features = first, features[: train.batch_size].clone()
         with modes_preserved(model):
             model.eval()
             val = {
