@@ -243,6 +243,14 @@ def test_auto_does_not_cache_what_it_cannot_or_need_not(
     assert not history.cached_features
 
 
+def test_the_history_tells_about_the_last_fit() -> None:
+    """A second call of one epoch runs the model."""
+    trainer, history = fitted("auto")
+    assert history.cached_features
+    trainer.fit(DATA, epochs=1)
+    assert not history.cached_features
+
+
 def test_auto_says_why_it_does_not_cache(capsys: pytest.CaptureFixture[str]) -> None:
     """Once, in the lines of progress."""
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(), nn.Linear(16, 3))

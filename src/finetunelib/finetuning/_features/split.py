@@ -238,7 +238,7 @@ def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | 
     reseed(1)
     state = torch.get_rng_state()
     # Half of the samples, twice each and the last ones first.
-    order = torch.arange(rows[0] - 1, -1, -1).div(2, rounding_mode="floor")
+    order = torch.arange(rows[0] - 1, -1, -1) // 2
     others = split.features(inputs.map(partial(_taken, order)))
     if not torch.equal(torch.get_rng_state(), state):
         return f"random numbers are drawn before `{split.name}`, as by a dropout"
