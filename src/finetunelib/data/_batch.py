@@ -31,7 +31,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, (tuple, list)):
-        parts = [to_device(part, device) for part in batch]
+        parts = [
+            part if isinstance(part, Tensor) and part.device == device else to_device(part, device)
+            for part in batch
+        ]
+        if type(batch) is tuple:
+            return tuple(parts)
         # The constructor of a named tuple takes one argument per part.
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if isinstance(batch, Mapping):

@@ -127,6 +127,10 @@ def _takes_context(method: Callable[..., object]) -> bool:
     return True
 
 
+def do_nothing(context: TrainContext) -> None:
+    """Do nothing: the hook that no callback overrides."""
+
+
 def _caller(
     callbacks: Sequence[Callback], *hooks: str, ends: bool = False
 ) -> Callable[[TrainContext], None]:
@@ -134,6 +138,8 @@ def _caller(
     overriding = [
         (callback, hook) for callback in callbacks for hook in hooks if _overrides(callback, hook)
     ]
+    if not overriding:
+        return do_nothing
 
     def call(context: TrainContext) -> None:
         failure: Exception | None = None

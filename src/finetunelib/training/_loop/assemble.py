@@ -161,7 +161,12 @@ def _moments(
     by_steps = isinstance(interval, StepInterval)
     on_epoch_end = hooks.on_epoch_end if by_steps else hooks.on_row_of_epoch
     after_hooks = (writer.write_requested, interruption.stop_if_signalled)
-    noticed = (work.after_step,) if run.callbacks else ()
+    # Only callbacks request checkpoints, and look at the steps of a pass.
+    hooks_of_step = (
+        (writer.poll, hooks.on_step_end, work.after_step, writer.write_requested)
+        if run.callbacks
+        else ()
+    )
     return Moments(
         fit_start=Moment(
             with_random_state_preserved(hooks.on_fit_start), lambda _: run.leave_position()
@@ -169,7 +174,7 @@ def _moments(
         epoch_start=Moment(
             with_seed_of_epoch(hooks.on_epoch_start, options.seed), work.start_epoch
         ),
-        step_end=Moment(writer.poll, hooks.on_step_end, *noticed, *after_hooks),
+        step_end=Moment(*hooks_of_step, interruption.stop_if_signalled),
         training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
         # Not `poll`: which row is the best depends on whether its checkpoint was written.
         row=Moment(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -143,10 +143,16 @@ class EpochFeed:
         They end early if a signal stops the reading.
         """
         rest, self._rest = self._rest, None
+        size = self.data.signature.accumulation_steps
         try:
             batches = self._new_epoch(state) if rest is None else rest
-            on_device = (to_device(batch, self.device) for batch in batches)
-            while window := list(islice(on_device, self.data.signature.accumulation_steps)):
+            window: Window = []
+            for batch in batches:
+                window.append(to_device(batch, self.device))
+                if len(window) == size:
+                    yield window
+                    window = []
+            if window:
                 yield window
         except Exception:
             # Ctrl-C in a terminal ends the workers that read the data, too.

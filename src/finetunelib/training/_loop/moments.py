@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from finetunelib._preserve import derive_seed, random_state_preserved, reseed
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._callbacks.hooks import do_nothing
 
 Hook: TypeAlias = Callable[[TrainContext], None]
 
@@ -19,7 +20,7 @@ class Moment:
     __slots__ = ("_hooks",)
 
     def __init__(self, *hooks: Hook) -> None:
-        self._hooks: tuple[Hook, ...] = hooks
+        self._hooks = tuple(hook for hook in hooks if hook is not do_nothing)
 
     def call_once(self, hook: Hook) -> None:
         """Call a hook before the others, in the next call only."""

@@ -44,7 +44,7 @@ class CheckpointWriter:
             PathNotWritableError: If one cannot be written and its request says `"raise"`.
         """
         requests = context.requested_checkpoints
-        if not any(not request.started for request in requests.values()):
+        if not requests or not any(not request.started for request in requests.values()):
             return
         self.check()
         position = self.position(context)

@@ -47,6 +47,8 @@ class MetricAccumulator:
         # Whether it is known what the loss is a mean over, which only the first batches tell.
         self._settled = False
         self._equal_sizes = False
+        # Whether the weight of the loss is the number of targets that `Accuracy` counts too.
+        self._counts = False
 
     def reset(self) -> None:
         """Start a new pass."""
@@ -69,16 +71,25 @@ class MetricAccumulator:
             self._check_size(output)
         self._loss.add(output.loss, output.weight)
         if self._metrics:
-            outputs = mapped(_for_metrics, output.outputs)
-            for name, metric in self._metrics.items():
-                try:
-                    if isinstance(metric, Perplexity):
-                        metric.add(output)
-                    else:
-                        update_metric(metric, outputs, output.targets, output.sample_weight)
-                except Exception as error:
-                    error.add_note(f"In the metric {name!r}.")
-                    raise
+            self._update_metrics(output)
+
+    def _update_metrics(self, output: StepOutput) -> None:
+        outputs: Any = None  # Any: as StepOutput.outputs.
+        for name, metric in self._metrics.items():
+            try:
+                if self._counts and output.sample_weight is None and type(metric) is Accuracy:
+                    values, targets = output.outputs, output.targets
+                    if metric._add_counted(values, targets, output.weight):  # noqa: SLF001
+                        continue
+                if isinstance(metric, Perplexity):
+                    metric.add(output)
+                    continue
+                if outputs is None:
+                    outputs = mapped(_for_metrics, output.outputs)
+                update_metric(metric, outputs, output.targets, output.sample_weight)
+            except Exception as error:
+                error.add_note(f"In the metric {name!r}.")
+                raise
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,6 +125,7 @@ class MetricAccumulator:
         for metric in self._metrics.values():
             follow_loss(metric, self._task)
         self._equal_sizes = task_needs_equal_sizes(self._task)
+        self._counts = isinstance(self._task, SupervisedTask) and self._task.counts_targets
         # A loss that has seen ignored targets only will tell later which ones it ignores.
         self._settled = not isinstance(self._task, SupervisedTask) or self._task.is_measured
 

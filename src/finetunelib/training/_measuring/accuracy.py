@@ -11,6 +11,7 @@ from torch import Tensor
 from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._public import public
 from finetunelib.errors import InvalidArgumentError, InvalidTargetError
+from finetunelib.training._measuring.hits import HitCount
 from finetunelib.training._measuring.means import as_number, precise_sum
 from finetunelib.training._tasks.class_targets import count_targets
 from finetunelib.training._tasks.convention import Convention
@@ -78,7 +79,7 @@ class Accuracy:
         self.multilabel: bool | None = multilabel
         self.threshold: float | None = threshold
         self._convention = Convention()
-        self._hits: Tensor | float = 0
+        self._hits = HitCount()
         self._samples: Tensor | float = 0
         self._weight: Tensor | None = None
         self._is_first = True
@@ -111,8 +112,9 @@ class Accuracy:
             self._add_tokens(outputs, targets)
             self._is_first = False
             return
-        if targets.dim() and outputs.dim() == targets.dim() + 1 and len(outputs) == len(targets):
-            logits = _classes_first(outputs, targets)
+        shape, wanted = outputs.shape, targets.shape
+        if wanted and len(shape) == len(wanted) + 1 and shape[0] == wanted[0]:
+            logits = outputs if len(wanted) == 1 else _classes_first(outputs, targets)
             if logits is not None and logits.shape[1] > 1:
                 self._add_classes(logits, targets)
                 self._is_first = False
@@ -132,21 +134,49 @@ class Accuracy:
     def compute(self) -> float:
         """Return the fraction, in [0, 1], or nan if no target was counted."""
         samples = as_number(self._samples)
-        return float(self._hits) / samples if samples else float("nan")
+        return self._hits.read() / samples if samples else float("nan")
 
     def reset(self) -> None:
         """Start over."""
-        self._hits = 0
+        self._hits = HitCount()
         self._samples = 0
         self._is_first = True
 
     def state_dict(self) -> dict[str, float]:
         """Return the counts so far."""
-        return {"hits": as_number(self._hits), "samples": as_number(self._samples)}
+        return {"hits": self._hits.read(), "samples": as_number(self._samples)}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the counts that `state_dict` returned."""
-        self._hits, self._samples = state["hits"], state["samples"]
+        self._hits, self._samples = HitCount(state["hits"]), state["samples"]
+
+    def _add_counted(self, outputs: Tensor, targets: Tensor, counted: object) -> bool:
+        """Add a batch of which the loss has counted the targets, if that is all there is to know.
+
+        It takes half the time of `update`, at every step of most classifiers.
+
+        Args:
+            outputs: The outputs, which may have a graph.
+            targets: The targets.
+            counted: The weight of the loss. If it is a whole number, none of the targets is
+                ignored, or they are not class indices.
+
+        Returns:
+            Whether the batch was added.
+        """
+        if not (isinstance(counted, int) and self._is_simple and outputs.dim() == 2):
+            return False
+        rows, classes = outputs.shape
+        if targets.dtype != torch.int64 or targets.shape != (rows,) or classes < 2:
+            return False
+        self._hits.add(outputs.argmax(1) == targets)
+        self._samples = self._samples + counted
+        self._is_first = False
+        return True
+
+    @property
+    def _is_simple(self) -> bool:
+        return self.top_k == 1 and self.ignore_index is None and self._convention.ignored < 0
 
     def _follow(self, convention: Convention) -> None:
         """Take what was not said from the loss."""
@@ -158,9 +188,9 @@ class Accuracy:
 
     def _add_classes(self, logits: Tensor, targets: Tensor) -> None:
         """Add logits `(batch, classes, ...)` and class indices `(batch, ...)`."""
-        hits = self._class_hits(logits, targets)
-        if 0 <= self._ignored < logits.shape[1]:  # Otherwise it is never the predicted class.
-            hits = hits & (targets != self._ignored)
+        hits, ignored = self._class_hits(logits, targets), self._ignored
+        if 0 <= ignored < logits.shape[1]:  # Otherwise it is never the predicted class.
+            hits = hits & (targets != ignored)
         self._count_targets(hits, targets)
 
     def _add_tokens(self, outputs: Tensor, targets: Tensor) -> None:
@@ -221,10 +251,10 @@ class Accuracy:
         # The sums stay on the device: reading them here would synchronize at every step.
         if self._weight is not None:
             weight = self._weight.view(-1, *[1] * (hits.dim() - 1))
-            self._hits = self._hits + precise_sum(hits * weight)
+            self._hits.add_sum(precise_sum(hits * weight))
             self._samples = self._samples + precise_sum(counted * weight)
             return
-        self._hits = self._hits + hits.sum()
+        self._hits.add(hits)
         self._samples = self._samples + (counted.sum() if samples is None else samples)
 
     def _threshold_for(self, outputs: Tensor) -> float:

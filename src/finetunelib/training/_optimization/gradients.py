@@ -30,8 +30,9 @@ class SingleBatch:
     If it is a mean over nothing, such as over ignored targets only, the gradients become zeros.
     """
 
-    def __init__(self) -> None:
-        self._weight: Tensor | float = 1.0
+    __slots__ = ("_weight",)
+
+    _weight: Tensor | float
 
     def scale_loss(self, loss: Tensor, weight: Tensor | float) -> Tensor:
         """Return the loss unchanged."""

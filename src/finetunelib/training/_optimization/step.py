@@ -23,7 +23,7 @@ class LastStep:
     """The losses of the last step and the norm of its gradients.
 
     Attributes:
-        losses: The loss of each micro-batch, without its graph.
+        losses: The loss of each micro-batch, with its graph, whose tensors `backward` has freed.
         weights: What each loss is a mean over.
         norm: The norm of the gradients before they were clipped, or `None` if it was not computed.
     """
@@ -34,11 +34,13 @@ class LastStep:
 
     def start(self) -> None:
         """Forget the step before."""
-        self.losses, self.weights, self.norm = [], [], None
+        self.losses.clear()
+        self.weights.clear()
+        self.norm = None
 
     def add(self, loss: Tensor, weight: Tensor | float) -> None:
         """Keep the loss of a micro-batch."""
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
         self.weights.append(weight)
 
     def read_loss(self) -> float | None:
@@ -47,10 +49,10 @@ class LastStep:
         It waits for an accelerator.
         """
         if len(self.losses) < 2:
-            return float(self.losses[0]) if self.losses else None
+            return self.losses[0].item() if self.losses else None
         # The mean of a micro-batch without weight is nan, which must not be added.
         counted = [
-            (float(loss), float(weight))
+            (loss.item(), float(weight))
             for loss, weight in zip(self.losses, self.weights, strict=True)
             if float(weight)
         ]

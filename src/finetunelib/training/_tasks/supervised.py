@@ -103,6 +103,11 @@ class SupervisedTask(Task):
         return self._weighting is not None
 
     @property
+    def counts_targets(self) -> bool:
+        """Whether the loss is a mean over the class indices that it does not ignore."""
+        return self._weighting is not None and self._weighting.counts_targets
+
+    @property
     def sizes_must_be_equal(self) -> bool:
         """Whether only batches of the same size can be averaged."""
         return self._weighting is not None and not self._weighting.known

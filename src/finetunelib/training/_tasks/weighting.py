@@ -42,11 +42,14 @@ class Weighting:
         known: Whether the weights of batches of different sizes can be compared. Otherwise all
             batches must have the same size.
         ignored: The class index that the loss ignores.
+        counts_targets: Whether a weight of class indices that is a whole number is the number of
+            those that are not ignored.
     """
 
     weight: Weight
     known: bool = True
     ignored: int = IGNORED
+    counts_targets: bool = False
 
 
 def known_weighting(loss_fn: LossFunction) -> Weighting | None:
@@ -89,7 +92,7 @@ def class_weighting(function: object, settings: Mapping[str, Any]) -> Weighting:
             return of_class[targets[targets != ignored]].sum()  # type: ignore[no-any-return]
         return count_targets(targets, ignored)
 
-    return Weighting(weight, ignored=ignored)
+    return Weighting(weight, ignored=ignored, counts_targets=True)
 
 
 def _unwrapped(loss_fn: LossFunction) -> tuple[object, dict[str, Any]]:

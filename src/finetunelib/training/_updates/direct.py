@@ -33,10 +33,10 @@ def collect_for(optimizer: torch.optim.Optimizer) -> Collect:
     return collect if known else _no_calls
 
 
-def profiler_is_on() -> bool:
-    """Return whether a profiler records what PyTorch does, or might do so unnoticed."""
-    ask: Callable[[], bool] | None = getattr(torch.autograd, "_profiler_enabled", None)
-    return ask is None or ask()
+def profiler_switch() -> Callable[[], bool]:
+    """Return a function that tells whether a profiler is on, or might be on unnoticed."""
+    ask: Callable[[], bool] = getattr(torch.autograd, "_profiler_enabled", lambda: True)
+    return ask
 
 
 def _uses_single_tensors(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 import torch.optim.optimizer as torch_optimizer
 
-from finetunelib.training._updates.direct import collect_for, is_of_torch, profiler_is_on
+from finetunelib.training._updates.direct import collect_for, is_of_torch, profiler_switch
 
 
 class Update(Protocol):
@@ -54,8 +54,10 @@ class DirectUpdate:
         self.optimizer = optimizer
         self._whole_step = inspect.unwrap(type(optimizer).step)
         self._collect = collect_for(optimizer)
+        self._kind = type(optimizer)
         self._methods = _methods_of(optimizer)
         self._hooks = _hooks_of(optimizer)
+        self._profiler_is_on = profiler_switch()
         # A scheduler has replaced the method to see that a step was taken.
         self._is_expected = "step" in vars(optimizer)
 
@@ -83,7 +85,10 @@ class DirectUpdate:
                 call()
 
     def _is_watched(self) -> bool:
-        return any(self._hooks) or _methods_of(self.optimizer) != self._methods or profiler_is_on()
+        # Twice in each step, so without calls of other functions.
+        own, kind = vars(self.optimizer), self._kind
+        methods = own.get("step"), own.get("zero_grad"), kind.step, kind.zero_grad
+        return methods != self._methods or any(self._hooks) or self._profiler_is_on()
 
 
 def choose_update(optimizer: torch.optim.Optimizer) -> Update:
