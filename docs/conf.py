@@ -129,7 +129,7 @@ napoleon_custom_sections = [("Warns", "params_style")]
 # Names of other projects have no target, because the build uses no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|np|npt|numpy|onnx|collections|pathlib|typing|os|enum)\..*"),
-    (r"py:.*", r"(CheckpointRequest|MeasuredWeights)"),
+    (r"py:.*", r"(CheckpointRequest|MeasuredWeights|Readings|Requests|Certainty)"),
     (
         r"py:.*",
         r"(Figure|OnError|Tensor|Path|Any|Sequence|Mapping|Callable|Iterator|Literal|UserWarning|optional)",

@@ -70,7 +70,7 @@ def diagnose(
         ignore: The codes of findings to leave out, in addition to the Trainer's own.
 
     Returns:
-        The findings: codes, what is wrong, how certain that is, and what to do.
+        The findings, each with its code, what is wrong, how certain that is, and what to do.
 
     Raises:
         InvalidArgumentError: If a code is unknown, `steps` is below 1, `data` is an iterator, there

@@ -117,7 +117,7 @@ class TrainContext:
 
     @property
     def measured(self) -> MeasuredWeights:
-        """The weights that the last validation measured: `measured_weights` reads them."""
+        """The weights that the last validation measured, which `measured_weights` reads."""
         return self.requests.measured
 
     @property
@@ -127,7 +127,7 @@ class TrainContext:
 
     @property
     def last_loss(self) -> float | None:
-        """The loss of the last step: the mean over its micro-batches. `None` before the first step.
+        """The loss of the last step, the mean over its micro-batches. `None` before the first step.
 
         On an accelerator, reading it waits for the step. Read it every few steps.
         """

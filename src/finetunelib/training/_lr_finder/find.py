@@ -53,8 +53,8 @@ def find_lr(
         steps: The number of updates, at least 20. It is smaller if the test stops early.
 
     Returns:
-        The learning rates and losses, and a suggestion: the learning rate at which the smoothed
-        loss falls fastest. It is `None`, with a reason, if the loss does not clearly fall.
+        The learning rates and losses, and a suggestion, which is the learning rate at which the
+        smoothed loss falls fastest. It is `None`, with a reason, if the loss does not clearly fall.
 
     Raises:
         InvalidArgumentError: If a learning rate or `steps` is out of range, `data` is an iterator,
