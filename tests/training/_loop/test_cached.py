@@ -21,7 +21,7 @@ from finetunelib.training import Callback, History, StepOutput, Task, TrainConte
 INPUTS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(50) % 3
 DATA = (INPUTS, TARGETS)
-VAL = (INPUTS[:17], TARGETS[:17])
+VAL = (INPUTS[:17] + 1, TARGETS[:17])
 
 
 def frozen() -> nn.Module:
@@ -196,7 +196,7 @@ def test_data_in_memory_is_cached(data: Any) -> None:
     runs = []
     for cache in ("auto", False):
         trainer = Trainer(frozen(), batch_size=8, progress=False, cache_features=cache)
-        runs.append((trainer, trainer.fit(data, data, epochs=3)))
+        runs.append((trainer, trainer.fit(data, VAL, epochs=3)))
     assert runs[0][1].cached_features
     assert_same(*runs)
 
