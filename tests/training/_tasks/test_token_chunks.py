@@ -117,6 +117,29 @@ def test_a_head_that_is_not_last_in_training_is_refused() -> None:
         trainer.fit((TOKENS, LABELS), epochs=1)
 
 
+def test_an_argument_without_rows_may_be_as_long_as_the_batch() -> None:
+    """One row of the batch then does not fit to it, and the whole batch does."""
+
+    class Shifted(Model):
+        def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+            assert places is not None
+            assert places.shape == (ROWS,)
+            logits: Tensor = super().forward(tokens)
+            return logits
+
+    inputs = {"tokens": TOKENS, "places": torch.arange(ROWS)}
+    data = [{**inputs, "labels": LABELS}]
+    losses = [
+        Trainer(Shifted(), task=TokenTask(shift=True, chunk_size=size), progress=False).fit(
+            data, epochs=1
+        )["train_loss"][0]
+        for size in (None, 4)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    output = TokenTask(shift=True, chunk_size=4).step(Shifted(), data[0])
+    assert output.outputs.shape == LABELS.shape
+
+
 def test_what_does_not_fit_is_refused() -> None:
     """As without chunks; more than the largest class is not known."""
     task = TokenTask(shift=True, chunk_size=4)

@@ -125,8 +125,13 @@ def _check_tokens(
         check_token_targets(task, logits, targets, values, name)
         with torch.no_grad():
             return task._compare(logits, targets)  # noqa: SLF001 - not for users to call
-    one = first_row(arguments, len(targets))  # The logits of all rows may not fit into memory.
-    logits = task._find_head(model, lambda: _run(model, one, inputs, name))  # noqa: SLF001
+    # The logits of all rows may not fit into memory.
+    one = first_row(arguments, len(targets))
+    try:
+        logits = task._find_head(model, lambda: _run(model, one, inputs, name))  # noqa: SLF001
+    except InvalidInputError:  # An argument may not have rows.
+        logits = task._find_head(model, lambda: _run(model, arguments, inputs, name))  # noqa: SLF001
+        logits = logits[:1]
     check_token_targets(task, logits, targets[:1], values, name)
     with evaluating(model), random_state_preserved(), unchanged(model):
         return task.step(model, batch)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finetunelib._arguments import check_at_least, check_whole
 from finetunelib._forward.batch import inputs_of, outputs_of
 from finetunelib._forward.inputs import Inputs
+from finetunelib._forward.run import INPUT_ERRORS
 from finetunelib._preserve import random_state_preserved, unchanged
 from finetunelib._public import public
 from finetunelib._typing import Batch
@@ -171,7 +172,10 @@ class TokenTask(Task):
             return None  # The model compares its logits with them.
         if self._head == "" and not is_compiled(model):
             with torch.no_grad(), random_state_preserved(), unchanged(model):
-                self._find_head(model, lambda: first_row(arguments, rows).call(model))
+                try:
+                    self._find_head(model, lambda: first_row(arguments, rows).call(model))
+                except INPUT_ERRORS:  # An argument may not have rows.
+                    self._head = None
         return submodule(model, self._head)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor] | Tensor:
