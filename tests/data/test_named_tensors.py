@@ -158,7 +158,6 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no targets": (INPUTS, InvalidTypeError, "(inputs, targets)"),
     "labels": (INPUTS | {"labels": TARGETS}, InvalidTypeError, 'data["labels"]'),
     "two batches": (({"labels": TARGETS}, {"labels": TARGETS}), InvalidTypeError, "as a list"),
-    "datasets": ({"train": [1]}, InvalidTypeError, "one of its values"),
     "an unknown name": ((INPUTS | {"middle": LEFT}, TARGETS), InvalidInputError, "'middle'"),
     "a missing name": (({"left": LEFT}, TARGETS), InvalidInputError, "takes: left, right"),
 }
@@ -176,6 +175,12 @@ def test_data_that_does_not_fit_names_the_entry(case: str, name: str) -> None:
     assert words in str(caught.value)
     assert torch.equal(before, weights(used))
     assert used.state.step == 0
+
+
+def test_datasets_by_name_are_not_training_data() -> None:
+    """Only validation data may have several sets."""
+    with pytest.raises(InvalidTypeError, match="one of its values"):
+        trainer().fit({"train": [1]}, epochs=1)
 
 
 def test_predict_names_an_entry_that_the_model_does_not_take() -> None:
