@@ -142,6 +142,8 @@ def test_history() -> None:
     ]
     assert reader.paragraphs == ["1 of 1 frozen tensor is bit for bit what it was before training."]
     assert read(History()).paragraphs == ["History (0 epochs)"]
+    by_step = History([{"epoch": n // 7, "a" * 50: 1.0, "b" * 50: 1.0} for n in range(12345)])
+    assert len(repr(by_step)) < 100
     assert read(History([{"epoch": 1, "loss": math.nan}, {"epoch": 2}])).rows[1:] == [
         ["1", "nan"],
         ["2", "-"],

@@ -117,7 +117,7 @@ class History:
         extent = f"{epochs} epochs"
         if epochs < len(self):
             extent = f"{len(self)} rows of {epochs} epoch{'s' if epochs > 1 else ''}"
-        return f"History({extent}: {one_line(', '.join(self.names), 70)})"
+        return f"History({extent}: {one_line(', '.join(self.names), 55)})"
 
     def __str__(self) -> str:
         if not self.rows:
