@@ -17,6 +17,7 @@ from finetunelib import Trainer, freeze_and_replace_head
 from finetunelib.callbacks import EMA
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training import StepOutput, Task, find_lr
+from finetunelib.training._trials.restored import everything_restored
 from support_untouched import changed_since, snapshot
 from training.tiny import network, plain_network, points, quiet_trainer, same_bits, weights_of
 
@@ -146,6 +147,17 @@ def test_an_optimizer_of_the_user_is_restored_in_place() -> None:
     assert all(
         group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True)
     )
+
+
+def test_a_model_returns_to_its_device() -> None:
+    """The device "meta" stands for an accelerator: values there cannot be compared with others."""
+    model = network()
+    model(DATA[0]).sum().backward()
+    before = snapshot(model)
+    trained = quiet_trainer(model)._trained
+    with everything_restored(trained, DATA, None):
+        model.to("meta")
+    assert changed_since(before, model) == []
 
 
 def test_a_frozen_backbone_stays_frozen() -> None:

@@ -40,8 +40,9 @@ def find_lr(
     Afterwards everything is bitwise what it was, also after an error: weights, buffers, gradients,
     modes and `requires_grad`, the optimizer, the Trainer's counters and history, the global random
     states, and the generators of a DataLoader, its samplers and its dataset. If the Trainer has not
-    built its optimizer yet, it does not have one afterwards. The test needs memory for copies of
-    the model and of the optimizer's state.
+    built its optimizer yet, it does not have one afterwards. What else data keeps is not restored,
+    such as the random states of persistent workers. The test needs memory for copies of the model
+    and of the optimizer's state.
 
     Args:
         trainer: The Trainer. Its model may be new, pretrained, partly frozen or already trained.

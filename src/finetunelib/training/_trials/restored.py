@@ -13,7 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from finetunelib._preserve import unchanged
 from finetunelib.data._tensors import TensorBatches
+from finetunelib.training._tasks.modules import TrainedModules
+
+
+@contextlib.contextmanager
+def everything_restored(
+    trained: TrainedModules, data: object, optimizer: torch.optim.Optimizer | None
+) -> Iterator[None]:
+    """Restore what training steps change, on exit and also after an error.
+
+    Args:
+        trained: The modules that are trained.
+        data: The data, as the user passed it.
+        optimizer: The optimizer, if it is not one for these steps alone.
+    """
+    modules = (trained.model, *trained.others.values())
+    parameters = [parameter for _, parameter in trained.named_parameters()]
+    with (
+        source_restored(data),
+        unchanged(*modules, others=[trained.task], signs_of_zeros=True),
+        # Inside: values are compared on the device that they were on.
+        parameters_restored(parameters),
+        optimizer_restored(optimizer),
+    ):
+        yield
 
 
 @contextlib.contextmanager

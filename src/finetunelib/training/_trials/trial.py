@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from finetunelib._preserve import derive_seed, random_state_preserved, reseed, unchanged
+from finetunelib._preserve import derive_seed, random_state_preserved, reseed
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches, Data
@@ -32,11 +32,7 @@ from finetunelib.training._processes import check_single_process
 from finetunelib.training._state import TrainState
 from finetunelib.training._tasks.task import StepOutput
 from finetunelib.training._trainer import Trainer
-from finetunelib.training._trials.restored import (
-    optimizer_restored,
-    parameters_restored,
-    source_restored,
-)
+from finetunelib.training._trials.restored import everything_restored
 from finetunelib.training._updates.update import choose_update
 
 
@@ -140,14 +136,8 @@ def trial(
         batches = options.data.batches(data, "data")
         _check_replayable(batches, caller)
         existing = options.optimizer.optimizer if run is None else run.optimizer
-        modules = (trained.model, *trained.others.values())
-        parameters = [parameter for _, parameter in trained.named_parameters()]
-        with (
-            source_restored(data),
-            parameters_restored(parameters),
-            unchanged(*modules, others=[trained.task], signs_of_zeros=True),
-            optimizer_restored(existing if isinstance(existing, torch.optim.Optimizer) else None),
-        ):
+        ready = existing if isinstance(existing, torch.optim.Optimizer) else None
+        with everything_restored(trained, data, ready):
             trainer._move()  # noqa: SLF001
             with random_state_preserved(), in_train_mode(trained.model):
                 optimizer = (
