@@ -208,27 +208,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def random_state_preserved() -> Iterator[None]:
     """Restore the random states of torch (all devices), numpy and Python on exit."""
-    states = random_states()
+    states = raw_random_states()
     try:
         yield
     finally:
-        set_random_states(states)
+        set_raw_random_states(states)
 
 
-def random_states() -> dict[str, Any]:
-    """Return the random states of torch (all devices), numpy and Python.
+def raw_random_states() -> dict[str, Any]:
+    """Return the random states of torch (all devices), numpy and Python, to set them again.
 
-    They consist of tensors, numbers and lists, which `torch.load(weights_only=True)` reads. A
-    device that was not initialized is left out, because reading its state would initialize it.
+    A device that was not initialized is left out, because reading its state would initialize it.
     """
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state()  # noqa: NPY002 - the global state is what users seed
-    kind, keys, *others = legacy
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        # As a tensor: a NumPy array would be saved as a pickled object.
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *others],
-        "python": [version, torch.tensor(words, device="cpu"), gauss],
+        "numpy": np.random.get_state(),  # noqa: NPY002 - the global state is what users seed
+        "python": random.getstate(),
     }
     if _cuda_started():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -237,17 +232,41 @@ def random_states() -> dict[str, Any]:
     return states
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Set the random states that `random_states` returned."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    kind, keys, *others = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))  # noqa: NPY002
+def set_raw_random_states(states: Mapping[str, Any]) -> None:
+    """Set the random states that `raw_random_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def random_states() -> dict[str, Any]:
+    """Return the random states of torch (all devices), numpy and Python, to save them.
+
+    They consist of tensors, numbers and lists, which `torch.load(weights_only=True)` reads.
+    """
+    states = raw_random_states()
+    version, words, gauss = states["python"]
+    kind, keys, *others = states["numpy"]
+    # As tensors: a NumPy array would be saved as a pickled object.
+    return states | {
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *others],
+        "python": [version, torch.from_numpy(np.array(words, np.int64)), gauss],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set the random states that `random_states` returned."""
+    version, words, gauss = states["python"]
+    kind, keys, *others = states["numpy"]
+    raw = {
+        "python": (version, tuple(words.tolist()), gauss),
+        "numpy": (kind, keys.numpy().astype(np.uint32), *others),
+    }
+    set_raw_random_states({**states, **raw})
 
 
 def reseed(seed: int) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import TypeIs
 
 from finetunelib._messages import type_and_line
-from finetunelib._preserve import random_states, set_random_states
+from finetunelib._preserve import raw_random_states, set_raw_random_states
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
 from finetunelib.data._order import rows_of
@@ -100,7 +100,7 @@ class ReadyBatches:
         """
         if self._peeked is not None:
             peeked, self._peeked = self._peeked, None
-            set_random_states(peeked.random)
+            set_raw_random_states(peeked.random)
             return chain([peeked.first], peeked.rest)
         self._check_again()
         for sampler in self._samplers():
@@ -132,7 +132,7 @@ class ReadyBatches:
         """
         batches = self.epoch(number)
         first = first_of(batches, name)
-        self._peeked = _Peeked(first, batches, random_states())
+        self._peeked = _Peeked(first, batches, raw_random_states())
         return first
 
     def _resumed(self, batches: Iterator[Batch], states: list[Tensor]) -> Iterator[Batch]:

@@ -17,9 +17,9 @@ from finetunelib._messages import quoted
 from finetunelib._preserve import (
     attributes_preserved,
     random_state_preserved,
-    random_states,
+    raw_random_states,
     reseed,
-    set_random_states,
+    set_raw_random_states,
     unchanged,
 )
 from finetunelib.errors import InvalidArgumentError
@@ -144,7 +144,7 @@ def find_split(model: nn.Module, inputs: Inputs) -> Split:
     candidates = _candidates(model)
     with _without_effects(model, candidates[-1].module):
         reseed(0)
-        state = random_states()
+        state = raw_random_states()
         output = _run(model, inputs, candidates)
         reasons = []
         for calls in candidates:
@@ -153,7 +153,7 @@ def find_split(model: nn.Module, inputs: Inputs) -> Split:
             if reason is None and calls.features[0] is not None:
                 features = calls.features[0]
                 reason = _why_features_vary(split, inputs, features)
-                set_random_states(state)
+                set_raw_random_states(state)
                 reason = reason or _why_outputs_differ(split, features, output)
             if reason is None:
                 return split

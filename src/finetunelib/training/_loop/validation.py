@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from finetunelib._preserve import (
     derive_seed,
     random_state_preserved,
-    random_states,
+    raw_random_states,
     reseed,
-    set_random_states,
+    set_raw_random_states,
 )
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of
@@ -112,11 +112,11 @@ class _States:
     @classmethod
     def now(cls, batches: Batches | NamedBatches) -> _States:
         """Return the states of now."""
-        return cls(random_states(), batches, batches.state_dict(inside_epoch=False))
+        return cls(raw_random_states(), batches, batches.state_dict(inside_epoch=False))
 
     def restore(self) -> None:
         """Set the states again."""
-        set_random_states(self.random)
+        set_raw_random_states(self.random)
         self.batches.load_state_dict(self.data)
 
 
