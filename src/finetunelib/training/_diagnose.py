@@ -58,8 +58,8 @@ def diagnose(
     looks for the same in its first batch and its first step, and warns; `diagnose` compares more
     samples, and also returns errors as findings if it can.
 
-    If nothing is found, that does not prove that the model learns. Only the mistakes listed in
-    {doc}`../how-to/diagnose` are looked for.
+    If nothing is found, that does not prove that the model learns. The page "Why does my model not
+    learn?" lists the mistakes that are looked for.
 
     Args:
         trainer: The Trainer.
