@@ -14,13 +14,13 @@ MODELS = {
     "alexnet": 64,
     "densenet121": 32,
     "efficientnet_b0": 32,
+    "mobilenet_v2": 32,
     "mobilenet_v3_small": 32,
     "regnet_y_400mf": 32,
     "resnet18": 32,
     "shufflenet_v2_x0_5": 32,
     "squeezenet1_1": 32,
     "swin_t": 32,
-    "mnasnet0_5": 32,
 }
 
 
