@@ -650,8 +650,11 @@ def test_exhausted_generator_of_validation_is_an_error_that_names_the_argument()
         quiet_trainer(network()).fit((INPUTS, TARGETS), batches, epochs=1)
 
 
-@pytest.mark.parametrize("which", ["train", "val"])
-@pytest.mark.parametrize("limits", [{"epochs": 2}, {"max_steps": 2}], ids=["epochs", "max_steps"])
+@pytest.mark.parametrize(
+    ("which", "limits"),
+    [("train", {"epochs": 2}), ("val", {"epochs": 2}), ("val", {"max_steps": 2})],
+    ids=["train", "val", "val-max_steps"],
+)
 def test_iterator_for_more_than_one_epoch_is_an_error_that_names_it(
     which: str, limits: dict[str, Any]
 ) -> None:

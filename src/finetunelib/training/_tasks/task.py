@@ -45,7 +45,10 @@ class StepOutput:
     sample_weight: Tensor | None = None
 
     def __repr__(self) -> str:
-        parts = (f"{name}={_short(getattr(self, name))}" for name in self.__slots__)
+        shown = (
+            n for n in self.__slots__ if n != "sample_weight" or self.sample_weight is not None
+        )
+        parts = (f"{name}={_short(getattr(self, name))}" for name in shown)
         return f"StepOutput({', '.join(parts)})"
 
 
