@@ -30,18 +30,15 @@ test: $(VENV)/.dev ## Run the fast tests (under five minutes)
 # These tests fork. PyTorch cannot compute gradients in a fork of a process whose autograd engine has
 # started threads, as some other tests do, so they have a process of their own.
 FORKING := tests/integration/test_killed_training.py
-# Measuring coverage slows PyTorch's exporter by a half. The slow tests of these folders spend most of
-# their time there, and their fast tests cover the same code.
-EXPORTING := tests/conformance tests/docs tests/export tests/visualization
+# Measuring coverage makes tests up to half as slow again, so the slow ones, which cover the same code
+# as the fast ones, run without it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 COVERED := --cov --cov-append --cov-report= --cov-fail-under=0
 
 test-all: $(VENV)/.dev ## Run all tests that CI runs, and measure coverage
 	rm -f .coverage
 	$(PYTEST) -n 2 --dist loadfile -m "$(MARKERS) and not slow" $(COVERED) --ignore $(FORKING)
-	$(PYTEST) -n 2 --dist loadfile -m "$(MARKERS) and slow" $(COVERED) \
-	  $(addprefix --ignore=,$(FORKING) $(EXPORTING))
-	$(PYTEST) -n 2 --dist loadfile -m "$(MARKERS) and slow" $(EXPORTING)
+	$(PYTEST) -n 2 --dist loadfile -m "$(MARKERS) and slow" --ignore $(FORKING)
 	$(PYTEST) -m "$(MARKERS)" $(COVERED) $(FORKING)
 
 .PHONY: coverage

@@ -216,7 +216,7 @@ def test_same_keys_in_many_dicts_are_accepted(tmp_path: Path) -> None:
     check_bounded(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("value", [b"}", b"]", b"N", b")"], ids=["dict", "list", "none", "tuple"])
+@pytest.mark.parametrize("value", [b"}", b"N"], ids=["dict", "none"])
 def test_millions_of_small_values_are_rejected(tmp_path: Path, value: bytes) -> None:
     """One byte of a pickle creates a value that takes up to a few hundred bytes."""
     content = START + b"](" + value * 3_000_000 + b"e" + STOP
