@@ -128,10 +128,14 @@ def all_frozen() -> nn.Module:
     return model
 
 
+def _doubled(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    return output * 2
+
+
 def hooked() -> nn.Module:
     """Return a model whose backbone has a hook."""
     model = Wrapped()
-    model.backbone.register_forward_hook(lambda _, __, output: output * 2)
+    model.backbone.register_forward_hook(_doubled)
     return model
 
 
@@ -145,9 +149,9 @@ def with_dropout() -> nn.Module:
 class _Draws(nn.Identity):
     """Draws a random number for nothing."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         torch.rand(1)
-        return inputs
+        return input
 
 
 def drawing() -> nn.Module:
