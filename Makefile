@@ -105,6 +105,7 @@ benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/cached_features.py
 
 .PHONY: conformance
 conformance: $(VENV)/.dev ## Run all models of torchvision, timm and transformers (two hours)
