@@ -121,6 +121,26 @@ class Twice(Wrapped):
         return outputs
 
 
+class Tied(nn.Module):
+    """Multiplies with the weight of its head first, under another name or none."""
+
+    def __init__(self, *, registered: bool) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(8, 8)
+        self.first = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, 8, bias=False)
+        if registered:
+            self.first.weight = self.head.weight
+        self.registered = registered
+        freeze(self, "frozen")
+        self.first.requires_grad_(requires_grad=registered)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.first.weight if self.registered else self.head.weight
+        outputs: Tensor = self.head(self.frozen(inputs @ weight))
+        return outputs
+
+
 def all_frozen() -> nn.Module:
     """Return a model without a trainable parameter."""
     model = build_mlp(8, [16], 3, seed=0)
@@ -167,6 +187,8 @@ def drawing() -> nn.Module:
         (lambda: build_mlp(8, [16], 3, seed=0), "not all in one module"),
         (all_frozen, "no parameter is trained"),
         (lambda: Wrapped(wrap=torch.sigmoid), "changes the outputs of `head`"),
+        (lambda: Tied(registered=True), "depends on a parameter that is trained"),
+        (lambda: Tied(registered=False), "depends on a parameter that is trained"),
         (Counting, "the buffer `calls`"),
         (Centered, "other samples in its batch"),
         (Twice, "not called once"),
@@ -178,6 +200,8 @@ def drawing() -> nn.Module:
         "nothing-frozen",
         "all-frozen",
         "sigmoid-after-head",
+        "tied",
+        "used-before",
         "buffer",
         "batch-mean",
         "head-twice",

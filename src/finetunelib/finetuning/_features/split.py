@@ -51,8 +51,12 @@ class Split:
     name: str
     head: nn.Module
 
-    def features(self, inputs: Inputs) -> Tensor:
+    def features(self, inputs: Inputs, *, gradients: bool = False) -> Tensor:
         """Run the model up to its head, and return what the head receives.
+
+        Args:
+            inputs: The inputs of a batch.
+            gradients: Whether to record on which parameters it depends.
 
         Raises:
             NotCacheableError: If the head is not called with one tensor.
@@ -66,7 +70,7 @@ class Split:
         # First, since the head's own hooks will run when it is trained.
         handle = self.head.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
         try:
-            with torch.no_grad(), contextlib.suppress(_HeadReachedError):
+            with torch.set_grad_enabled(gradients), contextlib.suppress(_HeadReachedError):
                 inputs.call(self.model)
         finally:
             handle.remove()
@@ -239,7 +243,9 @@ def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | 
     state = torch.get_rng_state()
     # Half of the samples, twice each and the last ones first.
     order = torch.arange(rows[0] - 1, -1, -1) // 2
-    others = split.features(inputs.map(partial(_taken, order)))
+    others = split.features(inputs.map(partial(_taken, order)), gradients=True)
+    if others.requires_grad:
+        return f"what `{split.name}` receives depends on a parameter that is trained, as a tied one"
     if not torch.equal(torch.get_rng_state(), state):
         return f"random numbers are drawn before `{split.name}`, as by a dropout"
     for name, (buffer, value) in buffers.items():
