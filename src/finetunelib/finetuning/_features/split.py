@@ -87,10 +87,13 @@ class Split:
 
     def versions(self) -> int:
         """Return a number that grows when a parameter or buffer outside the head is written."""
+        # The dicts of the modules, because this runs after every step of a run with callbacks.
         return sum(
             tensor._version  # noqa: SLF001 - torch's own counter
             for module in self.skipped
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            for tensors in (module._parameters, module._buffers)  # noqa: SLF001
+            for tensor in tensors.values()
+            if tensor is not None
         )
 
     def why_broken(self) -> str | None:
@@ -98,10 +101,10 @@ class Split:
 
         Only what a callback usually changes is looked at: what is trained, and hooks.
         """
-        inside = set(map(id, self.head.parameters()))
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in inside:
-                return f"`{name}` is trained too"
+        for module in self.skipped:
+            for name, parameter in module._parameters.items():  # noqa: SLF001 - as above
+                if parameter is not None and parameter.requires_grad:
+                    return f"`{name}` of a {type(module).__name__} is trained too"
         return _foreign_hook(self)
 
 
@@ -268,11 +271,8 @@ def _why_outputs_differ(split: Split, features: Tensor, output: object) -> str |
 def _foreign_hook(split: Split) -> str | None:
     """Return a text that names a hook outside the head that is not one of freezing, or `None`."""
     for module in split.skipped:
-        hooks = {
-            *module._forward_pre_hooks.values(),  # noqa: SLF001 - no public way
-            *module._forward_hooks.values(),  # noqa: SLF001
-        }
-        if hooks - {keep_in_eval_mode}:
+        before = module._forward_pre_hooks.values()  # noqa: SLF001 - no public way
+        if module._forward_hooks or any(hook is not keep_in_eval_mode for hook in before):  # noqa: SLF001
             return f"a hook of a {type(module).__name__} would not run"
     return None
 
