@@ -90,6 +90,15 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     assert same_bits(before, model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["plain." * 1000, "\udcff", "folder/" * 50 + "x" * 300])
+def test_shard_whose_name_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
+    """A name that is too long or cannot be encoded is that of a missing file."""
+    index = write_index(tmp_path, {"head.weight": f"{name}.safetensors"})
+    with pytest.raises(FileMissingError, match="1 of 1 shards") as caught:
+        load_weights(mlp(2), index)
+    assert len(str(caught.value)) < 1000 + len(2 * str(tmp_path))
+
+
 def test_cut_off_shard_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """All shards are checked before the first value is written."""
     index = write_shards(mlp(1), tmp_path)

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import torch
 
 from finetunelib._files.disk import read_at_most
-from finetunelib._files.paths import as_path, check_readable, is_folder
+from finetunelib._files.paths import as_path, check_readable, is_folder, is_true
 from finetunelib._messages import listed
 from finetunelib._typing import StrPath
 from finetunelib.errors import (
@@ -121,7 +121,7 @@ def _read_shards(index: Path, *, mapped: bool) -> dict[str, FileTensor]:
     """
     weight_map = _weight_map(index)
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    missing = [shard for shard in shards if not is_true((index.parent / shard).is_file)]
     if missing:
         raise FileMissingError(
             f"{len(missing)} of {len(shards)} shards of `{index}` are missing in "
