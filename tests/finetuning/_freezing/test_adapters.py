@@ -102,3 +102,48 @@ def test_file_of_the_adapted_model_is_loaded(tmp_path: Path) -> None:
     """Weights saved with adapters fit a model with the same adapters."""
     path = save_weights(adapted("lora"), tmp_path / "adapted.safetensors")
     assert load_weights(adapted("lora"), path).match == 1.0
+
+
+def trained(seed: int = 0) -> nn.Module:
+    """Return a tied language model with adapters and a trained head, none of them zero."""
+    model = language_model(seed)
+    torch.manual_seed(seed + 1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    return model
+
+
+def language_model(seed: int = 0) -> nn.Module:
+    """Return a tied language model with adapters and a trainable copy of its head."""
+    torch.manual_seed(seed)
+    base = nn.Sequential()
+    base.embedding = nn.Embedding(7, 4)
+    base.layer = nn.Linear(4, 4)
+    base.lm_head = nn.Linear(4, 7, bias=False)
+    base.lm_head.weight = base.embedding.weight
+    config = peft.LoraConfig(target_modules=["layer"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(base, config)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def test_adapters_are_saved_alone_and_loaded_onto_the_same_base(tmp_path: Path) -> None:
+    """With a tied head in `modules_to_save`, whose own copy is trained; another base is refused."""
+    path = save_weights(trained(), tmp_path / "adapters.safetensors", trainable_only=True)
+    model = language_model()
+    assert set(load_weights(model, path, trainable_only=True).loaded) == trainable(model)
+    inputs = torch.arange(7)
+    torch.testing.assert_close(model(inputs), trained()(inputs), rtol=0, atol=0)
+    embedding = model.get_parameter("base_model.model.embedding.weight")
+    assert model.get_parameter("base_model.model.lm_head.original_module.weight") is embedding
+    with pytest.raises(WeightsMismatchError, match=r"`base_model\.model\.embedding\.weight`"):
+        load_weights(language_model(5), path, trainable_only=True)
+
+
+def test_adapters_that_the_model_does_not_have_are_explained(tmp_path: Path) -> None:
+    """The message says to call `get_peft_model`, and suggests no renaming."""
+    path = save_weights(adapted("lora"), tmp_path / "adapters.safetensors", trainable_only=True)
+    with pytest.raises(WeightsMismatchError, match="call `get_peft_model`") as caught:
+        load_weights(network(), path, trainable_only=True)
+    assert caught.value.rename == {}

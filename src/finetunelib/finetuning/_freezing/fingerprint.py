@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -62,7 +62,17 @@ def known_fingerprint(model: nn.Module) -> dict[str, str]:
 
 def _digests(model: nn.Module, of: Callable[[Tensor], str]) -> dict[str, str]:
     tensors = frozen_tensors(unwrapped(model))
-    names = [own_name(name) for name in tensors]
+    return digests_of({own_name(name): tensor for name, tensor in tensors.items()}, of)
+
+
+def digests_of(tensors: Mapping[str, Tensor], of: Callable[[Tensor], str]) -> dict[str, str]:
+    """Return a digest of each tensor by name, computed by several threads if they are large.
+
+    Args:
+        tensors: The tensors by name.
+        of: The function that computes a digest.
+    """
+    names = list(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
     workers = min(len(names), _THREADS, os.cpu_count() or 1)
     if size < _LARGE or workers < 2:
@@ -71,8 +81,13 @@ def _digests(model: nn.Module, of: Callable[[Tensor], str]) -> dict[str, str]:
         return dict(zip(names, pool.map(of, tensors.values()), strict=True))
 
 
-def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the frozen tensors of a model by name, except those on the meta device."""
+def frozen_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]:
+    """Return the frozen tensors of a model by name.
+
+    Args:
+        model: The model, without wrappers.
+        meta: Whether tensors on the meta device are included.
+    """
     tensors: dict[str, Tensor] = {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -85,4 +100,4 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
                 if buffer not in seen:
                     seen.add(buffer)
                     tensors[buffer_name] = buffer
-    return {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    return {name: tensor for name, tensor in tensors.items() if meta or not tensor.is_meta}

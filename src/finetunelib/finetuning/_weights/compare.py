@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from finetunelib.finetuning._weights.base import Base
 from finetunelib.finetuning._weights.formats import FileTensor
 from finetunelib.finetuning._weights.names import (
     NameMatch,
@@ -30,11 +31,21 @@ class WeightsComparison:
         report: The report, without digests.
         sources: The file's tensors that can be loaded, by the model's names.
         tied: The model's names, grouped by tensor.
+        base: The tensors that the file leaves out.
     """
 
     report: LoadReport
     sources: dict[str, FileTensor]
     tied: list[list[str]]
+    base: Base
+
+    @property
+    def differs_only_in_base(self) -> bool:
+        """Whether everything fits, except tensors that the file leaves out."""
+        report = self.report
+        others = (*report.unexpected, *report.wrong_shape, *report.wrong_dtype)
+        missing = {*report.missing} - {*report.counters, *self.base.different}
+        return not others and not missing
 
 
 def compare(
@@ -54,17 +65,23 @@ def compare(
     """
     tied = tied_names(state)
     match = _match(model, state, weights, rename, tied)
-    found = {name: weights.tensors[match.sources[name]] for name in state if name in match.sources}
+    found = {
+        name: weights.tensors[match.sources[name]]
+        for name in state
+        if match.sources.get(name) in weights.tensors
+    }
+    base = Base(state, weights, match)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     fitting = {name: source for name, source in found.items() if source.shape == shapes[name]}
     dtypes = {name: (source.dtype, state[name].dtype) for name, source in fitting.items()}
     wrong_dtype = {name: pair for name, pair in dtypes.items() if not torch.can_cast(*pair)}
     loaded = {name: source for name, source in fitting.items() if name not in wrong_dtype}
+    present = {*found, *base.same}
     untied = _different_in_the_file(loaded, match, tied)
     report = LoadReport(
         weights.path,
         loaded=tuple(loaded),
-        missing=tuple(name for name in state if name not in found),
+        missing=tuple(name for name in state if name not in present),
         unexpected=(*match.unexpected, *untied),
         wrong_shape={
             name: (source.shape, shapes[name])
@@ -73,11 +90,12 @@ def compare(
         },
         wrong_dtype=wrong_dtype,
         cast={name: pair for name, pair in dtypes.items() if name in loaded and _rounds(*pair)},
+        verified=base.same,
     )
     suggested = suggest(
         NameComparison(
             shapes,
-            {name: tensor.shape for name, tensor in weights.tensors.items()},
+            {name: tensor.shape for name, tensor in weights.entries.items()},
             rename,
             match,
             weights.is_in_order,
@@ -91,9 +109,11 @@ def compare(
         for name, first in untied.items()
     ]
     report = replace(
-        report, suggestions=(*sentences, *suggested.sentences), rename=suggested.rename
+        report,
+        suggestions=(*sentences, *base.sentences(), *suggested.sentences),
+        rename=suggested.rename,
     )
-    return WeightsComparison(report, loaded, tied)
+    return WeightsComparison(report, loaded, tied, base)
 
 
 def _match(
@@ -104,14 +124,12 @@ def _match(
     tied: Sequence[Sequence[str]],
 ) -> NameMatch:
     """Match the names of a file, including those that older versions of the modules used."""
-    match = match_names(state, list(weights.tensors), rename=rename, tied=tied)
+    match = match_names(state, list(weights.entries), rename=rename, tied=tied)
     if not match.unexpected or all(name in match.sources for name in state):
         return match
     targets = {without_wrappers(name): name for name in match.unexpected}
-    entries = {
-        short: (weights.tensors[name].shape, weights.tensors[name].dtype)
-        for short, name in targets.items()
-    }
+    named = weights.entries
+    entries = {short: (named[name].shape, named[name].dtype) for short, name in targets.items()}
     upgraded = {
         name: targets[old_name]
         for name, old_name in upgraded_names(model, entries).items()

@@ -16,6 +16,11 @@ from finetunelib._typing import StrPath
 from finetunelib._wrappers import unwrapped
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError, WeightsMismatchError
 from finetunelib.finetuning._digests import digest, remember_loaded, remember_not_loaded
+from finetunelib.finetuning._weights.base import (
+    check_same_parts,
+    check_way_of_loading,
+    trainable_part,
+)
 from finetunelib.finetuning._weights.compare import WeightsComparison, compare, overflowing
 from finetunelib.finetuning._weights.formats import FileTensor
 from finetunelib.finetuning._weights.report import LoadReport, dtype_pairs
@@ -36,6 +41,7 @@ def load_weights(
     minimum_match: float = 1.0,
     rename: Mapping[str, str] | None = None,
     key: str | None = None,
+    trainable_only: bool = False,
 ) -> LoadReport:
     """Load a weights file into a model, and report every tensor that did not fit.
 
@@ -65,6 +71,9 @@ def load_weights(
             suggested renaming of an earlier call is `report.rename` or `error.rename`.
         key: The dotted key of the state dict in the file, such as `"state_dict_ema"`. Required if
             the file contains several, such as the weights and an average of them.
+        trainable_only: Whether to load a file that `save_weights(..., trainable_only=True)` wrote.
+            It must contain exactly the trainable tensors of the model. The frozen ones must be
+            those that the file was saved with, bit for bit; they are not changed.
 
     Returns:
         What was loaded, and what was missing, unexpected or of another shape, with suggestions.
@@ -73,9 +82,11 @@ def load_weights(
         FileMissingError: If the file or a shard of it does not exist, or a download failed.
         CorruptFileError: If the file is damaged, has an unknown format, or contains more than
             weights.
-        WeightsMismatchError: If too little fits, or values overflow in the model's dtype. The
-            model is left unchanged.
-        InvalidArgumentError: If `minimum_match` is outside [0, 1]; if an entry of `rename` matches
+        WeightsMismatchError: If too little fits, or values overflow in the model's dtype; if the
+            file leaves out frozen tensors and a tensor of the model differs from one of them, or
+            `trainable_only` is not given for it. The model is left unchanged.
+        InvalidArgumentError: If `minimum_match` is outside [0, 1], or below 1 together with
+            `trainable_only`; if an entry of `rename` matches
             no name, or two names become equal; if `key` is not in the file, or is needed; if the
             model's state contains something other than tensors; or if tensors on the meta device
             would get no values.
@@ -103,7 +114,14 @@ def load_weights(
         raise InvalidArgumentError(f"`minimum_match` must be in [0, 1], got {minimum_match}.")
     if key is not None and not isinstance(key, str):
         raise InvalidTypeError(f"`key` must be a string, got {key!r} ({type(key).__name__}).")
-    fitting = fitting_weights(model, file, minimum_match=minimum_match, rename=rename, key=key)
+    fitting = fitting_weights(
+        model,
+        file,
+        minimum_match=minimum_match,
+        rename=rename,
+        key=key,
+        trainable_only=trainable_only,
+    )
     loaded = fitting.write()
     digests = loaded.digests()
     own = unwrapped(model)
@@ -165,6 +183,7 @@ def fitting_weights(
     minimum_match: float = 1.0,
     rename: Mapping[str, str] | None = None,
     key: str | None = None,
+    trainable_only: bool = False,
 ) -> FittingWeights:
     """Compare a weights file with a model as `load_weights` does, without changing the model.
 
@@ -173,13 +192,19 @@ def fitting_weights(
     """
     model = unwrapped(model)
     state = tensors_of(model)
-    check_accepts_values(model, state)
+    check_accepts_values(model, trainable_part(model, state) if trainable_only else state)
     has_meta = any(tensor.is_meta for tensor in state.values())
     weights = open_weights(file, mapped=not has_meta, key=key)
+    check_way_of_loading(weights, trainable_only=trainable_only, minimum_match=minimum_match)
     comparison = compare(model, state, weights, rename or {})
     report, sources = comparison.report, dict(comparison.sources)
+    if minimum_match == 1.0 and comparison.differs_only_in_base:
+        if trainable_only:
+            check_same_parts(model, state, comparison.tied, sources, comparison.base)
+        comparison.base.check()
     if report.match < minimum_match or (minimum_match == 1.0 and report.unexpected):
-        raise WeightsMismatchError(_refusal(report), rename=report.rename, report=report)
+        text = _refusal(report, with_hint=not trainable_only)
+        raise WeightsMismatchError(text, rename=report.rename, report=report)
     _check_no_overflow(state, comparison)
     for name in report.counters:
         if state[name].is_meta:
@@ -189,11 +214,11 @@ def fitting_weights(
     return FittingWeights(report, comparison.tied, model, state, firsts)
 
 
-def _refusal(report: LoadReport) -> str:
-    """Return why a file is refused, and how to load what fits."""
+def _refusal(report: LoadReport, *, with_hint: bool) -> str:
+    """Return why a file is refused, and with a hint also how to load what fits."""
     lines = report.lines("would fit")
     lines[0] = f"`{report.path}` does not fit the model, which is unchanged. {lines[0]}"
-    if report.loaded:
+    if report.loaded and with_hint:
         fraction = min(math.floor(report.match * 100.0) / 100.0, 0.99)
         lines.append(
             f"To load what fits and keep the model's values for the rest, pass "

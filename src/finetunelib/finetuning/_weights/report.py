@@ -37,6 +37,8 @@ class LoadReport:
             digests too, for `History.certificate`.
         rename: The suggested renaming, from the file's names to the model's, to pass as `rename`;
             empty if there is none.
+        verified: The names of the model's tensors that the file leaves out, because they were
+            frozen when it was saved, and that have the digests that it contains.
 
     Example:
         >>> import os, tempfile
@@ -62,21 +64,22 @@ class LoadReport:
     suggestions: tuple[str, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
+    verified: tuple[str, ...] = ()
 
     @property
     def match(self) -> float:
-        """The fraction of the model's tensors that were loaded, in [0, 1].
+        """The fraction of the model's tensors that were loaded or verified, in [0, 1].
 
         Missing batch counters (`num_batches_tracked`) of BatchNorms whose statistics were loaded
         are not counted, since they do not affect outputs.
         """
         counted = self._tensors - len(self.counters)
-        return len(self.loaded) / counted if counted else 1.0
+        return (len(self.loaded) + len(self.verified)) / counted if counted else 1.0
 
     @property
     def _tensors(self) -> int:
         refused = len(self.missing) + len(self.wrong_shape) + len(self.wrong_dtype)
-        return len(self.loaded) + refused
+        return len(self.loaded) + len(self.verified) + refused
 
     @property
     def counters(self) -> tuple[str, ...]:
@@ -95,6 +98,7 @@ class LoadReport:
             "wrong_shape": self.wrong_shape,
             "wrong_dtype": self.wrong_dtype,
             "cast": self.cast,
+            "verified": self.verified,
         }
         counts = "".join(f", {len(names)} {kind}" for kind, names in others.items() if names)
         name = one_line(repr(self.path.name), 30)
@@ -139,6 +143,11 @@ class LoadReport:
             ("Different shape", len(shapes), listed(shapes)),
             ("Incompatible dtype", len(self.wrong_dtype), dtype_pairs(self.wrong_dtype)),
             ("Rounded to the model's dtype", len(self.cast), dtype_pairs(self.cast)),
+            (
+                "Not in the file, but equal to its digests",
+                len(self.verified),
+                listed(self.verified),
+            ),
         ):
             if number:
                 yield kind, number, names

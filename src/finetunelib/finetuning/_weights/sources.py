@@ -24,6 +24,7 @@ from finetunelib.errors import (
     InvalidTypeError,
 )
 from finetunelib.finetuning._weights.formats import PICKLED, FileTensor, read_file
+from finetunelib.finetuning._weights.partial import LeftOut, LeftOutPart, read_left_out
 
 #: Endings of the index of a sharded file, and of its shards.
 _INDEXES = {".safetensors.index.json": ".safetensors", ".bin.index.json": ".bin"}
@@ -39,10 +40,23 @@ _LARGEST_INDEX = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """The tensors of a file, or of all shards of an index."""
+    """The tensors of a file, or of all shards of an index.
+
+    Attributes:
+        path: The file.
+        tensors: The tensors with values.
+        left_out: The tensors of which the file contains only digests, or `None` if it was saved
+            without leaving any out.
+    """
 
     path: Path
     tensors: Mapping[str, FileTensor]
+    left_out: LeftOutPart | None = None
+
+    @property
+    def entries(self) -> dict[str, FileTensor | LeftOut]:
+        """Everything that the file names, with and without values."""
+        return {**self.tensors, **(self.left_out.tensors if self.left_out else {})}
 
     @property
     def is_in_order(self) -> bool:
@@ -75,7 +89,10 @@ def open_weights(file: StrPath | Enum, *, mapped: bool, key: str | None) -> Weig
         path = _file_of_torchvision(file)
     path = check_readable(path, purpose=_PURPOSE)
     if not path.name.endswith(tuple(_INDEXES)):
-        return WeightsFile(path, read_file(path, mapped=mapped, key=key))
+        tensors = read_file(path, mapped=mapped, key=key)
+        return WeightsFile(
+            path, tensors, read_left_out(path) if path.suffix == ".safetensors" else None
+        )
     if key is not None:
         raise InvalidArgumentError(
             f"`key` is for single files of `torch.save`, got {key!r} for `{path}`. Leave it out."

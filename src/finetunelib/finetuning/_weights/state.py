@@ -48,6 +48,16 @@ def check_has_values(state: Mapping[str, Tensor]) -> None:
                 "Save the model before it is sharded or quantized, or save its full tensors."
             )
         check_readable(name, tensor)
+    check_not_meta(state)
+
+
+def check_not_meta(tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a tensor is on the meta device.
+
+    Raises:
+        InvalidArgumentError: If one of them is.
+    """
+    for name, tensor in tensors.items():
         if tensor.is_meta:
             raise InvalidArgumentError(
                 f"`{name}` is on the meta device and has no values. Allocate it first: "

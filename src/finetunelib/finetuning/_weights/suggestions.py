@@ -44,6 +44,12 @@ def suggest(comparison: NameComparison) -> Suggestions:
             "before `get_peft_model`."
         )
         return Suggestions(tuple(found))
+    if _needs_adapters(comparison):
+        found.append(
+            "The file has peft adapters and the model has none: call `get_peft_model` with the "
+            "configuration of the adapters first."
+        )
+        return Suggestions(tuple(found))
     renaming = best_renaming(comparison)
     if renaming is not None:
         found.append(_text(renaming))
@@ -62,14 +68,21 @@ def _unwrapped(comparison: NameComparison) -> Iterator[str]:
 
 def _needs_no_adapters(comparison: NameComparison) -> bool:
     """Return whether the model has peft adapters and the file is of its base model."""
-
-    def is_adapted(name: str) -> bool:
-        parts = name.split(".")
-        return any(part in _ADAPTED or part.startswith("lora_") for part in parts)
-
-    return any(map(is_adapted, comparison.missing)) and not any(
-        map(is_adapted, comparison.file_shapes)
+    return any(map(_is_adapted, comparison.missing)) and not any(
+        map(_is_adapted, comparison.file_shapes)
     )
+
+
+def _needs_adapters(comparison: NameComparison) -> bool:
+    """Return whether the file has peft adapters and the model has none."""
+    return any(map(_is_adapted, comparison.match.unexpected)) and not any(
+        map(_is_adapted, comparison.model_shapes)
+    )
+
+
+def _is_adapted(name: str) -> bool:
+    parts = name.split(".")
+    return any(part in _ADAPTED or part.startswith("lora_") for part in parts)
 
 
 def _text(renaming: Renaming) -> str:

@@ -46,7 +46,8 @@ class Content:
         from finetunelib.finetuning._weights.save import tensors_to_write  # Slow to import.
 
         safe = plain(state)
-        return cls(tensors_to_write(model), safe, history, about)
+        tensors, _ = tensors_to_write(model)
+        return cls(tensors, safe, history, about)
 
 
 class Staging:
