@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from finetunelib._forward.outputs import tensors_in
 from finetunelib._forward.run import ANY_ERROR, raised_by_forward, run_once
 from finetunelib.errors import FinetuneLibError
 from finetunelib.visualization._summary.tree import Part
+from finetunelib.visualization._summary.writes import WritesUndone, alias_of
 
 #: The shapes of the tensors returned by one call of a module.
 Shapes = tuple[tuple[int, ...], ...]
@@ -83,19 +85,21 @@ def record_forward(tree: Part, example: Inputs | None) -> ForwardRecord:
 
 def _run(tree: Part, inputs: Inputs, *, guessed: bool) -> ForwardRecord:
     model, record = tree.module, ForwardRecord(inputs, guessed)
-    # Copies, because a forward may write into its weights, buffers or inputs.
-    copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    # A forward may write into its weights, buffers or inputs. Only the inputs are copied, because
+    # the weights of a large model may fill half of the memory.
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    stand_ins = {name: alias_of(tensor) for name, tensor in tensors.items()}
     inputs = inputs.map(lambda tensor: tensor.detach().clone())
-    owners = _owners(model, copies | buffers)
+    owners = _owners(model, stand_ins)
+    undone = WritesUndone(tensors.values())
     with contextlib.ExitStack() as hooks:
         before, after = _hooks(record)
         for module in {part.module for part in tree.walk()}:
             hooks.callback(module.register_forward_pre_hook(before, prepend=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
         try:
-            with _UseRecorder(owners, record.used):
-                run_once(model, inputs, stand_ins=copies | buffers, errors=ANY_ERROR)
+            with undone, _UseRecorder(owners, record.used, undone):
+                run_once(model, inputs, stand_ins=stand_ins, errors=ANY_ERROR)
         except FinetuneLibError as error:
             record.error = raised_by_forward(error)
     return record
@@ -120,10 +124,13 @@ def _hooks(record: ForwardRecord) -> tuple[Any, Any]:  # Any: torch's own types 
 class _UseRecorder(TorchFunctionMode):
     """Records the modules whose tensors are used: some are used without being called."""
 
-    def __init__(self, owners: Mapping[int, nn.Module], used: set[nn.Module]) -> None:
+    def __init__(
+        self, owners: Mapping[int, nn.Module], used: set[nn.Module], undone: WritesUndone
+    ) -> None:
         super().__init__()
         self._owners = owners
         self._used = used
+        self._undone = undone
 
     def __torch_function__(
         self,
@@ -133,6 +140,7 @@ class _UseRecorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # Any: the arguments and the result of any operation
         kwargs = kwargs or {}
+        self._undone.before_function(func, args)
         result = func(*args, **kwargs)
         if getattr(func, "__name__", "") != "__get__":  # Reading `.shape` or `.dtype` is not a use.
             for value in (*args, *kwargs.values()):
@@ -143,13 +151,13 @@ class _UseRecorder(TorchFunctionMode):
         return result
 
 
-def _owners(model: nn.Module, copies: Mapping[str, Tensor]) -> dict[int, nn.Module]:
+def _owners(model: nn.Module, stand_ins: Mapping[str, Tensor]) -> dict[int, nn.Module]:
     """Return the module that each tensor belongs to, by the tensor's identity."""
     owners = {}
-    for name, copy in copies.items():
+    for name, stand_in in stand_ins.items():
         path, _, own_name = name.rpartition(".")
         module = model.get_submodule(path)
-        owners[id(copy)] = module
+        owners[id(stand_in)] = module
         # `functional_call` does not replace the list of weights that a recurrent layer keeps.
         owners[id(getattr(module, own_name, None))] = module
     return owners
