@@ -60,15 +60,19 @@ def attributes_preserved(model: nn.Module) -> Iterator[None]:
 
     Parameters and buffers are restored as objects. Their values are not copied.
     """
-    attributes = _Attributes(model.modules())
+    attributes = Attributes(model.modules())
     try:
         yield
     finally:
         attributes.restore()
 
 
-class _Attributes:
-    """The attributes of objects, and the content of those that are containers."""
+class Attributes:
+    """The attributes of objects, and the content of those that are containers.
+
+    Args:
+        parts: The objects, such as modules.
+    """
 
     def __init__(self, parts: Iterable[object]) -> None:
         self._attributes = [(part, dict(vars(part))) for part in parts]
@@ -80,6 +84,7 @@ class _Attributes:
         ]
 
     def restore(self) -> None:
+        """Set the attributes to those that the objects had."""
         for part, values in self._attributes:
             vars(part).update(values)
             for name in vars(part).keys() - values.keys():
@@ -123,7 +128,7 @@ def unchanged(
     """
     parts = [part for module in modules for part in module.modules()]
     everything = [*parts, *(other for other in others if hasattr(other, "__dict__"))]
-    values, attributes = _Values(everything), _Attributes(everything)
+    values, attributes = _Values(everything), Attributes(everything)
     try:
         yield
     finally:
@@ -134,7 +139,7 @@ def unchanged(
 @contextlib.contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """Restore attributes and the values of buffers if the block raises."""
-    values, attributes = _Values(model.modules(), parameters=False), _Attributes(model.modules())
+    values, attributes = _Values(model.modules(), parameters=False), Attributes(model.modules())
     try:
         yield
     except BaseException:

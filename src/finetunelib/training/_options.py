@@ -17,6 +17,7 @@ from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._diagnosis.warn import Warnings
 from finetunelib.training._measuring.metrics import Metric
+from finetunelib.training._memory.checkpointing import Checkpointing
 from finetunelib.training._optimization.build_schedule import build_schedule, check_scheduler
 from finetunelib.training._optimization.gradients import Clipping
 from finetunelib.training._optimization.optimizer import build_optimizer, check_optimizer
@@ -114,6 +115,7 @@ class TrainerOptions:
     progress: bool
     cache_features: CacheFeatures
     warnings: Warnings
+    checkpointing: Checkpointing
 
     def __post_init__(self) -> None:
         """Raise if `cache_features` has another value.

@@ -40,12 +40,12 @@ from finetunelib.training._loop.limits import (
     check_replayable,
     check_rows,
 )
-from finetunelib.training._measuring.accumulator import MetricAccumulator
+from finetunelib.training._measuring.accumulator import MetricAccumulator, try_saved_sums
 from finetunelib.training._measuring.defaults import default_metrics
 from finetunelib.training._measuring.evaluator import Evaluator
 from finetunelib.training._measuring.exclusive import exclusive
-from finetunelib.training._measuring.first_batch import copied
 from finetunelib.training._measuring.metrics import MetricLike, as_metrics
+from finetunelib.training._memory.checkpointing import GradientCheckpointing, choose_checkpointing
 from finetunelib.training._optimization.gradients import choose_clipping
 from finetunelib.training._optimization.optimizer import check_trainable
 from finetunelib.training._optimization.plateau import Monitored
@@ -127,6 +127,12 @@ class Trainer:
             those of one large batch, even in a short last update and with a weighted loss.
         max_grad_norm: The norm to which the gradients of an update are clipped. `None` disables
             clipping.
+        gradient_checkpointing: Whether blocks of the model keep only their inputs in the forward
+            pass and are run again in the backward pass, which takes less memory and more time, with
+            the same bits. `True` is for models of transformers and timm, which name their blocks.
+            For any other model, pass the names of its repeated blocks, or patterns such as
+            `["layers.*"]`. A BatchNorm in a named block updates its statistics once. The model is
+            left as it was.
         compile: Whether to run the model through `torch.compile`. The compiled model shares the
             parameters; `trainer.model` and the names in its state dict stay the same.
         cache_features: Whether `fit` runs a frozen backbone over tensors in memory only once and
@@ -179,6 +185,7 @@ class Trainer:
         precision: PrecisionName = "fp32",
         gradient_accumulation_steps: int = 1,
         max_grad_norm: float | None = None,
+        gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,  # noqa: A002 - torch's own word for it
         cache_features: CacheFeatures = "auto",
         seed: int = 0,
@@ -221,6 +228,7 @@ class Trainer:
             progress=progress,
             cache_features=cache_features,
             warnings=Warnings(ignore),
+            checkpointing=choose_checkpointing(model, gradient_checkpointing, compiled=compile),
         )
         # The compiled model shares the parameters. It is compiled when it is first called.
         runner = cast("nn.Module", torch.compile(model)) if compile else model
@@ -531,21 +539,7 @@ class Trainer:
         self._report(f"No checkpoint found in `{path}`; {how}.")
 
     def _try_metrics(self, saved: Mapping[str, Any]) -> None:
-        """Load the sums of an unfinished epoch into copies of the metrics.
-
-        Raises:
-            CheckpointError: If a metric refuses them.
-        """
-        metrics = self._options.metrics
-        if not saved["metrics"].keys() <= metrics.keys():
-            return  # `fit` compares the names.
-        try:
-            MetricAccumulator(copied(metrics), self._evaluator.task).try_state_dict(saved)
-        except Exception as error:
-            raise CheckpointError(
-                f"The checkpoint contains sums of metrics that do not fit: {error!r}. Pass the "
-                "same metrics, or use another checkpoint."
-            ) from error
+        try_saved_sums(self._options.metrics, self._evaluator.task, saved)
 
     def _report(self, line: str) -> None:
         if line:

@@ -259,6 +259,7 @@ def _step(
         state=run.record.state,
         parameters=parameters_of(run.optimizer),
         last=last,
+        checkpointed=options.checkpointing.in_step,
     )
 
 

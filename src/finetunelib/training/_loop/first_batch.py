@@ -12,6 +12,7 @@ from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._diagnosis.first_fit import FirstFit, choose_first_fit
 from finetunelib.training._measuring.accumulator import MetricAccumulator, task_needs_equal_sizes
 from finetunelib.training._measuring.evaluator import Evaluator
+from finetunelib.training._memory.checkpointing import Checkpointing
 from finetunelib.training._options import TrainerOptions
 from finetunelib.training._tasks.measured import UNKNOWN
 
@@ -24,15 +25,17 @@ class FirstBatchCheck:
         evaluator: The model with its task.
         accumulation_steps: The number of micro-batches in an update.
         first_fit: Examines the training data.
+        checkpointing: What is done to the model while it runs.
     """
 
     evaluator: Evaluator
     accumulation_steps: int
     first_fit: FirstFit
+    checkpointing: Checkpointing
 
     def train(self, first: Batch, batches: Batches, metrics: MetricAccumulator) -> None:
         """Raise if the first batch of the training data cannot be used."""
-        with self.first_fit.checking(first):
+        with self.first_fit.checking(first), self.checkpointing.applied():
             self.evaluator.check(first, batches, metrics, "train", training=True)
         task = self.evaluator.task
         if self.accumulation_steps > 1 and task_needs_equal_sizes(task):
@@ -64,4 +67,4 @@ def build_check(
         metrics: The metrics of the training data.
     """
     first_fit = choose_first_fit(options.warnings, run, evaluator.task, train, val, metrics.update)
-    return FirstBatchCheck(evaluator, options.accumulation_steps, first_fit)
+    return FirstBatchCheck(evaluator, options.accumulation_steps, first_fit, options.checkpointing)

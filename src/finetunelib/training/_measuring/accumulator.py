@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from finetunelib._forward.outputs import in_full_precision
-from finetunelib.errors import InvalidArgumentError
+from finetunelib.errors import CheckpointError, InvalidArgumentError
 from finetunelib.training._measuring.accuracy import Accuracy
 from finetunelib.training._measuring.first_batch import FirstBatch, columns, copied, follow_loss
 from finetunelib.training._measuring.means import Mean, MeanOf
@@ -224,3 +224,25 @@ def _for_metrics(outputs: Tensor) -> Tensor:
 def task_needs_equal_sizes(task: Task) -> bool:
     """Return whether only batches of the same size can be averaged, as far as it was measured."""
     return isinstance(task, SupervisedTask) and task.sizes_must_be_equal
+
+
+def try_saved_sums(metrics: Mapping[str, Metric], task: Task, saved: Mapping[str, Any]) -> None:
+    """Load the sums of an unfinished epoch into copies of the metrics.
+
+    Args:
+        metrics: The metrics of the run. If a name is not among theirs, nothing is loaded.
+        task: The task.
+        saved: The saved sums.
+
+    Raises:
+        CheckpointError: If a metric refuses them.
+    """
+    if not saved["metrics"].keys() <= metrics.keys():
+        return  # `fit` compares the names.
+    try:
+        MetricAccumulator(copied(metrics), task).try_state_dict(saved)
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint contains sums of metrics that do not fit: {error!r}. Pass the "
+            "same metrics, or use another checkpoint."
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -95,6 +96,8 @@ class Step:
         state: The counters; each call adds one to `step`.
         parameters: The parameters of the optimizer.
         last: What callbacks can read about the last step.
+        checkpointed: Returns the context of the forward and backward passes, in which blocks of the
+            model may be checkpointed.
     """
 
     model: nn.Module
@@ -107,6 +110,7 @@ class Step:
     state: TrainState
     parameters: list[nn.Parameter]
     last: LastStep
+    checkpointed: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, window: Sequence[Batch], measure: Callable[[StepOutput], None]) -> None:
         """Update the weights once.
@@ -122,13 +126,14 @@ class Step:
         self.last.start()
         self.update.clear()
         mean = mean_over(window)
-        for micro_batch in window:
-            with self.precision.autocast():
-                output = validate_output(self.task.step(self.model, micro_batch), self.task)
-            self.last.add(output.loss, output.weight)
-            self.guard.check(output, micro_batch)
-            self.precision.backward(mean.scale_loss(output.loss, output.weight))
-            measure(output)
+        with self.checkpointed():
+            for micro_batch in window:
+                with self.precision.autocast():
+                    output = validate_output(self.task.step(self.model, micro_batch), self.task)
+                self.last.add(output.loss, output.weight)
+                self.guard.check(output, micro_batch)
+                self.precision.backward(mean.scale_loss(output.loss, output.weight))
+                measure(output)
         self.precision.unscale(self.update.optimizer)
         mean.normalize(self.parameters)
         self.last.norm = self.clip(self.parameters)

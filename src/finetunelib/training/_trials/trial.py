@@ -87,7 +87,8 @@ class Trial:
         """
         options, evaluator = self.trainer._options, self.trainer._evaluator  # noqa: SLF001
         metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
-        evaluator.check(first, self.batches, metrics, "data", training=True)
+        with options.checkpointing.applied():
+            evaluator.check(first, self.batches, metrics, "data", training=True)
         check_last_batch(self.trainer.model, first, self.batches, "data")
 
     def loss(self) -> float | None:
@@ -156,6 +157,7 @@ def trial(
                     state=TrainState(),
                     parameters=parameters_of(optimizer),
                     last=LastStep(),
+                    checkpointed=options.checkpointing.in_step,
                 )
                 yield Trial(trainer, batches, optimizer, step)
 
