@@ -34,13 +34,34 @@ def copy_into(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 def tensors_replaced(
     model: nn.Module, tensors: Mapping[str, torch.Tensor]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Run the block with other values in a model, and restore its own, which are yielded."""
-    own = {name: tensor.clone() for name, tensor in state_tensors(model).items()}
-    copy_into(model, tensors)
+    """Run the block with other values in a model, and restore its own, which are yielded.
+
+    Nothing is written to tensors that have these values already.
+    """
+    state = state_tensors(model)
+    own = {name: tensor.clone() for name, tensor in state.items()}
+    new = {name: value for name, value in tensors.items() if not same_bits(value, state[name])}
+    copy_into(model, new)
     try:
         yield own
     finally:
-        copy_into(model, own)
+        copy_into(model, {name: own[name] for name in new})
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors have the same dtype, shape, device and bits, if that is known."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    if one.layout is not torch.strided or one.is_quantized or one.is_conj() or one.is_neg():
+        return False
+    try:
+        return torch.equal(_octets(one), _octets(other))
+    except (RuntimeError, TypeError):  # A subclass without memory of its own.
+        return False
+
+
+def _octets(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 @contextlib.contextmanager
@@ -167,11 +188,11 @@ class _Values:
         with torch.no_grad():
             for tensor, value in self._saved:
                 now = tensor.detach()
-                if not _same_bits(now, value) or (signs_of_zeros and not _same_signs(now, value)):
+                if not _same_values(now, value) or (signs_of_zeros and not _same_signs(now, value)):
                     now.copy_(value)
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are equal; nan equals nan."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False

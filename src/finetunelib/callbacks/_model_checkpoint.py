@@ -34,6 +34,10 @@ class ModelCheckpoint(Callback):
     disk. However abruptly a run is killed, at least one complete checkpoint survives. Other files
     in the folder are left alone.
 
+    Of frozen tensors that the run has never trained, such as the base model of adapters, a
+    checkpoint contains only digests. Resuming compares them with the model, so the script must
+    build or load the same base.
+
     A folder belongs to one run. A run that does not resume from it is refused if it contains
     checkpoints of another run, as is a second process while the first one trains (except on file
     systems without locks and on Windows).

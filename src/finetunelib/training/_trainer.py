@@ -380,7 +380,9 @@ class Trainer:
         """Write a checkpoint from which training can resume exactly.
 
         It contains the weights of the model, the states of the optimizer, schedule, scaler and
-        callbacks, and the history. It is written completely or not at all. While `fit` runs, call
+        callbacks, and the history. Of frozen tensors that this run has never trained, it contains
+        only digests: keep the base model, which resuming needs. It is written completely or not at
+        all. While `fit` runs, call
         `context.request_checkpoint` from a callback instead.
 
         Args:
@@ -425,7 +427,8 @@ class Trainer:
         Raises:
             FileMissingError: If there is no checkpoint.
             CheckpointError: If the checkpoint is damaged, or was written with a different model,
-                optimizer, schedule or callbacks; the message names the difference. Or if `fit` is
+                frozen base, optimizer, schedule or callbacks; the message names the difference. Or
+                if `fit` is
                 running.
         """
         if self._status is TrainerStatus.FITTING:

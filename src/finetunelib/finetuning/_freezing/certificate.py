@@ -16,7 +16,13 @@ from finetunelib._public import public
 from finetunelib._tables import wrapped
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import loaded_digests
-from finetunelib.finetuning._freezing.fingerprint import fingerprint, known_fingerprint
+from finetunelib.finetuning._freezing.fingerprint import (
+    digests_of,
+    fingerprint,
+    frozen_tensors,
+    known_fingerprint,
+)
+from finetunelib.finetuning._freezing.known_digests import known_digest
 
 #: How many names of tensors a repr shows.
 _SHOWN = 3
@@ -114,6 +120,20 @@ class FreezeAudit:
             same = {name for name, seen in self._last.items() if now.get(name) == seen}
             self._first = {name: seen for name, seen in self._first.items() if name in same}
         self._last = now
+
+    def unchanged(self, model: nn.Module) -> dict[int, str]:
+        """Return the digests of the frozen tensors that no run of this audit has trained, by id.
+
+        They were frozen at the start of every run and have their bits from the start of the first
+        one. Before the first run, these are all frozen tensors. Like `start`, it computes digests
+        only of tensors that were written to.
+        """
+        tensors = {own_name(n): tensor for n, tensor in frozen_tensors(unwrapped(model)).items()}
+        if self._first is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if name in self._first}
+        now = digests_of(tensors, known_digest)
+        first = now if self._first is None else self._first
+        return {id(tensors[name]): seen for name, seen in now.items() if seen == first[name]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the digests from the start of the first run and from the last comparison."""

@@ -72,6 +72,10 @@ def digests_of(tensors: Mapping[str, Tensor], of: Callable[[Tensor], str]) -> di
         tensors: The tensors by name.
         of: The function that computes a digest.
     """
+    unique = {id(tensor): tensor for tensor in tensors.values()}  # Tied ones have several names.
+    if len(unique) < len(tensors):
+        digests = digests_of({str(key): tensor for key, tensor in unique.items()}, of)
+        return {name: digests[str(id(tensor))] for name, tensor in tensors.items()}
     names = list(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
     workers = min(len(names), _THREADS, os.cpu_count() or 1)

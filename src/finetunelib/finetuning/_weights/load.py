@@ -169,6 +169,10 @@ class FittingWeights:
     _state: Mapping[str, Tensor]
     _sources: Sequence[tuple[str, FileTensor]]
 
+    def left_out(self) -> dict[str, Tensor]:
+        """Return the tensors of the model that the file leaves out, by name."""
+        return {name: self._state[name] for name in self.report.verified}
+
     def write(self) -> LoadedWeights:
         """Write the values of the file into the model."""
         return LoadedWeights(

@@ -100,7 +100,8 @@ def tensors_to_write(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors that a file contains and those that it leaves out, by name.
 
-    Those that it contains are on the CPU. Tied tensors occur once, under their first name.
+    Those that it contains are on the CPU, tied ones under their first name. Those that it leaves
+    out are the model's own, under all of their names.
 
     Args:
         model: The model.
@@ -123,7 +124,7 @@ def tensors_to_write(
         # safetensors refuses tensors that share memory.
         tensors[names[0]] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return tensors, {name: state[name] for name in left_out}
+    return tensors, {name: state[name] for group in left_out.values() for name in group}
 
 
 def left_out_part(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finetunelib.training._checkpointing.freezing import without_copies
 from finetunelib.training._checkpointing.safe_state import plain
 from finetunelib.training._history import History
 
@@ -18,13 +20,16 @@ class Content:
     """What a checkpoint contains. Its tensors are those of the run, or copies of them.
 
     Attributes:
-        weights: The tensors of the model's state, each under its first name.
+        weights: The tensors of the model's state, each under its first name, without the frozen
+            ones that the run has not trained.
+        metadata: What the file of weights contains in place of those.
         state: The states of everything else, in types that can be read back safely.
         history: The rows of the epochs so far.
         about: The content of the manifest besides versions and digests.
     """
 
     weights: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
     state: Mapping[str, Any]
     history: History
     about: Mapping[str, Any]
@@ -36,18 +41,31 @@ class Content:
         state: Mapping[str, Any],
         history: History,
         about: Mapping[str, Any],
+        frozen: Mapping[int, str] = MappingProxyType({}),
     ) -> Content:
         """Return the content of a checkpoint of a model.
+
+        Args:
+            model: The model.
+            state: The states of everything else.
+            history: The rows so far.
+            about: The content of the manifest.
+            frozen: The digests of the frozen tensors that the run has not trained, by id.
 
         Raises:
             CheckpointError: If the state contains an object that could not be read back safely.
             InvalidArgumentError: If the model's state contains something without values.
         """
-        from finetunelib.finetuning._weights.save import tensors_to_write  # Slow to import.
+        # Slow to import.
+        from finetunelib.finetuning._weights.save import left_out_part, tensors_to_write
 
         safe = plain(state)
-        tensors, _ = tensors_to_write(model)
-        return cls(tensors, safe, history, about)
+        tensors, left_out = tensors_to_write(model, frozen)
+        if not left_out:
+            return cls(tensors, {}, safe, history, about)
+        digests = {name: frozen[id(tensor)] for name, tensor in left_out.items()}
+        metadata = left_out_part(left_out, digests, checkpoint=True).to_metadata()
+        return cls(tensors, metadata, without_copies(safe, left_out), history, about)
 
 
 class Staging:
@@ -66,6 +84,7 @@ class Staging:
         with torch.no_grad():
             copied = Content(
                 copies.of(content.weights, ("weights",)),
+                dict(content.metadata),
                 copies.of(content.state, ("state",)),
                 History(content.history.rows),
                 dict(content.about),

@@ -106,7 +106,9 @@ def write_checkpoint(path: StrPath, content: Content) -> Path:
 
     created = max([time.time_ns(), *(_created(other) + 1 for other in _folders(target.parent))])
     with atomic_folder(target, names=FILES) as folder:
-        write_tensors(content.weights, folder / WEIGHTS, place=target / WEIGHTS)
+        write_tensors(
+            content.weights, folder / WEIGHTS, place=target / WEIGHTS, metadata=content.metadata
+        )
         _save(content.state, folder / STATE)
         (folder / HISTORY).write_bytes(as_json(content.history))
         write_manifest(folder, {"created_ns": created, **content.about})

@@ -31,7 +31,11 @@ from finetunelib.training._checkpointing.compatibility import (
 from finetunelib.training._checkpointing.content import Content
 from finetunelib.training._checkpointing.contents import Contents, check_history
 from finetunelib.training._checkpointing.folder import Checkpoint, write_checkpoint
-from finetunelib.training._checkpointing.freezing import has_weights_of, saved_frozen_state
+from finetunelib.training._checkpointing.freezing import (
+    has_weights_of,
+    saved_frozen_state,
+    with_copies,
+)
 from finetunelib.training._checkpointing.manifest import WEIGHTS
 from finetunelib.training._checkpointing.measured import (
     TRAINING_WEIGHTS,
@@ -146,6 +150,7 @@ class TrainingRun:
                     **self._kinds(),
                     **self.settings,
                 },
+                self.record.freeze_audit.unchanged(self.model),
             )
 
     def load(
@@ -173,8 +178,8 @@ class TrainingRun:
             CheckpointError: If the checkpoint is damaged, or was written with a different model,
                 optimizer, schedule, precision or callbacks. The run is left unchanged.
         """
-        manifest, saved, history = checkpoint.manifest, checkpoint.state, checkpoint.history
-        weights, position = self._check(checkpoint.path, manifest, saved)
+        manifest, history = checkpoint.manifest, checkpoint.history
+        weights, saved, position = self._check(checkpoint.path, manifest, checkpoint.state)
         check_history(checkpoint.path, history, manifest)
         if position is not None and position.is_inside and signature is not None:
             signature.check_matches(position.signature)
@@ -224,8 +229,10 @@ class TrainingRun:
 
     def _check(
         self, path: Path, manifest: Mapping[str, Any], saved: Mapping[str, Any]
-    ) -> tuple[FittingWeights, EpochPosition | None]:
-        """Compare a checkpoint with this run, and return its weights and position.
+    ) -> tuple[FittingWeights, Mapping[str, Any], EpochPosition | None]:
+        """Compare a checkpoint with this run, and return its weights, state and position.
+
+        The state contains the frozen tensors that the checkpoint leaves out, taken from the model.
 
         Raises:
             CheckpointError: If the run cannot resume from it.
@@ -240,8 +247,9 @@ class TrainingRun:
         check_groups(contents, saved["optimizer"])
         check_same_groups(path, saved["optimizer"], self.optimizer)
         check_has_parameters(path, saved["buffers"], self._other_parameters())
-        check_training_weights(contents, saved, self.model)
         weights = self._fitting_weights(path)
+        saved = with_copies(contents, saved, weights.left_out())
+        check_training_weights(contents, saved, self.model)
         check_optimizer(contents, saved["optimizer"], self.optimizer)
         for name, current in (
             ("schedule", self.schedule.state_dict()),
@@ -255,7 +263,7 @@ class TrainingRun:
             callbacks[name].check_state_dict(state, self.model)
         check_keys(saved["inside"], manifest["batch"])
         contents.check_position(manifest["batch"])
-        return weights, EpochPosition.from_dict(saved["inside"], manifest["batch"])
+        return weights, saved, EpochPosition.from_dict(saved["inside"], manifest["batch"])
 
     def _fitting_weights(self, path: Path) -> FittingWeights:
         """Return the weights of a checkpoint, compared with the model.
