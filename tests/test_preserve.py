@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from finetunelib import _preserve
 from finetunelib._preserve import (
     derive_seed,
     evaluating,
@@ -272,3 +273,24 @@ def test_random_states_are_restored_under_the_meta_device() -> None:
     with torch.device("meta"), random_state_preserved():
         torch.rand(3, device="cpu")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_large_models_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a parameter that a forward writes into is saved, and it is restored."""
+    monkeypatch.setattr(_preserve, "_LARGE", 0)
+    words = nn.Embedding(5, 3, max_norm=0.1)
+    model = nn.Sequential(words, nn.Linear(3, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copied: list[Tensor] = []
+    clone = Tensor.clone
+
+    def counted(tensor: Tensor) -> Tensor:
+        copied.append(tensor)
+        return clone(tensor)
+
+    monkeypatch.setattr(Tensor, "clone", counted)
+    with _preserve.unchanged(model), torch.no_grad():
+        model(torch.arange(5))
+        assert not torch.equal(words.weight, before["0.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert copied == []

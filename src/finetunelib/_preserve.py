@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from finetunelib._writes import WritesUndone
+
+#: The size of the parameters of a model in bytes from which a second copy may not fit into memory.
+_LARGE = 64 * 2**20
+
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors in a model's state dict by name. They share memory with the model."""
@@ -139,19 +144,25 @@ def unchanged(
     """Restore attributes, parameters and buffers of modules on exit, with their values.
 
     A forward may change a buffer, keep a hidden state, initialize parameters from its data, or
-    renormalize an embedding.
+    renormalize an embedding. The parameters of a large model are not copied: one that an operation
+    writes into is saved before.
 
     Args:
         *modules: The modules.
         others: Other objects, whose attributes are restored too.
         signs_of_zeros: Whether 0.0 and -0.0 count as different, which an optimizer may turn into
-            each other.
+            each other. It writes into all parameters, so they are always copied.
     """
     parts = [part for module in modules for part in module.modules()]
     everything = [*parts, *(other for other in others if hasattr(other, "__dict__"))]
-    values, attributes = _Values(everything), Attributes(everything)
+    parameters = {id(p): p for module in modules for p in module.parameters()}
+    size = sum(parameter.nbytes for parameter in parameters.values())
+    large = size > _LARGE and not signs_of_zeros
+    undone = WritesUndone(parameters.values()) if large else contextlib.nullcontext()
+    values, attributes = _Values(everything, parameters=not large), Attributes(everything)
     try:
-        yield
+        with undone:
+            yield
     finally:
         values.restore(signs_of_zeros=signs_of_zeros)
         attributes.restore()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetunelib._writes import WritesUndone
 from finetunelib.visualization import summary
-from finetunelib.visualization._summary.writes import WritesUndone
 from support_untouched import changed_since, snapshot
 
 

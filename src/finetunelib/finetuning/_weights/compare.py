@@ -49,7 +49,11 @@ class WeightsComparison:
 
 
 def compare(
-    model: nn.Module, state: Mapping[str, Tensor], weights: WeightsFile, rename: Mapping[str, str]
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    weights: WeightsFile,
+    rename: Mapping[str, str],
+    dtypes: Mapping[str, torch.dtype],
 ) -> WeightsComparison:
     """Compare names, shapes and dtypes of a file and a model.
 
@@ -58,6 +62,7 @@ def compare(
         state: Its tensors by name.
         weights: The file.
         rename: The user's renaming, from the file's names to the model's.
+        dtypes: The dtypes that the model's tensors will have, by name.
 
     Raises:
         InvalidArgumentError: If an entry of `rename` matches no name, or two names become equal.
@@ -73,8 +78,8 @@ def compare(
     base = Base(state, weights, match)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     fitting = {name: source for name, source in found.items() if source.shape == shapes[name]}
-    dtypes = {name: (source.dtype, state[name].dtype) for name, source in fitting.items()}
-    wrong_dtype = {name: pair for name, pair in dtypes.items() if not torch.can_cast(*pair)}
+    pairs = {name: (source.dtype, dtypes[name]) for name, source in fitting.items()}
+    wrong_dtype = {name: pair for name, pair in pairs.items() if not torch.can_cast(*pair)}
     loaded = {name: source for name, source in fitting.items() if name not in wrong_dtype}
     present = {*found, *base.same}
     untied = _different_in_the_file(loaded, match, tied)
@@ -89,7 +94,7 @@ def compare(
             if name not in fitting
         },
         wrong_dtype=wrong_dtype,
-        cast={name: pair for name, pair in dtypes.items() if name in loaded and _rounds(*pair)},
+        cast={name: pair for name, pair in pairs.items() if name in loaded and _rounds(*pair)},
         verified=base.same,
     )
     suggested = suggest(
@@ -161,7 +166,7 @@ def _different_in_the_file(
 
 
 def overflowing(
-    state: Mapping[str, Tensor], comparison: WeightsComparison
+    dtypes: Mapping[str, torch.dtype], comparison: WeightsComparison
 ) -> dict[str, tuple[torch.dtype, torch.dtype]]:
     """Return the tensors with values beyond the range of the model's dtype.
 
@@ -173,8 +178,8 @@ def overflowing(
         name = group[0]
         if name not in sources:
             continue
-        pair = (sources[name].dtype, state[name].dtype)
-        if _may_overflow(*pair) and _overflows(sources[name].read(), state[name].dtype):
+        pair = (sources[name].dtype, dtypes[name])
+        if _may_overflow(*pair) and _overflows(sources[name].read(), dtypes[name]):
             found[name] = pair
     return found
 

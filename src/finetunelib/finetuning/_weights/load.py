@@ -23,11 +23,11 @@ from finetunelib.finetuning._weights.base import (
 )
 from finetunelib.finetuning._weights.compare import WeightsComparison, compare, overflowing
 from finetunelib.finetuning._weights.formats import FileTensor
+from finetunelib.finetuning._weights.meta import check_leaves_no_meta, dtypes_after_loading
 from finetunelib.finetuning._weights.report import LoadReport, dtype_pairs
 from finetunelib.finetuning._weights.sources import open_weights
 from finetunelib.finetuning._weights.state import (
     check_accepts_values,
-    check_leaves_no_meta,
     tensors_of,
     write_values,
 )
@@ -42,6 +42,7 @@ def load_weights(
     rename: Mapping[str, str] | None = None,
     key: str | None = None,
     trainable_only: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> LoadReport:
     """Load a weights file into a model, and report every tensor that did not fit.
 
@@ -56,7 +57,8 @@ def load_weights(
     Args:
         model: The model. Its tensors keep their device and dtype and stay the same objects;
             `requires_grad` does not change. Tensors on the meta device are replaced by the file's,
-            on the CPU, without a second copy in memory; build the optimizer afterwards.
+            on the CPU, one after the other without a second copy in memory, and tied ones stay
+            tied; build the optimizer afterwards.
         file: The path of a file ending in `.safetensors`, `.pth`, `.pt`, `.bin`, `.ckpt` or
             `.pth.tar`; of the index of a sharded file (`.safetensors.index.json`,
             `.bin.index.json`); or of a folder that contains one of them. Or a member of a
@@ -74,6 +76,8 @@ def load_weights(
         trainable_only: Whether to load a file that `save_weights(..., trainable_only=True)` wrote.
             It must contain exactly the trainable tensors of the model. The frozen ones must be
             those that the file was saved with, bit for bit; they are not changed.
+        dtype: The dtype of the floating-point tensors that are on the meta device, such as
+            `torch.bfloat16`. `None` keeps theirs. All other tensors keep their dtype.
 
     Returns:
         What was loaded, and what was missing, unexpected or of another shape, with suggestions.
@@ -88,8 +92,9 @@ def load_weights(
         InvalidArgumentError: If `minimum_match` is outside [0, 1], or below 1 together with
             `trainable_only`; if an entry of `rename` matches
             no name, or two names become equal; if `key` is not in the file, or is needed; if the
-            model's state contains something other than tensors; or if tensors on the meta device
-            would get no values.
+            model's state contains something other than tensors; if tensors on the meta device
+            would get no values, such as buffers that no file contains; or if `dtype` is not a
+            floating-point dtype, or no tensor is on the meta device.
         InvalidTypeError: If an argument has a wrong type.
 
     Example:
@@ -121,6 +126,7 @@ def load_weights(
         rename=rename,
         key=key,
         trainable_only=trainable_only,
+        dtype=dtype,
     )
     loaded = fitting.write()
     digests = loaded.digests()
@@ -168,6 +174,7 @@ class FittingWeights:
     _model: nn.Module
     _state: Mapping[str, Tensor]
     _sources: Sequence[tuple[str, FileTensor]]
+    _dtypes: Mapping[str, torch.dtype]
 
     def left_out(self) -> dict[str, Tensor]:
         """Return the tensors of the model that the file leaves out, by name."""
@@ -175,9 +182,8 @@ class FittingWeights:
 
     def write(self) -> LoadedWeights:
         """Write the values of the file into the model."""
-        return LoadedWeights(
-            self.report, write_values(self._model, self._state, self._sources), self.tied
-        )
+        written = write_values(self._model, self._state, self._sources, self._dtypes)
+        return LoadedWeights(self.report, written, self.tied)
 
 
 def fitting_weights(
@@ -188,6 +194,7 @@ def fitting_weights(
     rename: Mapping[str, str] | None = None,
     key: str | None = None,
     trainable_only: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> FittingWeights:
     """Compare a weights file with a model as `load_weights` does, without changing the model.
 
@@ -197,10 +204,12 @@ def fitting_weights(
     model = unwrapped(model)
     state = tensors_of(model)
     check_accepts_values(model, trainable_part(model, state) if trainable_only else state)
+    dtypes = dtypes_after_loading(state, dtype)
     has_meta = any(tensor.is_meta for tensor in state.values())
-    weights = open_weights(file, mapped=not has_meta, key=key)
+    # Tensors that are converted are copied, so those of the file need not all be in memory.
+    weights = open_weights(file, mapped=not has_meta or dtype is not None, key=key)
     check_way_of_loading(weights, trainable_only=trainable_only, minimum_match=minimum_match)
-    comparison = compare(model, state, weights, rename or {})
+    comparison = compare(model, state, weights, rename or {}, dtypes)
     report, sources = comparison.report, dict(comparison.sources)
     if minimum_match == 1.0 and comparison.differs_only_in_base:
         if trainable_only:
@@ -209,13 +218,13 @@ def fitting_weights(
     if report.match < minimum_match or (minimum_match == 1.0 and report.unexpected):
         text = _refusal(report, with_hint=not trainable_only)
         raise WeightsMismatchError(text, rename=report.rename, report=report)
-    _check_no_overflow(state, comparison)
+    _check_no_overflow(dtypes, comparison)
     for name in report.counters:
         if state[name].is_meta:
             sources[name] = _zero_counter()
     check_leaves_no_meta(model, state, sources)
     firsts = [(group[0], sources[group[0]]) for group in comparison.tied if group[0] in sources]
-    return FittingWeights(report, comparison.tied, model, state, firsts)
+    return FittingWeights(report, comparison.tied, model, state, firsts, dtypes)
 
 
 def _refusal(report: LoadReport, *, with_hint: bool) -> str:
@@ -231,8 +240,8 @@ def _refusal(report: LoadReport, *, with_hint: bool) -> str:
     return "\n".join(lines)
 
 
-def _check_no_overflow(state: Mapping[str, Tensor], comparison: WeightsComparison) -> None:
-    found = overflowing(state, comparison)
+def _check_no_overflow(dtypes: Mapping[str, torch.dtype], comparison: WeightsComparison) -> None:
+    found = overflowing(dtypes, comparison)
     if found:
         report = comparison.report
         raise WeightsMismatchError(

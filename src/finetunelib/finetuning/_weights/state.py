@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from finetunelib._arguments import uninitialized
-from finetunelib._messages import listed
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._digests import check_readable
 from finetunelib.finetuning._weights.formats import FileTensor
@@ -122,39 +121,11 @@ def tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
     return list(groups.values())
 
 
-def check_leaves_no_meta(
-    model: nn.Module, state: Mapping[str, Tensor], given: Iterable[str]
-) -> None:
-    """Raise if tensors of a model would still be on the meta device after loading.
-
-    Args:
-        model: The model.
-        state: Its tensors by name.
-        given: The names of the tensors that get values.
-
-    Raises:
-        InvalidArgumentError: If there are such tensors.
-    """
-    filled = {id(state[name]) for name in given}
-    left = [
-        name
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.is_meta and id(tensor) not in filled
-    ]
-    if left:
-        owner = left[0].rpartition(".")[0]
-        part = f"model.{owner}" if owner else "model"
-        raise InvalidArgumentError(
-            f"{len(left)} tensors of the model are on the meta device and get no values from the "
-            f"file: {listed(left)}. Give them values first, such as "
-            f'`{part}.to_empty(device="cpu")` and `{part}.reset_parameters()`, and load again.'
-        )
-
-
 def write_values(
     model: nn.Module,
     state: Mapping[str, Tensor],
     values: Sequence[tuple[str, FileTensor]],
+    dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Tensor]:
     """Write the values of a file into a model, one tensor after another.
 
@@ -165,6 +136,7 @@ def write_values(
         model: The model. Everything that could fail has been checked.
         state: Its tensors by name.
         values: One name of each tensor that is written, with the source of its values.
+        dtypes: The dtypes of the tensors that replace those on the meta device, by name.
 
     Returns:
         The tensors of the model after loading, by the names in `values`.
@@ -172,7 +144,7 @@ def write_values(
     fresh: dict[int, Tensor] = {}
     for name, source in values:
         if state[name].is_meta:
-            fresh[id(state[name])] = _own_values(source, state[name])
+            fresh[id(state[name])] = _own_values(source, dtypes[name])
     with torch.no_grad():
         for name, source in values:
             target = state[name]
@@ -201,11 +173,11 @@ def _can_be_read_into(target: Tensor, source: FileTensor) -> bool:
     )
 
 
-def _own_values(source: FileTensor, target: Tensor) -> Tensor:
+def _own_values(source: FileTensor, dtype: torch.dtype) -> Tensor:
     """Return a file's values as a contiguous tensor with memory of its own."""
     values = source.read()
-    if values.dtype != target.dtype:
-        return values.to(target.dtype, memory_format=torch.contiguous_format)
+    if values.dtype != dtype:
+        return values.to(dtype, memory_format=torch.contiguous_format)
     return values if source.is_own else values.clone(memory_format=torch.contiguous_format)
 
 

@@ -17,9 +17,9 @@ from finetunelib._forward.guess import likely_inputs
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import tensors_in
 from finetunelib._forward.run import ANY_ERROR, raised_by_forward, run_once
+from finetunelib._writes import WritesUndone, alias_of
 from finetunelib.errors import FinetuneLibError
 from finetunelib.visualization._summary.tree import Part
-from finetunelib.visualization._summary.writes import WritesUndone, alias_of
 
 #: The shapes of the tensors returned by one call of a module.
 Shapes = tuple[tuple[int, ...], ...]
