@@ -23,11 +23,12 @@ from finetunelib.finetuning._weights.base import (
 )
 from finetunelib.finetuning._weights.compare import WeightsComparison, compare, overflowing
 from finetunelib.finetuning._weights.formats import FileTensor
-from finetunelib.finetuning._weights.meta import check_leaves_no_meta, dtypes_after_loading
 from finetunelib.finetuning._weights.report import LoadReport, dtype_pairs
 from finetunelib.finetuning._weights.sources import open_weights
 from finetunelib.finetuning._weights.state import (
     check_accepts_values,
+    check_leaves_no_meta,
+    dtypes_after_loading,
     tensors_of,
     write_values,
 )
