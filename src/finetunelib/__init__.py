@@ -7,7 +7,7 @@ imported when it is first used, so the metadata of an exported file can be read 
 
 from typing import TYPE_CHECKING
 
-from finetunelib._lazy import lazily
+from finetunelib._public import lazily
 
 if TYPE_CHECKING:
     from finetunelib.export._export import export_onnx

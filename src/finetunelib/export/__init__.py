@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from finetunelib._lazy import lazily
+from finetunelib._public import lazily
 from finetunelib.export._metadata.format import OnnxMetadata, SelfTest, load_onnx_metadata
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Names are imported when they are first used.
 
 from typing import TYPE_CHECKING
 
-from finetunelib._lazy import lazily
+from finetunelib._public import lazily
 
 if TYPE_CHECKING:
     from finetunelib.finetuning._features.cache import cache_features

@@ -5,7 +5,7 @@ Functions that take a Trainer are imported when first used.
 
 from typing import TYPE_CHECKING
 
-from finetunelib._lazy import lazily
+from finetunelib._public import lazily
 from finetunelib.training._callbacks.callback import Callback
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._diagnosis.finding import Finding

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from finetunelib._lazy import lazily
+from finetunelib._public import lazily
 
 if TYPE_CHECKING:
     from finetunelib.visualization._netron.server import NetronServer
