@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ Shape = tuple[int, ...]
 _TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written from an exported program.
+
+    Attributes:
+        path: The file.
+        graph: Its `onnx.GraphProto` without weights, which are large. It may list them as inputs.
+        exported: The `torch.export.ExportedProgram` that it comes from.
+    """
+
+    path: Path
+    graph: Any
+    exported: Any
+
+
 class FixedInGraphError(ExportError):
     """The graph fixes the batch of an output that follows it in the model.
 
@@ -81,29 +97,37 @@ def write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
 def _write_program(programs: list[Any], limits: SizeLimits, plan: Plan, new: Path) -> ExportReport:
     """Write and compare the only program in a list, which is emptied to release its weights."""
     program = programs.pop()
-    report = _save_checked(program, limits.checked, plan, new)
+    report, graph = _save_checked(program, limits.checked, plan, new)
     exported = program.exported_program
     if plan.tolerance is None:
-        if limits.sizes and not _agree(new, exported, limits, plan):
+        if limits.sizes and not _agree(Written(new, graph, exported), limits, plan):
             compared = limits.compared
             limits.check_all(Axes(plan.interface.axes, plan.subject.inputs.tensors))
-            report = _save_checked(program, compared, plan, new)
+            report, _ = _save_checked(program, compared, plan, new)
         return _with_checks(report, limits)
     del program  # It has a copy of the weights.
     with keeping_mismatch(new, plan), naming_fixed_outputs(report, exported, plan):
-        verification, shapes = verify_file(new, exported, limits, plan, plan.tolerance)
+        written = Written(new, graph, exported)
+        verification, shapes = verify_file(written, limits, plan, plan.tolerance)
     wrong = wrong_shapes(report, shapes)
     if wrong:
         program, _ = trace_model(plan, optimize=False, exported=exported)
         open_shapes(program, wrong)
-        report = _save_checked(program, limits.checked, plan, new)
+        report, _ = _save_checked(program, limits.checked, plan, new)
     return dataclasses.replace(_with_checks(report, limits), verification=verification)
 
 
-def _save_checked(program: Any, conditions: Sequence[Any], plan: Plan, new: Path) -> ExportReport:
-    """Add checks of sizes to the graph of a program, write it, and check the graph."""
+def _save_checked(
+    program: Any, conditions: Sequence[Any], plan: Plan, new: Path
+) -> tuple[ExportReport, Any]:
+    """Add checks of sizes to the graph of a program, write it, and check the graph.
+
+    Returns:
+        The report, and the graph without its weights.
+    """
     add_size_checks(program.model.graph, conditions, plan.interface.axes)
-    return check_graph(save(program, new, plan), new, plan)
+    written = save(program, new, plan)
+    return check_graph(written, new, plan), written.graph
 
 
 def _with_checks(report: ExportReport, limits: SizeLimits) -> ExportReport:
@@ -120,34 +144,35 @@ def _runner(plan: Plan) -> Runner:
     return Runner(subject.reference, sampler, name)
 
 
-def _comparison(path: Path, exported: Any, plan: Plan, tolerance: float) -> FileComparison:
+def _comparison(written: Written, plan: Plan, tolerance: float) -> FileComparison:
     """Open a file for a comparison.
 
     Raises:
         CorruptFileError: If ONNX Runtime cannot load the file.
     """
     return FileComparison(
-        open_session(path, checked=True),
-        path,
+        open_session(written.path, checked=True),
+        written.path,
         plan.subject.reference,
         plan.interface.input_names,
         plan.subject.batch,
         tolerance,
-        program=lambda: exported,
+        program=lambda: written.exported,
+        graph=lambda: written.graph,
     )
 
 
-def _agree(path: Path, exported: Any, limits: SizeLimits, plan: Plan) -> bool:
+def _agree(written: Written, limits: SizeLimits, plan: Plan) -> bool:
     """Return whether a file is right at the sizes that contradict an assumption."""
     try:
-        _comparison(path, exported, plan, _TOLERANCE).compare(limits.runs(_runner(plan)))
+        _comparison(written, plan, _TOLERANCE).compare(limits.runs(_runner(plan)))
     except (ExportMismatchError, CorruptFileError):
         return False
     return True
 
 
 def verify_file(
-    path: Path, exported: Any, limits: SizeLimits, plan: Plan, tolerance: float
+    written: Written, limits: SizeLimits, plan: Plan, tolerance: float
 ) -> tuple[Verification, dict[str, set[Shape]]]:
     """Compare a file with the model. Return the result, and the shapes of each output.
 
@@ -156,7 +181,7 @@ def verify_file(
         ExportMismatchError: If the file and the model compute different outputs.
     """
     try:
-        comparison = _comparison(path, exported, plan, tolerance)
+        comparison = _comparison(written, plan, tolerance)
     except CorruptFileError as error:
         raise ExportError(
             "ONNX Runtime cannot load the exported graph: "

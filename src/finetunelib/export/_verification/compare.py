@@ -39,6 +39,7 @@ class FileComparison:
         batch: The batch axis of each input.
         tolerance: The largest error allowed, as a fraction of the spread.
         program: Returns the exported program of the model, to locate a mismatch.
+        graph: Returns the graph of the file; its weights may be left out.
     """
 
     session: Any
@@ -48,6 +49,7 @@ class FileComparison:
     batch: BatchAxes
     tolerance: float
     program: Callable[[], Any]
+    graph: Callable[[], Any]
     seen: _Seen = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +91,8 @@ class FileComparison:
             further: Reasons why nothing was proven, other than those found here.
         """
         seen = self.seen
-        constant = independent_outputs(self.file)
+        inputs = {value.name for value in self.session.get_inputs()}
+        constant = independent_outputs(self.graph(), inputs)
         still = [name for name in self.outputs if not seen.varies.get(name)]
         constant_inputs = tuple(
             name for number, name in enumerate(self.names) if not seen.inputs.get(number)

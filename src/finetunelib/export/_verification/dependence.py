@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
-
-from finetunelib.export._model_file import read_onnx
-from finetunelib.export._verification.runtime import graph_inputs
 
 #: Operators whose outputs depend on the shape of a tensor only.
 _SHAPES = ("Shape", "Size")
 
 
-def independent_outputs(file: Path) -> set[str]:
-    """Return the outputs that no value of an input reaches, such as a table or a parameter."""
-    graph = read_onnx(file).graph
-    dependent = {value.name for value in graph_inputs(graph)}
+def independent_outputs(graph: Any, inputs: Collection[str]) -> set[str]:
+    """Return the outputs that no value of an input reaches, such as a table or a parameter.
+
+    Args:
+        graph: The `onnx.GraphProto`. Its weights may be left out.
+        inputs: The names of the inputs, without weights.
+    """
+    dependent = set(inputs)
     for node in graph.node:  # In topological order.
         if node.op_type not in _SHAPES and any(name in dependent for name in _uses(node)):
             dependent.update(node.output)

@@ -43,6 +43,9 @@ def open_session(path: Path, *, checked: bool = False) -> Any:
             raise CorruptFileError(message) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # Errors are raised too.
+    # A comparison runs a file a few times. Packed copies of its weights, as large as the weights,
+    # would only make many runs faster.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -192,7 +192,14 @@ def _compare(session: Any, file: Path, pair: _Pair, tolerance: float) -> Verific
     limits = _stored_limits(file)
     batch, axes = pair.batch, Axes(pair.axes, pair.batches[0].tensors, limits)
     comparison = FileComparison(
-        session, file, pair.model, pair.names, batch, tolerance, pair.program
+        session,
+        file,
+        pair.model,
+        pair.names,
+        batch,
+        tolerance,
+        program=pair.program,
+        graph=lambda: read_onnx(file).graph,
     )
     sampler = Sampler(max(pair.batches, key=lambda b: len(b.tensors[0])), pair.names, batch, axes)
     runner = Runner(pair.model, sampler, "inputs")
