@@ -229,6 +229,13 @@ def test_history_read_from_a_file_has_no_certificate(tmp_path: Path) -> None:
             Certificate({"a": "1"}),
             "1 of 1 frozen tensor is bit for bit what it was before training.",
         ),
+        (
+            Certificate({"a": "1"}, idle=("b", "c")),
+            (
+                "1 of 1 frozen tensor is bit for bit what it was before training; "
+                "2 trainable ones are unchanged by the last fit too: b, c."
+            ),
+        ),
     ],
 )
 def test_certificate_is_a_sentence(certificate: Certificate, text: str) -> None:
@@ -251,7 +258,8 @@ def test_frozen_tensors_are_read_once_in_a_fit(monkeypatch: pytest.MonkeyPatch) 
     real = digest
 
     def counted(tensor: Tensor) -> str:
-        computed.append(tensor.numel())
+        if not tensor.requires_grad:  # Trainable ones are compared as well.
+            computed.append(tensor.numel())
         return real(tensor)
 
     monkeypatch.setattr(known_digests, "digest", counted)
@@ -320,3 +328,50 @@ def test_known_digest_is_the_computed_one(tensor: Tensor) -> None:
         if tensor.layout is torch.strided:
             tensor.data.fill_(1)
     assert known_digests.known_digest(tensor) == digest(tensor)
+
+
+class WithSpare(nn.Module):
+    """A frozen layer, a trained one, and one that does not reach the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head, self.spare = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 6)
+        freeze(self, "base")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.base(inputs) + 0.0 * self.spare(inputs)
+        outputs: Tensor = self.head(hidden)
+        return outputs
+
+
+def test_trainable_tensors_that_did_not_move_are_listed() -> None:
+    """Here a gradient of zero reached them. They are judged at the end of each `fit`."""
+    model = WithSpare()
+    trainer = quiet_trainer(model, lr=0.1)
+    certificate = fit(trainer)
+    assert certificate is not None
+    assert certificate.idle == ("spare.weight", "spare.bias")
+    assert set(certificate.digests) == {"base.weight", "base.bias"}
+    assert "2 idle" in repr(certificate)
+    assert "spare.weight" in certificate._repr_html_()
+
+
+def test_a_fit_without_a_step_says_nothing_about_trainable_tensors(tmp_path: Path) -> None:
+    """A run that had already reached its end changes nothing, and claims nothing."""
+    trainer = quiet_trainer(frozen_network())
+    trainer.fit(points(), epochs=1)
+    saved = trainer.save_checkpoint(tmp_path / "a")
+    other = quiet_trainer(frozen_network())
+    certificate = other.fit(points(), epochs=1, resume_from=saved).certificate
+    assert certificate is not None
+    assert certificate.idle == ()
+
+
+def test_only_small_trainable_tensors_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate tells how many were too large, and makes no claim about them."""
+    module = "finetunelib.finetuning._freezing.fingerprint"
+    monkeypatch.setattr(f"{module}._AFFORDABLE", 40)
+    certificate = fit(quiet_trainer(WithSpare(), lr=0.1))
+    assert certificate is not None
+    assert certificate.idle == ("spare.bias",)
+    assert certificate.uncompared == 2

@@ -1,4 +1,4 @@
-"""The frozen tensors that a training run left unchanged."""
+"""The frozen tensors that a training run left unchanged, and the trainable ones that it did too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from finetunelib._tables import wrapped
 from finetunelib._wrappers import own_name, unwrapped
 from finetunelib.finetuning._digests import loaded_digests
 from finetunelib.finetuning._freezing.fingerprint import (
+    affordable,
     digests_of,
     fingerprint,
     frozen_tensors,
     known_fingerprint,
+    trainable_tensors,
 )
-from finetunelib.finetuning._freezing.known_digests import known_digest
+from finetunelib.finetuning._freezing.known_digests import computed_digest, known_digest
 
 #: How many names of tensors a repr shows.
 _SHOWN = 3
@@ -42,12 +44,21 @@ class Certificate:
     written to since. A write that leaves no trace, not even in a sum over the bits, is reported as
     a change during training: it can make a certificate shorter, but not wrong.
 
+    It also lists trainable parameters that the last `fit` did not change, such as adapters that no
+    gradient reached. A parameter may keep its bits for a good reason, such as a single step in
+    which its gradient was zero; the certificate only says what was seen. At most 256 MiB of
+    trainable parameters are compared, the smallest ones first.
+
     Attributes:
         digests: The sha256 of each tensor that was frozen before and after training and did not
             change, by its name in `trainer.model`.
         loaded: The names in `digests` of tensors that still have the bits that `load_weights`
             wrote.
         moved: The names of tensors that changed although they were frozen before and after.
+        idle: The names of parameters that were trainable before and after the last `fit`, which
+            took at least one step, and that have the bits from before it.
+        uncompared: The number of trainable parameters that were not compared, because they are
+            too large.
 
     Example:
         >>> import torch
@@ -62,12 +73,15 @@ class Certificate:
     digests: Mapping[str, str]
     loaded: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+    uncompared: int = 0
 
     def __repr__(self) -> str:
         counts = f"{len(self.digests)} unchanged, {len(self.loaded)} of them loaded"
         moved = f", moved={one_line(str(list(self.moved[:_SHOWN])), 30)}" if self.moved else ""
         more = f" and {len(self.moved) - _SHOWN} more" if len(self.moved) > _SHOWN else ""
-        return f"Certificate({counts}{moved}{more})"
+        idle = f", {len(self.idle)} idle" if self.idle else ""
+        return f"Certificate({counts}{moved}{more}{idle})"
 
     def __str__(self) -> str:
         stayed, total = len(self.digests), len(self.digests) + len(self.moved)
@@ -79,6 +93,10 @@ class Certificate:
             text += f"; {len(self.loaded)} of them {verb} bitwise the loaded {one}"
         if self.moved:
             text += f"; changed although frozen: {listed(self.moved)}"
+        if self.idle:
+            verb = "is" if len(self.idle) == 1 else "are"
+            text += f"; {len(self.idle)} trainable {'one' if verb == 'is' else 'ones'} {verb} "
+            text += f"unchanged by the last fit too: {listed(self.idle)}"
         return "\n".join(wrapped(f"{text}."))
 
     def _repr_html_(self) -> str:
@@ -86,13 +104,14 @@ class Certificate:
             ("Unchanged", tuple(self.digests)),
             ("Unchanged since they were loaded", self.loaded),
             ("Changed although frozen", self.moved),
+            ("Unchanged by the last fit although trainable", self.idle),
         )
         return html_table(
-            ("Frozen tensors", "Number", "Names"),
+            ("Tensors", "Number", "Names"),
             [
                 Row(
                     (kind, f"{len(names):,}", listed(names)),
-                    "failed" if names is self.moved else "",
+                    "failed" if names in (self.moved, self.idle) else "",
                 )
                 for kind, names in kinds
                 if names
@@ -109,6 +128,8 @@ class FreezeAudit:
     def __init__(self) -> None:
         self._first: dict[str, str] | None = None
         self._last: dict[str, str] = {}
+        self._trainable: dict[str, str] = {}
+        self._uncompared = 0
 
     def start(self, model: nn.Module) -> None:
         """Record the digests of the frozen tensors at the start of a run."""
@@ -120,6 +141,9 @@ class FreezeAudit:
             same = {name for name, seen in self._last.items() if now.get(name) == seen}
             self._first = {name: seen for name, seen in self._first.items() if name in same}
         self._last = now
+        compared = trainable_tensors(model) if self._first else {}
+        self._trainable = digests_of(affordable(compared), known_digest)
+        self._uncompared = len(compared) - len(self._trainable)
 
     def unchanged(self, model: nn.Module) -> dict[int, str]:
         """Return the digests of the frozen tensors that no run of this audit has trained, by id.
@@ -143,10 +167,14 @@ class FreezeAudit:
         """Restore what `state_dict` returned. Call `start` next."""
         self._first, self._last = state["first"], state["last"]
 
-    def finish(self, model: nn.Module) -> Certificate | None:
+    def finish(self, model: nn.Module, *, trained: bool = True) -> Certificate | None:
         """Return what has not changed since the first `start`, or `None` if nothing is frozen.
 
         Warns about frozen tensors that changed during this run.
+
+        Args:
+            model: The model.
+            trained: Whether the run took a step.
         """
         before, self._last = self._last, fingerprint(model) if self._first else {}
         now = self._last
@@ -169,7 +197,16 @@ class FreezeAudit:
             digests,
             tuple(name for name, seen in digests.items() if loaded.get(name) == seen),
             moved,
+            self._idle(model) if trained else (),
+            self._uncompared if trained else 0,
         )
+
+    def _idle(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the trainable tensors that have not changed since `start`."""
+        tensors = trainable_tensors(model)
+        compared = {name: tensors[name] for name in self._trainable if name in tensors}
+        now = digests_of(compared, computed_digest)
+        return tuple(name for name in tensors if now.get(name, "") == self._trainable.get(name))
 
 
 def _loaded(model: nn.Module) -> dict[str, str]:

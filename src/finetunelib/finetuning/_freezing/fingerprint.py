@@ -18,6 +18,9 @@ from finetunelib.finetuning._freezing.known_digests import computed_digest, know
 #: From how many bytes several threads compute digests, and how many threads.
 _LARGE, _THREADS = 16 * 2**20, 4
 
+#: The largest total of trainable tensors in bytes of which digests are computed.
+_AFFORDABLE = 256 * 2**20
+
 
 @public("finetunelib.finetuning")
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -105,3 +108,24 @@ def frozen_tensors(model: nn.Module, *, meta: bool = False) -> dict[str, Tensor]
                     seen.add(buffer)
                     tensors[buffer_name] = buffer
     return {name: tensor for name, tensor in tensors.items() if meta or not tensor.is_meta}
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trainable parameters of a model by name, without the names of wrappers."""
+    return {
+        own_name(name): parameter
+        for name, parameter in unwrapped(model).named_parameters()
+        if parameter.requires_grad and not parameter.is_meta
+    }
+
+
+def affordable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the smallest of the tensors, whose digests can be computed without a delay."""
+    chosen: dict[str, Tensor] = {}
+    left = _AFFORDABLE
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].nbytes):
+        left -= tensor.nbytes
+        if left < 0:
+            break
+        chosen[name] = tensor
+    return chosen

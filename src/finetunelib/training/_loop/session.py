@@ -61,7 +61,9 @@ def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[Non
         if context.state.step > step:
             context.history.certificate = None
         raise
-    context.history.certificate = freeze_audit.finish(context.model)
+    context.history.certificate = freeze_audit.finish(
+        context.model, trained=context.state.step > step
+    )
 
 
 def clear_gradients(context: TrainContext) -> None:
