@@ -92,7 +92,7 @@ FILES = [
         for file in sorted(DOCS.rglob(f"*.{ending}"))
         if file.relative_to(DOCS).parts[0] not in ("_build", "tutorials")
     ),
-    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "benchmarks").rglob("*.py")),
     *sorted((ROOT / "examples").glob("*.py")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md")),
     ROOT / "CHANGELOG.md",

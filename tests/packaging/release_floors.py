@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: Extras for people who work on the library, of which only the newest versions are supported.
-FOR_DEVELOPERS = frozenset({"docs", "test", "dev"})
+FOR_DEVELOPERS = frozenset({"bench", "docs", "test", "dev"})
 
 
 def runtime_extras(project: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""The trainers that are compared, with one small interface."""
