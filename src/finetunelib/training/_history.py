@@ -53,6 +53,8 @@ class History:
         certificate: Which frozen tensors stayed bitwise unchanged during training. `None` if
             nothing was frozen, and in a history that was read from a file.
         cached_features: Whether the last `fit` trained the head on cached features.
+        cached_data: Whether the last `fit` read the samples of its training data once and took the
+            batches of later epochs from memory, up to its end.
 
     Example:
         >>> from finetunelib.training import History
@@ -69,6 +71,7 @@ class History:
         self.rows: list[dict[str, float]] = [dict(row) for row in rows or []]
         self.certificate: Certificate | None = None
         self.cached_features: bool = False
+        self.cached_data: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

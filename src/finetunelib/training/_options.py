@@ -25,8 +25,8 @@ from finetunelib.training._optimization.plateau import Monitored
 from finetunelib.training._optimization.schedule import Interval, Schedule, SchedulerFactory
 from finetunelib.training._tasks.modules import TrainedModules
 
-#: Whether features of a frozen backbone are cached: if it changes no bit, always, or never.
-CacheFeatures: TypeAlias = Literal["auto"] | bool
+#: Whether samples or features are kept in memory: if it changes no bit, always, or never.
+Caching: TypeAlias = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +113,23 @@ class TrainerOptions:
     accumulation_steps: int
     seed: int
     progress: bool
-    cache_features: CacheFeatures
+    cache_data: Caching
+    cache_features: Caching
     warnings: Warnings
     checkpointing: Checkpointing
 
     def __post_init__(self) -> None:
-        """Raise if `cache_features` has another value.
+        """Raise if `cache_data` or `cache_features` has another value.
 
         Raises:
-            InvalidArgumentError: If it is neither "auto" nor a bool.
+            InvalidArgumentError: If one is neither "auto" nor a bool.
         """
-        if not (isinstance(self.cache_features, bool) or self.cache_features == "auto"):
-            raise InvalidArgumentError(
-                f'`cache_features` must be "auto", True or False, got {self.cache_features!r}.'
-            )
+        for name in ("cache_data", "cache_features"):
+            value = getattr(self, name)
+            if not (isinstance(value, bool) or value == "auto"):
+                raise InvalidArgumentError(
+                    f'`{name}` must be "auto", True or False, got {value!r}.'
+                )
 
 
 def choose_device(device: str | torch.device) -> torch.device:

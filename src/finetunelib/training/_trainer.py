@@ -52,7 +52,7 @@ from finetunelib.training._optimization.plateau import Monitored
 from finetunelib.training._optimization.precision import PrecisionName, choose_precision
 from finetunelib.training._optimization.schedule import Interval, SchedulerFactory
 from finetunelib.training._options import (
-    CacheFeatures,
+    Caching,
     DataOptions,
     OptimizerOptions,
     TrainerOptions,
@@ -135,6 +135,16 @@ class Trainer:
             left as it was.
         compile: Whether to run the model through `torch.compile`. The compiled model shares the
             parameters; `trainer.model` and the names in its state dict stay the same.
+        cache_data: Whether `fit` keeps the samples of a Dataset in memory when they are first read,
+            and cuts the batches of later epochs from there, in the same order and with the same
+            bits. With `"auto"`, this is done for two or more epochs if the samples take at most a
+            quarter of the available memory, some of them are the same when they are read twice, no
+            random numbers are drawn, and the dataset has neither a random generator of its own nor
+            `set_epoch`. Before each later epoch, the attributes of the dataset are compared and
+            some samples are read again. If one differs, the dataset is read from then on, and a
+            line says so, or a warning if only the samples show it. `history.cached_data` tells.
+            With `True`, it is an error if the training data cannot be kept; validation data is
+            kept if possible. Batches of a `collate_fn` or a DataLoader are never kept.
         cache_features: Whether `fit` runs a frozen backbone over tensors in memory only once and
             then trains the head on its features, with the same bits. With `"auto"`, this is done
             for two or more epochs with the default task if a check on the first batch shows that
@@ -187,7 +197,8 @@ class Trainer:
         max_grad_norm: float | None = None,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,  # noqa: A002 - torch's own word for it
-        cache_features: CacheFeatures = "auto",
+        cache_data: Caching = "auto",
+        cache_features: Caching = "auto",
         seed: int = 0,
         task: Task | None = None,
         progress: bool = True,
@@ -226,6 +237,7 @@ class Trainer:
             accumulation_steps=gradient_accumulation_steps,
             seed=seed,
             progress=progress,
+            cache_data=cache_data,
             cache_features=cache_features,
             warnings=Warnings(ignore),
             checkpointing=choose_checkpointing(model, gradient_checkpointing, compiled=compile),
@@ -325,8 +337,8 @@ class Trainer:
                 parameter to train, a trainable parameter was added or unfrozen that the Trainer's
                 optimizer does not contain, an iterator is to be read more than once, `fit` is
                 already running, a launcher such as torchrun started several processes, the
-                schedule would fail before the last step, or `cache_features` is `True` and the
-                features cannot be cached.
+                schedule would fail before the last step, or `cache_data` or `cache_features` is
+                `True` and the samples or features cannot be kept.
             InvalidTypeError: If the data has an unknown form.
             EmptyDataError: If there are no samples.
             DataError: If inputs and targets have different lengths.

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from finetunelib._messages import readable_size
+from finetunelib.data._cache.memory import SHARE, available_memory
 from finetunelib.finetuning._features.split import NotCacheableError
-
-#: The fraction of the available memory that features may take.
-SHARE = 0.25
 
 
 def room_for(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -51,17 +49,6 @@ def room_for(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
         os.close(handle)
         _remove_if_possible(Path(name))
     return flat.view(tuple(shape))
-
-
-def available_memory() -> float:
-    """Return the bytes of memory that programs can still use, or infinity if unknown."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def _remove_if_possible(file: Path) -> None:

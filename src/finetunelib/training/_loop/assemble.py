@@ -70,7 +70,7 @@ def assemble(
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
     check = build_check(options, run, evaluator, data.train, data.val, train_metrics)
-    work = choose_work(options, run.record.state, evaluator, data, limits)
+    work = choose_work(options, run.record, evaluator, data, limits)
     data = work.data
     interval = _interval(run, data)
     feed = EpochFeed(

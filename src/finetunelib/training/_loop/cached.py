@@ -21,6 +21,7 @@ from finetunelib.data._named import NamedBatches
 from finetunelib.data._tensors import TensorBatches
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.training._callbacks.context import TrainContext
+from finetunelib.training._checkpointing.record import RunRecord
 from finetunelib.training._loop.feed import FitData
 from finetunelib.training._loop.limits import Limits
 from finetunelib.training._measuring.evaluator import Evaluator
@@ -67,7 +68,7 @@ class WholeModel:
 
 def choose_work(
     options: TrainerOptions,
-    state: TrainState,
+    record: RunRecord,
     evaluator: Evaluator,
     data: FitData,
     limits: Limits,
@@ -76,7 +77,7 @@ def choose_work(
 
     Args:
         options: The options of the Trainer.
-        state: How far the run is.
+        record: How far the run is, and its history.
         evaluator: The model with its task.
         data: The data of the `fit`.
         limits: When it ends.
@@ -84,7 +85,8 @@ def choose_work(
     Raises:
         InvalidArgumentError: If features must be cached and cannot be.
     """
-    cache, epochs = options.cache_features, _epochs(options, state, data, limits)
+    cache, epochs = options.cache_features, _epochs(options, record.state, data, limits)
+    data = data.kept_in_memory(epochs, options, record.history)
     whole = WholeModel(data, evaluator, evaluator, evaluator.model)
     if cache is False:
         return whole

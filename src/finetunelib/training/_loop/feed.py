@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -11,13 +12,16 @@ import torch
 
 from finetunelib._forward.batch import shapes_of
 from finetunelib._preserve import derive_seed, random_states, reseed, set_random_states
+from finetunelib._progress import choose_progress
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, to_device
 from finetunelib.data._batches import Batches, Data
+from finetunelib.data._cache.choose import check_can_be_kept, with_cache
 from finetunelib.data._identity import DataIdentity
 from finetunelib.data._named import NamedBatches, as_validation
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
+from finetunelib.training._history import History
 from finetunelib.training._loop.first_batch import FirstBatchCheck
 from finetunelib.training._loop.interruption import Signals
 from finetunelib.training._loop.last_batch import check_last_batch
@@ -61,8 +65,11 @@ class FitData:
             InvalidTypeError: If data has an unknown form.
             EmptyDataError: If there are no samples.
             DataError: If inputs and targets have different lengths.
+            InvalidArgumentError: If samples must be kept in memory and cannot be.
         """
         batches = options.data.batches(train, "train")
+        if options.cache_data is True:
+            check_can_be_kept(batches, "train")
         validation = None if val is None else as_validation(val, options.data.batches)
         return cls(
             batches,
@@ -72,6 +79,42 @@ class FitData:
             ),
             {"train": DataIdentity(train), **_identities(val, validation)},
         )
+
+    def kept_in_memory(
+        self,
+        passes: int | None,
+        options: TrainerOptions,
+        history: History,
+    ) -> FitData:
+        """Return the same data, of which datasets keep the samples that are read in a first pass.
+
+        Args:
+            passes: The number of epochs that are left, or `None` if it is unknown.
+            options: The options of the Trainer.
+            history: Is told whether the training data comes from memory.
+        """
+        required, once = options.cache_data is True, passes is not None and passes < 2
+        if options.cache_data is False or (once and not required and not self._validates_often):
+            return self
+
+        def record(cached: bool) -> None:
+            history.cached_data = cached
+
+        announce = choose_progress(options.progress).finish
+        train, val = self.train, self.val
+        if required or not once:
+            train = with_cache(train, "train", required=required, announce=announce, record=record)
+        each = partial(with_cache, required=False, announce=announce, record=_ignore)
+        if isinstance(val, NamedBatches):
+            val = NamedBatches({n: each(b, f"val[{n!r}]") for n, b in val.sets.items()})
+        elif val is not None:
+            val = each(val, "val")
+        return replace(self, train=train, val=val)
+
+    @property
+    def _validates_often(self) -> bool:
+        """Whether validation data is read more than once in an epoch."""
+        return self.signature.validate_every_n_steps is not None
 
     @property
     def val_sets(self) -> tuple[str, ...]:
@@ -187,6 +230,10 @@ def place_of(state: TrainState, window: Window) -> str:
     """Return the place of a failed update, for the note of its exception."""
     batches = "; ".join(map(shapes_of, window))
     return f"In epoch {state.epoch + 1}, step {state.step + 1}, on {batches}."
+
+
+def _ignore(_cached: bool) -> None:
+    """Whether validation data comes from memory is not recorded."""
 
 
 def _identities(val: Any, validation: object) -> dict[str, DataIdentity]:

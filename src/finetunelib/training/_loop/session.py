@@ -52,7 +52,7 @@ def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[Non
 
     A run that fails after its first step gets no certificate, because the final check never ran.
     """
-    context.history.cached_features = False
+    context.history.cached_features = context.history.cached_data = False
     freeze_audit.start(context.model)
     step = context.state.step
     try:
