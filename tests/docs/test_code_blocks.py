@@ -28,6 +28,7 @@ WITH_PYTHON = [p for p in pages() if "```python" in p.read_text(encoding="utf-8"
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # peft calls it
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_blocks_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

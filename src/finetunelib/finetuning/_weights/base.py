@@ -155,5 +155,5 @@ def check_same_parts(
         raise WeightsMismatchError(
             f"The file does not contain exactly the trainable tensors of the model, which is "
             f"unchanged. {'; '.join(problems)}. Freeze the model in the same way as when the file "
-            "was saved, and load again."
+            "was saved, or activate the same adapter, and load again."
         )

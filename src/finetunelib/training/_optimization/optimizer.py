@@ -167,7 +167,10 @@ def check_trainable(trained: TrainedModules) -> None:
     parameters = trained.named_parameters()
     if not any(parameter.requires_grad for _, parameter in parameters):
         state = "all of them are frozen" if parameters else "it has no parameters"
-        raise InvalidArgumentError(
-            f"The model has no trainable parameter: {state}. "
-            "Unfreeze some, or replace the head with `freeze_and_replace_head`."
-        )
+        hint = "Unfreeze some, or replace the head with `freeze_and_replace_head`."
+        if any("lora_" in name for name, _ in parameters):
+            hint = (
+                "Its adapters are disabled or were loaded for inference: leave `disable_adapter`, "
+                "call `set_adapter`, or pass `is_trainable=True` to `PeftModel.from_pretrained`."
+            )
+        raise InvalidArgumentError(f"The model has no trainable parameter: {state}. {hint}")

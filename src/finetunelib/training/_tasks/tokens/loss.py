@@ -28,6 +28,12 @@ def check_shapes(logits: Tensor, targets: Tensor) -> None:
         )
     elif logits.dim() == 2 and targets.dim() == 1:
         text += " For one class per sample, leave out `task`."
+    elif logits.dim() == 3 and targets.dim() == 2 and logits.shape[1] > targets.shape[1]:
+        more = logits.shape[1] - targets.shape[1]
+        text += (
+            f" The logits have {more} more positions than the targets. If these are the virtual "
+            f"tokens of prompt tuning, begin each row of the targets with {more} times -100."
+        )
     else:
         text += " Give each position of the logits one target, -100 if it does not count."
     raise InvalidTargetError(text)
