@@ -2,7 +2,9 @@
 
     FINETUNELIB_DATA=... python benchmarks/tutorial.py [--epochs 10] [--rounds 1]
 
-The scripts run alternately on the same data, each as a program with its imports. Prints JSON.
+The scripts run alternately on the same data, each as a program with its imports, with one thread.
+Prints JSON. The times are processor times, which exclude time during which other programs use the
+core.
 """
 
 from __future__ import annotations
@@ -10,21 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
 def seconds(*command: str) -> float:
-    """Return the seconds that a program takes."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr)
-    return time.perf_counter() - started
+    """Return the processor time of a program in seconds."""
+    started = _of_children()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr, env=environment)
+    return _of_children() - started
+
+
+def _of_children() -> float:
+    """Return the processor time of all programs that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -45,6 +54,7 @@ def main() -> None:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     result = {
         "epochs": options.epochs,
+        "rounds": options.rounds,
         "tutorial_seconds": statistics.median(theirs),
         "example_seconds": statistics.median(ours),
         "ratio": statistics.median(ratios),

@@ -19,13 +19,13 @@ from finetunelib import build_mlp, freeze_and_replace_head
 EPOCHS = 10
 
 
-def mlp(rows: int = 20_000) -> tuple[nn.Module, Arrays]:
+def mlp(rows: int = 5_000) -> tuple[nn.Module, Arrays]:
     """Return the MLP 784-500-10 and its data."""
     torch.manual_seed(0)
     return build_mlp(784, [500], 10, seed=0), (torch.rand(rows, 784), torch.arange(rows) % 5)
 
 
-def resnet18(rows: int = 100) -> tuple[nn.Module, Arrays]:
+def resnet18(rows: int = 60) -> tuple[nn.Module, Arrays]:
     """Return ResNet-18 with random weights and images of 64 x 64."""
     import torchvision
 
@@ -37,7 +37,7 @@ def resnet18(rows: int = 100) -> tuple[nn.Module, Arrays]:
 def measure(names: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
     """Return the times of all epochs for each model and trainer."""
     rows = {}
-    for name, make, size in (("mlp", mlp, 100), ("resnet18", resnet18, 50)):
+    for name, make, size in (("mlp", mlp, 100), ("resnet18", resnet18, 20)):
         print(f"  {name}", file=sys.stderr)
         job = Job(batch_size=size, epochs=EPOCHS, folder=folder, classes=5)
         rows[name] = tuned(names, max(1, rounds), make, job)

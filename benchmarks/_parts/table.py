@@ -19,10 +19,10 @@ LINES = (
     ("steps", "mlp_bare", "ratio", "a step, MLP", "一步，MLP"),
     ("steps", "mlp_metric", "ratio", "a step, MLP, accuracy", "一步，MLP，准确率"),
     ("steps", "mlp_bar", "ratio", "a step, MLP, accuracy, bar", "一步，MLP，准确率和进度条"),
-    ("epoch", "arrays", "to_hand", "an epoch of MNIST, arrays", "MNIST 一轮，数组"),
-    ("epoch", "dataset", "to_hand", "an epoch of MNIST, dataset", "MNIST 一轮，数据集"),
-    ("head", "mlp", "to_hand", "a new head, MLP", "新的头，MLP"),
-    ("head", "resnet18", "to_hand", "a new head, ResNet-18", "新的头，ResNet-18"),
+    ("epoch", "arrays", "to_hand", "an epoch of MNIST, arrays", "MNIST 一个轮次，数组"),
+    ("epoch", "dataset", "to_hand", "an epoch of MNIST, dataset", "MNIST 一个轮次，数据集"),
+    ("head", "mlp", "to_hand", "a new head, MLP", "新的分类头，MLP"),
+    ("head", "resnet18", "to_hand", "a new head, ResNet-18", "新的分类头，ResNet-18"),
     ("inference", "evaluate", "to_hand", "evaluate", "评估"),
     ("inference", "predict", "to_hand", "predict", "预测"),
     ("checkpoint", "save", "to_hand", "save a checkpoint", "保存检查点"),
@@ -75,14 +75,20 @@ CHINESE = Texts(
 
 
 #: What encloses the table in a README.
-BEGIN, END = "<!-- peers -->\n\n", "\n\n<!-- end of peers -->"
+BEGIN, END = "<!-- peers -->\n", "\n<!-- end of peers -->"
 
 
 def replaced(page: str, result: Mapping[str, Any], texts: Texts) -> str:
-    """Return a page with a new table."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table(result, texts) + END + after
+    """Return a page with a new table.
+
+    Raises:
+        ValueError: If the page has no place for it.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"The page must contain {BEGIN!r} and {END!r}.")
+    return f"{before}{BEGIN}\n{table(result, texts)}\n{END}{after}"
 
 
 def table(result: Mapping[str, Any], texts: Texts) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from release_version import ROOT
 
+from _parts import table
+
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
@@ -47,6 +49,17 @@ def test_number_of_a_benchmark_is_in_both(figure: str) -> None:
     number = rf"(?<![\d.,]){re.escape(figure)}(?![\d.,]*\d)"
     assert re.search(number, ENGLISH)
     assert re.search(number, CHINESE)
+
+
+@pytest.mark.parametrize(
+    ("page", "texts"),
+    [(ENGLISH, table.ENGLISH), (CHINESE, table.CHINESE)],
+    ids=["English", "Chinese"],
+)
+def test_the_table_of_trainers_is_that_of_the_result(page: str, texts: table.Texts) -> None:
+    """`python benchmarks/peers.py --table` would change nothing."""
+    assert table.table(result("peers"), texts) in page
+    assert table.replaced(page, result("peers"), texts) == page
 
 
 def code(text: str) -> list[str]:

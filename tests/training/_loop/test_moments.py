@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetunelib.training._callbacks.hooks import do_nothing
 from finetunelib.training._loop.moments import (
     Moment,
     ended_by,
@@ -85,3 +86,9 @@ def test_random_numbers_of_a_hook_depend_on_seed_and_epoch_alone() -> None:
     hook(context(0))
     hook(context(1))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_hook_that_does_nothing_stays_what_it_is() -> None:
+    """Saving the random states for it would take a part of each `fit`."""
+    assert with_random_state_preserved(do_nothing) is do_nothing
+    assert with_seed_of_epoch(do_nothing, seed=3) is do_nothing

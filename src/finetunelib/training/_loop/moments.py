@@ -90,6 +90,8 @@ def ended_by(hook: Hook, context: TrainContext) -> Iterator[None]:
 
 def with_random_state_preserved(hook: Hook) -> Hook:
     """Return a hook that may draw random numbers without changing those of training."""
+    if hook is do_nothing:
+        return hook
 
     def call(context: TrainContext) -> None:
         with random_state_preserved():
@@ -100,6 +102,8 @@ def with_random_state_preserved(hook: Hook) -> Hook:
 
 def with_seed_of_epoch(hook: Hook, seed: int) -> Hook:
     """Return a hook that draws random numbers of its own, which depend on the seed and epoch."""
+    if hook is do_nothing:
+        return hook
 
     def call(context: TrainContext) -> None:
         with random_state_preserved():
