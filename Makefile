@@ -106,6 +106,7 @@ benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/cached_features.py
+	$(BIN)/python benchmarks/cached_data.py
 
 .PHONY: conformance
 conformance: $(VENV)/.dev ## Run all models of torchvision, timm and transformers (two hours)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
 import random
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from finetunelib.data._cache.contents import Contents
 
 FACTOR = 1
+SETTINGS: Any = None
 LOGGER = logging.getLogger(__name__)
 
 
@@ -29,6 +33,8 @@ class Numbers(Dataset[float]):
         self.table = np.array([[1, "one"], [2, "two"]], dtype=object)
         self.bytes = torch.zeros(10, dtype=torch.bfloat16)
         self.steps: list[Any] = []
+        self.shared = multiprocessing.Value("i", 0)
+        self.shown = bytearray(10)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,6 +67,8 @@ CHANGES: dict[str, Callable[[Numbers], object]] = {
     "key": lambda data: data.rows[3].update(path="b"),
     "array of objects": lambda data: data.table.__setitem__((0, 1), "three"),
     "small tensor through numpy": lambda data: data.bytes.view(torch.int16).numpy().fill(1),
+    "shared number": lambda data: setattr(data.shared, "value", 1),
+    "buffer": lambda data: data.shown.__setitem__(0, 1),
     "length": lambda data: data.rows.pop(),
     "slot": lambda data: setattr(data.steps[0], "scale", 2),
 }
@@ -92,12 +100,26 @@ def test_globals_and_attributes_of_classes_are_compared(monkeypatch: pytest.Monk
     assert contents.why_changed() is not None
 
 
+def test_names_in_modules_of_the_user_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the settings of a project."""
+    settings = types.ModuleType("settings_of_a_project")
+    settings.__dict__["level"] = 1
+    monkeypatch.setitem(sys.modules, settings.__name__, settings)
+    monkeypatch.setitem(globals(), "SETTINGS", settings)
+    data = Numbers()
+    data.steps = [lambda value: value * SETTINGS.level]
+    contents = Contents(data)
+    assert contents.why_changed() is None
+    settings.__dict__["level"] = 2
+    assert contents.why_changed() is not None
+
+
 def test_the_message_names_the_attribute() -> None:
     """A callback that changes it is easy to find then."""
     data = Numbers()
     contents = Contents(data)
     data.limit = 5  # type: ignore[attr-defined]
-    assert "'limit' of Numbers" in str(contents.why_attributes_changed())
+    assert "'limit' of Numbers" in str(contents.why_just_changed())
 
 
 def test_containers_are_restored() -> None:
@@ -130,6 +152,11 @@ def in_closure() -> Callable[[float], float]:
     return lambda value: value + generator.random()
 
 
+def fresh(value: float) -> float:
+    """A transform that draws from the system."""
+    return value + random.SystemRandom().random()
+
+
 @pytest.mark.parametrize(
     "step",
     [
@@ -139,14 +166,16 @@ def in_closure() -> Callable[[float], float]:
         random.Random(0).random,
         in_closure(),
         functools.partial(scaled, scale=np.random.default_rng(0)),
+        lambda value: value + np.random.default_rng().random(),
+        {"a": {}, "method": Dataset.__getitem__, "fresh": fresh},
     ],
-    ids=["torch", "numpy", "python", "method", "closure", "partial"],
+    ids=["torch", "numpy", "python", "method", "closure", "partial", "new", "system"],
 )
 def test_random_generators_are_found(step: Any) -> None:
     """Wherever they are, so that reading twice need not find what they do rarely."""
     data = Numbers()
     data.steps = [step]
-    assert "random generator" in str(Contents(data).why_random)
+    assert "random" in str(Contents(data).why_random)
 
 
 def test_a_generator_in_the_module_is_found() -> None:

@@ -222,10 +222,13 @@ CHANGES: dict[str, Callable[[Points, int], object]] = {
 
 @pytest.mark.parametrize(
     ("change", "steps"),
-    [*((change, False) for change in CHANGES), ("transform", True), ("new attribute", True)],
+    [
+        *((change, False) for change in CHANGES),
+        *((change, True) for change in ("transform", "new attribute", "one row")),
+    ],
 )
 def test_changes_by_callbacks_are_seen(change: str, steps: bool) -> None:
-    """Attributes at the next batch, values in containers at the next epoch at the latest."""
+    """Attributes and tensors at the next batch, all other values at the next epoch."""
     runs = []
     for cache in ("auto", False):
         data = Points()

@@ -225,7 +225,7 @@ class CachedBatches(SeededBatches):
             # Workers would have their own copy of the dataset in this epoch.
             changed = None
             if self._plain.num_workers == 0:
-                changed = self._examined.contents.why_attributes_changed()
+                changed = self._examined.contents.why_just_changed()
             if changed is not None:
                 self._end(changed)
             if self._state is not _State.KEPT:

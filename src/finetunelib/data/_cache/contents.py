@@ -7,12 +7,16 @@ such as open files and data frames, is not.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import random
 import zlib
+from array import array
 from collections import deque
 from collections.abc import Callable
-from types import ModuleType
+from itertools import islice
+from operator import is_
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from finetunelib.data._cache.references import references
+from finetunelib.data._cache.references import random_names, references
 
 _LEAVES = (bool, int, float, complex, str, bytes, type(None), range, slice)
 _SKIPPED = (*_LEAVES, ModuleType, logging.Logger, torch.dtype, torch.device)
@@ -32,6 +36,15 @@ _GENERATORS = (
     random.Random,
 )
 
+#: Other objects whose bytes are compared. A number of ctypes is in a `multiprocessing.Value`.
+_BUFFERS: tuple[type[Any], ...] = (
+    type(ctypes.c_int()).__mro__[1],
+    ctypes.Array,
+    ctypes.Structure,
+    bytearray,
+    array,
+)
+
 #: The most objects that are looked at, without numbers and strings.
 _MOST_OBJECTS = 300_000
 
@@ -39,7 +52,7 @@ _MOST_OBJECTS = 300_000
 #: may also be changed through an array that shares its memory.
 _MOST_BYTES, _SMALL_TENSOR = 2**28, 2**20
 
-#: The most objects, and their attributes, that are compared at every batch.
+#: The most objects that are compared at every batch, and the most attributes of one.
 _MOST_AT_A_BATCH = 32
 
 
@@ -55,11 +68,14 @@ class Contents:
         self._length = _length(dataset)
         self._dataset = dataset
         self._entries: list[_Entry] = []
-        self._values: list[tuple[Tensor | np.ndarray[Any, Any], object]] = []
+        self._values: list[tuple[Any, object]] = []  # Any: a tensor, an array or a buffer.
         self._digested = 0
         self.why_random: str | None = None
         self._walk(dataset)
-        self._light = [entry for entry in self._entries if entry.is_small_object][:_MOST_AT_A_BATCH]
+        small = (entry for entry in self._entries if entry.is_small)
+        self._light = list(islice(small, _MOST_AT_A_BATCH))
+        tensors = (value for value, _ in self._values if isinstance(value, Tensor))
+        self._versions = [(each, _version(each)) for each in islice(tensors, _MOST_AT_A_BATCH)]
 
     def why_changed(self) -> str | None:
         """Return what has changed since then, or `None`."""
@@ -70,15 +86,20 @@ class Contents:
                 return changed
         for value, before in self._values:
             if _state(value) != before:
-                kind = "a tensor" if isinstance(value, Tensor) else "an array"
-                return f"{kind} of {self._owner} was changed in place"
+                return f"values of {self._owner} were changed in place ({type(value).__name__})"
         return None
 
-    def why_attributes_changed(self) -> str | None:
-        """Return which attribute has changed, or `None`; for every batch, so it must be fast."""
+    def why_just_changed(self) -> str | None:
+        """Return what has changed, or `None`; for every batch, so only what is fast to compare.
+
+        These are attributes, small containers, and tensors.
+        """
         for entry in self._light:
             if (changed := entry.why_changed()) is not None:
                 return changed
+        for tensor, version in self._versions:
+            if _version(tensor) != version:
+                return f"values of {self._owner} were changed in place ({type(tensor).__name__})"
         return None
 
     def restore(self) -> None:
@@ -108,7 +129,7 @@ class Contents:
 
     def _is_value(self, value: object) -> bool:
         """Record the state of a tensor or an array, and return whether it is one."""
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, *_BUFFERS)):
             self._values.append((value, _state(value)))
             return True
         if not isinstance(value, np.ndarray) or value.dtype.hasobject:
@@ -132,14 +153,14 @@ class _Entry:
         self.elements = read()
 
     @property
-    def is_small_object(self) -> bool:
-        """Whether these are the attributes of an object, and few."""
-        return self._title != "" and len(self.elements) <= _MOST_AT_A_BATCH
+    def is_small(self) -> bool:
+        """Whether these are attributes or a container, and few."""
+        return self._container is not None and 0 < len(self.elements) <= _MOST_AT_A_BATCH
 
     def why_changed(self) -> str | None:
         """Return what has changed, or `None`."""
         now, before = self._read(), self.elements
-        if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+        if len(now) == len(before) and all(map(is_, now, before)):
             return None
         old, new = self._copy, self._container
         if not self._title or old is None or new is None:
@@ -178,6 +199,8 @@ def _why_random(value: object) -> str | None:
     """Return why samples that come from an object may differ each time, or `None`."""
     if isinstance(value, _GENERATORS):
         return f"it contains a random generator ({type(value).__module__}.{type(value).__name__})"
+    if isinstance(value, FunctionType) and (names := random_names(value)):
+        return f"its code creates random numbers ({', '.join(names)} in `{value.__qualname__}`)"
     if isinstance(value, type):
         return None
     if isinstance(value, IterableDataset):
@@ -191,11 +214,13 @@ def _length(dataset: Any) -> int:
     return len(dataset)
 
 
-def _state(value: Tensor | np.ndarray[Any, Any]) -> object:
-    """Return what changes if a tensor or an array is changed in place."""
+def _state(value: Any) -> object:  # Any: a tensor, an array or a buffer.
+    """Return what changes if a value is changed in place."""
+    if isinstance(value, _BUFFERS):
+        return bytes(value)
     if isinstance(value, np.ndarray):
         return value.shape, _checksum(value)
-    version = -1 if value.is_inference() else value._version  # noqa: SLF001 - torch's own counter
+    version = _version(value)
     plain = type(value) is Tensor and value.layout is torch.strided and value.device.type == "cpu"
     if not plain or value.is_quantized or value.is_conj() or value.is_neg():
         return version, value.shape
@@ -203,6 +228,10 @@ def _state(value: Tensor | np.ndarray[Any, Any]) -> object:
     # As bytes, because numpy lacks bfloat16.
     values = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if small else None
     return version, value.shape, value.data_ptr(), None if values is None else _checksum(values)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch's own counter
 
 
 def _checksum(array: np.ndarray[Any, Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 
@@ -36,7 +36,7 @@ _OF_WRAPPERS: dict[type, tuple[str, ...]] = {
 
 
 def _of_function(function: FunctionType) -> Iterator[object]:
-    if not _is_users(function.__module__):
+    if not is_users(function.__module__):
         return
     for cell in function.__closure__ or ():
         try:
@@ -45,8 +45,13 @@ def _of_function(function: FunctionType) -> Iterator[object]:
             continue  # It has no value yet.
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    own = function.__globals__
-    yield from (own[name] for name in _names(function.__code__) if name in own)
+    own, names = function.__globals__, list(_names(function.__code__))
+    for name in names:
+        value = own.get(name)
+        yield value
+        # Such as `settings` in `settings.scale`.
+        if isinstance(value, ModuleType) and is_users(value.__name__):
+            yield from (vars(value)[inner] for inner in names if inner in vars(value))
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -57,12 +62,28 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+#: Names of functions that create random numbers without a generator that could be found.
+_RANDOM_NAMES = frozenset(
+    {"default_rng", "RandomState", "Random", "SystemRandom", "urandom", "uuid1", "uuid4", "secrets"}
+)
+
+
+def random_names(function: FunctionType) -> list[str]:
+    """Return what code of the user's mentions that creates random numbers.
+
+    Constructors are left out: what they draw is in attributes afterwards.
+    """
+    if function.__name__ == "__init__" or not is_users(function.__module__):
+        return []
+    return sorted(_RANDOM_NAMES.intersection(_names(function.__code__)))
+
+
 #: Attributes of classes that Python sets by itself, some of them at the first use.
 _OF_PYTHON = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"})
 
 
 def _of_class(kind: type) -> Iterator[object]:
-    if not _is_users(kind.__module__):
+    if not is_users(kind.__module__):
         return
     yield from kind.__bases__
     for name, value in list(vars(kind).items()):
@@ -73,7 +94,7 @@ def _of_class(kind: type) -> Iterator[object]:
 
 def _of_slots(value: object) -> Iterator[object]:
     for kind in type(value).__mro__:
-        if not _is_users(kind.__module__):
+        if not is_users(kind.__module__):
             continue
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
@@ -81,7 +102,7 @@ def _of_slots(value: object) -> Iterator[object]:
                 yield getattr(value, name)
 
 
-def _is_users(module: str | None) -> bool:
+def is_users(module: str | None) -> bool:
     """Return whether a module is neither installed nor part of Python or of this library."""
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == "finetunelib":
