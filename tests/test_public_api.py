@@ -48,6 +48,8 @@ PATHS = {
     "Diagnosis": "finetunelib.training",
     "Finding": "finetunelib.training",
     "LRFinderResult": "finetunelib.training",
+    "MemoryEstimate": "finetunelib.training",
+    "estimate_memory": "finetunelib.training",
     "StepOutput": "finetunelib.training",
     "Task": "finetunelib.training",
     "TokenTask": "finetunelib.training",

@@ -190,7 +190,7 @@ class _Values:
             if parameters:
                 values += own.get("_parameters", {}).values()
             for value in values:
-                if isinstance(value, torch.Tensor) and not value.is_meta:
+                if isinstance(value, torch.Tensor) and not _is_empty(value):
                     found[id(value)] = value
         self._saved = [(tensor, tensor.detach().clone()) for tensor in found.values()]
 
@@ -351,3 +351,8 @@ def initialising_with(seed: int | None) -> Iterator[None]:
             yield
     finally:
         torch.set_rng_state(state)
+
+
+def _is_empty(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has no values: on the meta device, or of PyTorch's FakeTensorMode."""
+    return tensor.is_meta or type(tensor).__name__ == "FakeTensor"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finetunelib.training._diagnosis.diagnosis import Diagnosis
     from finetunelib.training._lr_finder.find import find_lr
     from finetunelib.training._lr_finder.result import LRFinderResult
+    from finetunelib.training._memory.estimate import MemoryEstimate, estimate_memory
 
 __all__ = [
     "Accuracy",
@@ -28,12 +29,14 @@ __all__ = [
     "Finding",
     "History",
     "LRFinderResult",
+    "MemoryEstimate",
     "StepOutput",
     "Task",
     "TokenTask",
     "TrainContext",
     "TrainState",
     "diagnose",
+    "estimate_memory",
     "find_lr",
 ]
 
@@ -44,7 +47,9 @@ if not TYPE_CHECKING:  # Type checkers use the imports above.
         {
             "Diagnosis": "_diagnosis.diagnosis",
             "LRFinderResult": "_lr_finder.result",
+            "MemoryEstimate": "_memory.estimate",
             "diagnose": "_diagnose",
+            "estimate_memory": "_memory.estimate",
             "find_lr": "_lr_finder.find",
         },
     )

@@ -175,6 +175,36 @@ def test_resumes_with_the_bits_of_a_run_without(tmp_path: Path) -> None:
     assert_same(*models)
 
 
+def test_accumulated_rows_of_tokens_equal_one_batch() -> None:
+    """Four batches of four padded rows give the update of one of sixteen, to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 20, (16, 12), generator=generator)
+    lengths = torch.arange(16) % 11 + 2
+    labels = tokens.masked_fill(torch.arange(12) >= lengths[:, None], -100)
+
+    def fitted(chosen: Any, rows: int) -> nn.Module:
+        torch.manual_seed(0)
+        blocks = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)))
+        model = nn.Sequential(nn.Embedding(20, 8), blocks, nn.Linear(8, 20))
+        trainer = Trainer(
+            model,
+            task=TokenTask(shift=True, chunk_size=16),
+            lr=0.5,
+            batch_size=rows,
+            gradient_accumulation_steps=16 // rows,
+            gradient_checkpointing=chosen,
+            progress=False,
+        )
+        trainer.fit((tokens, labels), epochs=3)
+        return model
+
+    whole, parts = fitted(False, 16), fitted(False, 4)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
+    assert_same(parts, fitted(["1.*"], 4))
+    assert_same(whole, fitted(["1.*"], 16))
+
+
 @pytest.mark.parametrize(
     ("chosen", "error", "words"),
     [

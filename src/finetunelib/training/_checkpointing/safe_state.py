@@ -30,8 +30,11 @@ def plain(value: Any, where: str = "state") -> Any:
         CheckpointError: If the state contains an object of another type.
     """
     kind = type(value)
-    if kind in _PLAIN or isinstance(value, Tensor):
+    if kind in _PLAIN:
         return value
+    if isinstance(value, Tensor):
+        # Libraries set attributes on tensors, which would be saved with them.
+        return value.detach() if vars(value) else value
     if kind in _MAPPINGS or isinstance(value, MappingProxyType):
         content = {plain(k, where): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
         return kind(content) if kind in _MAPPINGS else content

@@ -14,7 +14,7 @@ IGNORED = -100
 def count_targets(targets: Tensor, ignored: int) -> Tensor | int:
     """Return how many targets differ from the ignored class index."""
     # On the CPU, reading the minimum costs a quarter of counting. Elsewhere it would synchronize.
-    if targets.is_cpu and ignored < 0 <= targets.min().item():
+    if type(targets) is Tensor and targets.is_cpu and ignored < 0 <= targets.min().item():
         return targets.numel()
     return (targets != ignored).sum()
 
