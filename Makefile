@@ -14,6 +14,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 demo: $(VENV)/.demo ## Run the MNIST example from start to end
 	$(BIN)/python examples/mnist.py
 
+.PHONY: few-images
+few-images: $(VENV)/.fields ## Fine-tune an ImageNet network with 10 to 100 images per class
+	$(BIN)/python examples/few_images.py
+
 .PHONY: help
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} \
@@ -129,6 +133,10 @@ clean: ## Remove the environments and everything that was built
 
 $(VENV)/.demo: pyproject.toml
 	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=examples
+	@touch $@
+
+$(VENV)/.fields: pyproject.toml
+	@test -f $(VENV)/.dev || $(MAKE) --no-print-directory install EXTRA=fields
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Extras for people who work on the library, of which only the newest versions are supported.
-FOR_DEVELOPERS = frozenset({"bench", "docs", "test", "dev"})
+#: Extras for people who work on the library or run its larger examples, of which only the newest
+#: versions are supported.
+FOR_DEVELOPERS = frozenset({"bench", "docs", "fields", "test", "dev"})
 
 
 def runtime_extras(project: Mapping[str, Any]) -> list[str]:

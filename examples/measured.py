@@ -1,0 +1,35 @@
+"""Write what an example measured: a JSON file, and pictures in a light and a dark version."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import finetunelib
+
+
+def write_json(path: Path, results: Mapping[str, object], *packages: str) -> None:
+    """Write results together with the command, the date and the versions of packages."""
+    options = " ".join(sys.argv[1:])
+    about = {
+        "command": f"python examples/{Path(sys.argv[0]).name} {options}".strip(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "versions": {"python": platform.python_version(), "finetunelib": finetunelib.__version__}
+        | {name: version(name) for name in ("torch", *packages)},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | dict(results), indent=2) + "\n", encoding="utf-8")
+
+
+def save(path: Path, plot: Callable[..., Figure]) -> None:
+    """Save a figure as `NAME.png` and `NAME-dark.png`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot().savefig(path, dpi=130)
+    plot(dark=True).savefig(path.with_stem(f"{path.stem}-dark"), dpi=130)
