@@ -11,7 +11,8 @@ second hand-written loop, shows the noise.
 
 - `steps`: a step of a Linear of 2 x 2 (batch 4) and of an MLP 784-500-10 (batch 100), without a
   metric, with accuracy, and with accuracy and progress bar; ratios are to a step without a metric
-- `epoch`: one epoch of MNIST from arrays and from torchvision's dataset, and the accuracy
+- `epoch`: one epoch of MNIST from arrays, and the accuracy
+- `dataset`: the same from torchvision's dataset
 - `head`: ten epochs of a new head on a frozen MLP, and on a frozen ResNet-18 (images of 64 x 64)
 - `inference`: `evaluate` and `predict`
 - `imports`: the import, in addition to `import torch`
@@ -45,6 +46,7 @@ from _peers.names import PEERS, version_of
 PARTS = {
     "steps": 20,
     "epoch": 1,
+    "dataset": 1,
     "head": 1,
     "inference": 2,
     "imports": 1,

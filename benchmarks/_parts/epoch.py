@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,22 +21,33 @@ TOLERANCE = 0.015
 
 
 def measure(names: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
-    """Return the times for arrays in memory, and for torchvision's dataset with its transform."""
+    """Return the times for arrays in memory."""
+    train, test = (_arrays(dataset) for dataset in mnist())
+    return {"arrays": epochs(names, rounds, train, test, Job(folder=folder))}
+
+
+def measure_dataset(names: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
+    """Return the times for torchvision's dataset with its transform."""
+    train, test = mnist()
+    return {"dataset": epochs(names, rounds, train, _arrays(test), Job(folder=folder))}
+
+
+def mnist() -> tuple[Any, Any]:
+    """Return the training and the test data, as datasets of vectors."""
     import torchvision
 
-    root = Path(os.environ.get("FINETUNELIB_DATA", "data"))
+    root = os.environ.get("FINETUNELIB_DATA", "data")
     to_tensor = torchvision.transforms.Compose([torchvision.transforms.ToTensor(), _flat])
-    datasets = [
-        torchvision.datasets.MNIST(str(root), train=train, transform=to_tensor)
+    train, test = (
+        torchvision.datasets.MNIST(root, train=train, transform=to_tensor)
         for train in (True, False)
-    ]
-    train, test = ((_scaled(data.data), data.targets) for data in datasets)
-    arrays = epochs(names, rounds, train, test, Job(folder=folder))
-    print("  the dataset", file=sys.stderr)
-    return {
-        "arrays": arrays,
-        "dataset": epochs(names, rounds, datasets[0], test, Job(folder=folder)),
-    }
+    )
+    return train, test
+
+
+def _arrays(dataset: Any) -> Arrays:
+    images = dataset.data
+    return images.reshape(len(images), -1).float().div(255), dataset.targets
 
 
 def epochs(
@@ -69,10 +79,6 @@ def epochs(
     if max(reached) - min(reached) > 2 * tolerance:
         raise RuntimeError(f"The trainers did not reach the same accuracy: {found}.")
     return found
-
-
-def _scaled(images: Tensor) -> Tensor:
-    return images.reshape(len(images), -1).float().div(255)
 
 
 def _flat(image: Tensor) -> Tensor:

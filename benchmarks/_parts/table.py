@@ -20,7 +20,7 @@ LINES = (
     ("steps", "mlp_metric", "ratio", "a step, MLP, accuracy", "一步，MLP，准确率"),
     ("steps", "mlp_bar", "ratio", "a step, MLP, accuracy, bar", "一步，MLP，准确率和进度条"),
     ("epoch", "arrays", "to_hand", "an epoch of MNIST, arrays", "MNIST 一个轮次，数组"),
-    ("epoch", "dataset", "to_hand", "an epoch of MNIST, dataset", "MNIST 一个轮次，数据集"),
+    ("dataset", "dataset", "to_hand", "an epoch of MNIST, dataset", "MNIST 一个轮次，数据集"),
     ("head", "mlp", "to_hand", "a new head, MLP", "新的分类头，MLP"),
     ("head", "resnet18", "to_hand", "a new head, ResNet-18", "新的分类头，ResNet-18"),
     ("inference", "evaluate", "to_hand", "evaluate", "评估"),
