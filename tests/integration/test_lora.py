@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from finetunelib import Trainer, export_onnx
+from finetunelib import Trainer, build_mlp, export_onnx, freeze_and_replace_head
 from finetunelib.callbacks import ModelCheckpoint
 from finetunelib.errors import (
     CheckpointError,
+    DiagnosisWarning,
     InvalidArgumentError,
     InvalidTargetError,
     WeightsMismatchError,
@@ -241,6 +242,19 @@ def test_disabled_adapters_give_the_base_and_cannot_be_trained() -> None:
         with pytest.raises(InvalidArgumentError, match="disable_adapter"):
             trainer.fit(POINTS, epochs=1)
     assert torch.equal(trainer.predict(POINTS[0]), trained)
+
+
+def test_a_new_head_that_peft_froze_is_reported() -> None:
+    """With the argument that trains it; a head in `modules_to_save` is not reported."""
+
+    def fit(**config: Any) -> None:
+        base = freeze_and_replace_head(build_mlp(6, [8], 5, seed=0), num_classes=3)
+        model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["backbone.1"], **config))
+        trainer_of(model).fit(POINTS, epochs=1)
+
+    with pytest.warns(DiagnosisWarning, match=r'`modules_to_save=\["head"\]`.*new-head-frozen'):
+        fit()
+    fit(modules_to_save=["head"])
 
 
 @pytest.mark.slow

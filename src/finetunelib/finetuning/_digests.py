@@ -17,6 +17,9 @@ from finetunelib.errors import InvalidTypeError
 _LOADED = "_loaded_digests"
 _NOT_LOADED = "_not_loaded_digests"
 
+#: Attribute of a new head: the digests of its initial parameters. Copies and pickles keep it.
+_INITIAL = "_initial_digests"
+
 #: Dtypes that a model is often converted to after loading.
 _CONVERTED_TO = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -137,3 +140,19 @@ def not_loaded(model: nn.Module, among: Mapping[str, Tensor]) -> list[str]:
             if full_name in among and digest(among[full_name]) in digests:
                 found[full_name] = None
     return [name for name in among if name in found]
+
+
+def remember_initial(module: nn.Module) -> None:
+    """Record the values of a new module's parameters."""
+    values = {n: digest(p) for n, p in module.named_parameters() if not p.is_meta}
+    object.__setattr__(module, _INITIAL, values)
+
+
+def has_initial_values(module: nn.Module) -> bool:
+    """Return whether a module was new, is frozen, and has the parameters of `remember_initial`."""
+    initial: Mapping[str, str] = getattr(module, _INITIAL, {})
+    now = dict(module.named_parameters())
+    return bool(initial) and all(
+        name in now and not now[name].requires_grad and digest(now[name]) == value
+        for name, value in initial.items()
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib import Trainer, build_mlp
-from finetunelib.finetuning import freeze
+from finetunelib.finetuning import freeze, replace_head
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(96, 6, generator=GENERATOR)
@@ -80,6 +80,14 @@ def part_in_eval() -> Program:
     """Return a program whose BatchNorm is in eval mode together with the part around it."""
     model = with_norm()
     model[0].eval()
+    return Program(model)
+
+
+def new_head_frozen() -> Program:
+    """Return a model whose new head is frozen with the rest of the model, except one layer."""
+    model = replace_head(build_mlp(6, [8, 8], 5, seed=0), num_classes=3)
+    model.requires_grad_(False)
+    model.get_submodule("backbone.3").requires_grad_(True)
     return Program(model)
 
 
@@ -225,6 +233,7 @@ MISTAKES: dict[str, Callable[[], Program]] = {
         convolutional(), IMAGES[:24], TARGETS[:24], options={"batch_size": 1}
     ),
     "dropout-in-eval": dropout_part_in_eval,
+    "new-head-frozen": new_head_frozen,
     "parameter-without-gradient": lambda: Program(Unused(times_zero=False)),
     "update-below-precision": partial(in_bfloat16, torch.optim.AdamW, 1e-6),
     "adapter-not-moving": lambda: Program(Adapter(enabled=False)),

@@ -13,6 +13,7 @@ from finetunelib._forward.inputs import ModelInputs
 from finetunelib._public import public
 from finetunelib._wrappers import last_layers, name_inside_wrappers, own_modules, unwrapped
 from finetunelib.errors import HeadError, HeadNotFoundError, InvalidInputError
+from finetunelib.finetuning._digests import remember_initial
 from finetunelib.finetuning._heads.auxiliary import remove_auxiliary_heads, warn_of_removed
 from finetunelib.finetuning._heads.class_counts import class_count, update_class_counts
 from finetunelib.finetuning._heads.find import locate_head
@@ -125,6 +126,8 @@ def replace_and_finish(
             if width is not None:
                 undo.callback(update_class_counts(user_model, old.name, old.out_features, width))
         finish(user_model, new)
+        if request.num_classes is not None:
+            remember_initial(new)
         warn_of_removed(removed, old.out_features)
         undo.pop_all()
     return model

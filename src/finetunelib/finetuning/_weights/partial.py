@@ -127,4 +127,7 @@ def _memory(tensor: Tensor) -> object:
         return id(tensor)
     if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
-    return tensor.device, tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.device, tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # A subclass without memory of its own.
+        return id(tensor)

@@ -29,6 +29,7 @@ LEVELS: dict[str, Level] = {
     "batchnorm-in-eval": "warning",
     "batchnorm-with-one-sample": "warning",
     "dropout-in-eval": "warning",
+    "new-head-frozen": "warning",
     "parameter-without-gradient": "warning",
     "update-below-precision": "warning",
     "adapter-not-moving": "warning",

@@ -1,4 +1,4 @@
-"""Findings about modules whose mode cannot be meant."""
+"""Findings about modules whose mode, or being frozen, cannot be meant."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from finetunelib._messages import quoted
+from finetunelib.finetuning._digests import has_initial_values
 from finetunelib.finetuning._frozen_hook import stays_in_eval_mode
 from finetunelib.training._diagnosis.finding import Finding
 
@@ -45,6 +46,30 @@ def mode_findings(model: nn.Module) -> Iterator[Finding]:
             f"eval mode: {quoted(drops)}.",
             "Call `model.train()` before `fit`.",
         )
+
+
+def head_findings(model: nn.Module) -> Iterator[Finding]:
+    """Yield the finding about a new head that is frozen with its initial values."""
+    # peft keeps the frozen original of a module that it trains a copy of.
+    heads = [
+        name
+        for name, module in model.named_modules()
+        if "original_module" not in name.split(".") and has_initial_values(module)
+    ]
+    if heads:
+        yield Finding(
+            "new-head-frozen",
+            "likely",
+            f"The new head {quoted(heads)} is frozen and has its initial values, so the outputs "
+            "come from random weights.",
+            f"Unfreeze it. With adapters of peft, name it in the configuration: "
+            f'`modules_to_save=["{_own_part(heads[0])}"]`.',
+        )
+
+
+def _own_part(name: str) -> str:
+    """Return a name without the parts that peft adds."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
 def one_sample_findings(model: nn.Module, samples: int) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from finetunelib.training._diagnosis.duplicates import (
 )
 from finetunelib.training._diagnosis.finding import Finding
 from finetunelib.training._diagnosis.inputs import InputScale
-from finetunelib.training._diagnosis.modes import mode_findings, one_sample_findings
+from finetunelib.training._diagnosis.modes import head_findings, mode_findings, one_sample_findings
 from finetunelib.training._diagnosis.outputs import output_findings
 from finetunelib.training._diagnosis.targets import all_target_findings, batch_target_findings
 from finetunelib.training._diagnosis.updates import (
@@ -82,6 +82,7 @@ class Observer:
             return
         self._report([] if scale.finding is None else [scale.finding])
         self._report(mode_findings(model))
+        self._report(head_findings(model))
         self._report(one_sample_findings(model, length_of(batch)))
         if not scale.is_zero:  # Otherwise the data is a placeholder.
             self._report(all_target_findings(self._trained.task, self._train.all_targets()))
