@@ -22,6 +22,7 @@ import datetime as dt
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -156,8 +157,24 @@ class Killed(Callback):
 
 def peak() -> int:
     """Return the peak of the resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `ru_maxrss` includes the process that started this one.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
+
+
+def digest_of(path: Path) -> str:
+    """Return the digest of the tensors in a file, whose header may list them in any order."""
+    from safetensors.torch import load_file
+
+    state = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        state.update(name.encode())
+        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def train(options: argparse.Namespace) -> None:
@@ -186,7 +203,7 @@ def train(options: argparse.Namespace) -> None:
         "steps": trainer.state.step,
         "train_loss": history["train_loss"][-1],
         "adapter_bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest_of(path),
     }
     print(json.dumps(result))
 
