@@ -18,6 +18,10 @@ demo: $(VENV)/.demo ## Run the MNIST example from start to end
 few-images: $(VENV)/.fields ## Fine-tune an ImageNet network with 10 to 100 images per class
 	$(BIN)/python examples/few_images.py
 
+.PHONY: reviews
+reviews: $(VENV)/.fields ## Fine-tune a language model: frozen, with LoRA, and as a whole
+	$(BIN)/python examples/reviews.py
+
 .PHONY: help
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} \
