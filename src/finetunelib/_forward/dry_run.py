@@ -103,10 +103,7 @@ def _run(model: nn.Module, example_input: Inputs | None, *, on_meta: bool) -> Dr
         ).requires_grad_(_is_differentiable(parameter))
         for name, parameter in model.named_parameters()
     }
-    buffers = {
-        name: torch.empty_like(buffer, device=_META) if on_meta else buffer.clone()
-        for name, buffer in model.named_buffers()
-    }
+    buffers = buffer_twins(model, on_meta=on_meta)
     sources: list[Node] = []
 
     def attempt(inputs: Inputs, constant: frozenset[int]) -> object:
@@ -147,6 +144,14 @@ def _run(model: nn.Module, example_input: Inputs | None, *, on_meta: bool) -> Dr
 
     example, output = first_accepted(model, example_input, run, device=_META if on_meta else None)
     return DryRun(example, output, sources, twins, on_meta)
+
+
+def buffer_twins(model: nn.Module, *, on_meta: bool) -> dict[str, Tensor]:
+    """Return a tensor to use in place of each buffer of a model, by the buffer's name."""
+    return {
+        name: torch.empty_like(buffer, device=_META) if on_meta else buffer.clone()
+        for name, buffer in model.named_buffers()
+    }
 
 
 def _constants(inputs: Inputs) -> Iterator[frozenset[int]]:

@@ -11,10 +11,12 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def blocks(model: nn.Module, head: nn.Module | None = None) -> list[list[str]]:
     """Return the blocks of a model without its head, in the order in which it registers them.
 
-    A block is a child of the model. Three kinds of children are split into their own children,
+    A block is a child of the model. Four kinds of children are split into their own children,
     repeatedly: a PyTorch container (Sequential, ModuleList, ModuleDict), a child with more than
-    half of the model's parameters, and a child that contains the head. The direct parameters of a
-    split module are a block before its children. Modules without parameters belong to the block
+    half of the model's parameters, a child that contains the head, and a child whose parameters are
+    mostly in a ModuleList, such as the encoder of a transformer (but no item of a container, such
+    as a layer with several experts). The direct parameters of a split module are a block before
+    its children. Modules without parameters belong to the block
     before them. A ResNet has the blocks `conv1`, `bn1` (with `relu` and `maxpool`), `layer1.0`,
     ..., `layer4.1` (with `avgpool`).
 
@@ -29,12 +31,14 @@ def blocks(model: nn.Module, head: nn.Module | None = None) -> list[list[str]]:
     found: list[list[str]] = []
     leading: list[str] = []
 
-    def add(name: str, module: nn.Module) -> None:
+    def add(name: str, module: nn.Module, parent: nn.Module) -> None:
         if module is head:
             return
         if not _size(module):
             (found[-1] if found else leading).append(name)
-        elif _is_split(module, half, head):
+        elif _is_split(module, half, head) or (
+            type(parent) not in CONTAINERS and _is_list_of_layers(module)
+        ):
             split(f"{name}.", module)
         else:
             found.append([name])
@@ -44,7 +48,7 @@ def blocks(model: nn.Module, head: nn.Module | None = None) -> list[list[str]]:
         if direct:
             found.append(direct)
         for name, child in module.named_children():
-            add(prefix + name, child)
+            add(prefix + name, child, module)
 
     split("", model)
     if found:
@@ -57,6 +61,12 @@ def _is_split(module: nn.Module, half: float, head: nn.Module | None) -> bool:
     container = type(module) in CONTAINERS
     large = _size(module) > half and any(True for _ in module.children())
     return container or large or (head is not None and head in module.modules())
+
+
+def _is_list_of_layers(module: nn.Module) -> bool:
+    """Return whether most parameters of a module are in a list of several modules."""
+    lists = [child for child in module.children() if type(child) is nn.ModuleList]
+    return any(len(layers) > 1 and _size(layers) > _size(module) / 2 for layers in lists)
 
 
 def _size(module: nn.Module) -> int:

@@ -64,9 +64,10 @@ def freeze(
             becomes trainable again.
         except_last: In place of `parts` and `except_`: freeze everything except the head and this
             number of blocks before it, in the order in which the model registers them. 0 keeps
-            only the head trainable. A block is a child of the model; containers and children with
-            more than half of the parameters are split into their own children. A ResNet has
-            `layer4.1`, `layer4.0`, `layer3.1`, ... before its head.
+            only the head trainable. A block is a child of the model; containers, children with
+            more than half of the parameters, and children that are mostly a list of layers, are
+            split into their own children. A ResNet has `layer4.1`, `layer4.0`, `layer3.1`, ...
+            before its head.
 
     Returns:
         The digest of each frozen tensor by name, as `fingerprint` computes it.
