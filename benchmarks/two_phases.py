@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lr_finder import Split, of_digits, read
 from torch import Tensor, nn
 
 from finetunelib import Trainer, freeze_and_replace_head
 from finetunelib.callbacks import GradualUnfreezing
 from finetunelib.finetuning import parameter_groups, replace_head, unfreeze
+from lr_finder import Split, of_digits, read
 
 #: The number of images: of each digit to fine-tune with, and of all to pretrain and test with.
 FEW, PRETRAINING, TEST = 10, 5000, 2000
