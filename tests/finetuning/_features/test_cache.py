@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -248,3 +249,33 @@ def test_large_features_are_mapped_to_a_file(
     (features, _), _ = cache_features(frozen(), DATA, progress=False)
     assert torch.equal(features, expected)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 8, 33])
+@pytest.mark.parametrize("hidden", [[4], [8, 8], [33]])
+def test_small_products_are_cached_only_if_no_position_in_a_batch_changes_a_bit(
+    hidden: list[int], batch_size: int
+) -> None:
+    """The kernels of small matrix products can treat the last rows of a batch in another way."""
+    for width in (3, 6, 17):
+        inputs = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
+        data = (inputs, torch.arange(40) % 3)
+
+        def fitted(cached: Literal["auto", False], data: tuple[Tensor, Tensor] = data) -> nn.Module:
+            layers = build_mlp(data[0].shape[1], hidden, 3, normalization=nn.BatchNorm1d, seed=0)
+            freeze(layers, except_last=0)
+            options: dict[str, Any] = {"batch_size": batch_size, "progress": False}
+            Trainer(layers, lr=0.1, cache_features=cached, **options).fit(data, epochs=3)
+            return layers
+
+        assert same(fitted("auto"), fitted(False))
+
+
+def test_features_without_values_to_compare_are_refused() -> None:
+    """Zeros have the same bits in any order."""
+    model = build_mlp(4, [8], 3, seed=0)
+    freeze(model, except_last=0)
+    with torch.no_grad():
+        model.get_submodule("backbone.1").bias.fill_(-100.0)  # type: ignore[union-attr]
+    with pytest.raises(InvalidArgumentError, match="zero"):
+        cache_features(model, (torch.randn(20, 4), torch.arange(20) % 3))

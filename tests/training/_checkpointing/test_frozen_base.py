@@ -76,7 +76,6 @@ def averaging(model: nn.Module, folder: Path, *more: Callback, blocking: bool = 
         lr=0.1,
         optimizer=lambda groups, lr: torch.optim.SGD(network_order(model), lr=lr, momentum=0.9),
         callbacks=[EMA(0.5), best, checkpoint, *more],
-        cache_features=False,
     )
 
 

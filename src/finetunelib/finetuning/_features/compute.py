@@ -41,8 +41,9 @@ def compute_features(
         device: The device of the model, where the features stay.
         progress: Shows how far the pass is.
         autocast: Returns the context in which the model runs.
-        full: Whether a short last batch is filled up with samples of the one before. All features
-            are then computed in batches of the same size; other sizes can differ in rounding.
+        full: Whether a short last batch is filled up with samples of the one before, and each batch
+            copied. All features are then computed in batches of the same size and alignment, as
+            those of training have; others can differ in rounding.
 
     Raises:
         NotCacheableError: If the features differ in shape, or do not have one row per sample.
@@ -78,7 +79,8 @@ def _collect(
     filled = 0
     for batch in batches.in_order():
         inputs = batch_inputs(batch, device)
-        part = split.features(_filled_up(inputs, previous) if full else inputs)
+        whole = _filled_up(inputs, previous).map(Tensor.clone) if full else inputs
+        part = split.features(whole)
         part, previous = part[-_rows(inputs) :], inputs
         if features is None:
             features = room_for((samples, *part.shape[1:]), part.dtype, part.device)

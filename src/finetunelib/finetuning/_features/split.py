@@ -25,6 +25,12 @@ from finetunelib._preserve import (
 from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
 
+#: The values that are compared at all positions of a batch, if there are as many, and at least.
+_ENOUGH_VALUES, _FEWEST_VALUES = 512, 64
+
+#: The batches that are run for that, at most.
+_ATTEMPTS = 128
+
 #: The positional and named arguments of a module.
 Call: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
@@ -178,8 +184,18 @@ def may_have_split(model: nn.Module) -> bool:
         return False
 
 
-def _taken(order: Tensor, tensor: Tensor) -> Tensor:
-    return tensor[order.to(tensor.device)]
+def _repeated(tensor: Tensor, row: int) -> Tensor:
+    """Return a batch that consists of one of its samples."""
+    return torch.stack([tensor[row]] * len(tensor))
+
+
+def _varied(tensor: Tensor, row: int, generator: torch.Generator) -> Tensor:
+    """Return a batch that consists of a sample near one of its samples."""
+    if not tensor.is_floating_point():
+        return _repeated(tensor, row)
+    scale = 0.5 + torch.rand(tensor.shape[1:], generator=generator)
+    sample = tensor[row] * scale.to(device=tensor.device, dtype=tensor.dtype)
+    return torch.stack([sample] * len(tensor))
 
 
 def _candidates(model: nn.Module) -> list[_Calls]:
@@ -244,9 +260,8 @@ def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | 
     }
     reseed(1)
     state = torch.get_rng_state()
-    # Half of the samples, twice each and the last ones first.
-    order = torch.arange(rows[0] - 1, -1, -1) // 2
-    others = split.features(inputs.map(partial(_taken, order)), gradients=True)
+    # The last sample, at all positions.
+    others = split.features(inputs.map(partial(_repeated, row=-1)), gradients=True)
     if others.requires_grad:
         return f"what `{split.name}` receives depends on a parameter that is trained, as a tied one"
     if not torch.equal(torch.get_rng_state(), state):
@@ -254,9 +269,47 @@ def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | 
     for name, (buffer, value) in buffers.items():
         if not _same_bits(buffer, value):
             return f"a forward pass changes the buffer `{name}`"
-    if not _same_bits(others, _taken(order, features)):
-        return "the bits of a sample's features depend on the other samples in its batch"
-    return None
+    return _why_positions_matter(split, inputs, features, others)
+
+
+def _why_positions_matter(
+    split: Split, inputs: Inputs, features: Tensor, first: Tensor
+) -> str | None:
+    """Return why the bits of a sample's features are not the same in all batches, or `None`.
+
+    A matrix product may add up the values of some rows in another order than those of others. A
+    batch of one sample, repeated, shows whether two positions differ, but rounding can give the
+    same bits by chance. So further samples are tried until they have enough values.
+
+    Args:
+        split: The model and its head.
+        inputs: The inputs of a batch.
+        features: Its features.
+        first: The features of a batch that repeats the last sample.
+    """
+    samples = len(features)
+    values = 0
+    generator = torch.Generator().manual_seed(0)
+    for attempt in range(_ATTEMPTS):
+        if attempt == 0:
+            found, expected = first, features[-1:]
+        elif attempt < samples:
+            found = split.features(inputs.map(partial(_repeated, row=attempt - 1)))
+            expected = features[attempt - 1 : attempt]
+        elif not any(tensor.is_floating_point() for tensor in inputs.tensors):
+            break
+        else:  # A batch of few samples: others that are similar to these.
+            row = attempt % samples
+            found = split.features(inputs.map(partial(_varied, row=row, generator=generator)))
+            expected = found[:1]
+        if not _same_bits(found, expected.expand_as(found)):
+            return "the bits of a sample's features depend on the other samples in its batch"
+        values += int(torch.count_nonzero(expected))
+        if values >= _ENOUGH_VALUES or samples == 1:
+            return None
+    if values >= _FEWEST_VALUES:
+        return None
+    return "the features are almost all zero, so that it cannot be checked that they stay the same"
 
 
 def _why_outputs_differ(split: Split, features: Tensor, output: object) -> str | None:

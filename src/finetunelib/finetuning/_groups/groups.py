@@ -70,6 +70,9 @@ class ParameterGroups(Sequence[dict[str, Any]]):
 
     Each item is a new dict with the keys `"params"`, `"lr"` and, where it is set, `"weight_decay"`.
 
+    Args:
+        groups: The groups that `parameter_groups` made.
+
     Example:
         See `parameter_groups`.
     """
