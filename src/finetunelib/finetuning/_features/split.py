@@ -309,7 +309,7 @@ def _why_positions_matter(
             return None
     if values >= _FEWEST_VALUES:
         return None
-    return "the features are almost all zero, so that it cannot be checked that they stay the same"
+    return "the features are almost all zero, which shows nothing about their bits"
 
 
 def _why_outputs_differ(split: Split, features: Tensor, output: object) -> str | None:
