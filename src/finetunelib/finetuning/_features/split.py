@@ -26,7 +26,7 @@ from finetunelib.errors import InvalidArgumentError
 from finetunelib.finetuning._frozen_hook import keep_in_eval_mode
 
 #: The values that are compared at all positions of a batch, if there are as many, and at least.
-_ENOUGH_VALUES, _FEWEST_VALUES = 512, 64
+_ENOUGH_VALUES, _FEWEST_VALUES = 256, 64
 
 #: The batches that are run for that, at most.
 _ATTEMPTS = 128
