@@ -10,8 +10,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from export.right_models import RECURRENT, RIGHT
 from finetunelib import export_onnx
+from support_right_models import RECURRENT, RIGHT
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_a_correct_recurrent_model_is_verified(tmp_path: Path, name: str) -> Non
     program = (
         "import sys\n"
         "from finetunelib import export_onnx\n"
-        "from export.right_models import RECURRENT\n"
+        "from support_right_models import RECURRENT\n"
         "right = RECURRENT[sys.argv[1]]\n"
         "report = export_onnx(right.module, sys.argv[2], right.example, **right.options)\n"
         "print(report.verification.status)\n"

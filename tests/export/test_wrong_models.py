@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from export.wrong_models import WRONG, Call
 from finetunelib import export_onnx
 from finetunelib.errors import FinetuneLibError
+from support_wrong_models import WRONG, Call
 
 pytestmark = pytest.mark.slow
 

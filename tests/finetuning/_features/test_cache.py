@@ -276,6 +276,6 @@ def test_features_without_values_to_compare_are_refused() -> None:
     model = build_mlp(4, [8], 3, seed=0)
     freeze(model, except_last=0)
     with torch.no_grad():
-        model.get_submodule("backbone.1").bias.fill_(-100.0)  # type: ignore[union-attr]
+        model.get_parameter("backbone.1.bias").fill_(-100.0)
     with pytest.raises(InvalidArgumentError, match="zero"):
         cache_features(model, (torch.randn(20, 4), torch.arange(20) % 3))
