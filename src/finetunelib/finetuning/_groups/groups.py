@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -271,8 +271,8 @@ def _undecayed(model: nn.Module, no_weight_decay: Parts | None) -> set[str]:
             return set()
         ids = _ids(model, select(model, no_weight_decay, "no_weight_decay").parameter_names(model))
     else:
-        declared: Any = getattr(model, "no_weight_decay", None)
-        names: Iterable[str] = declared() if callable(declared) else ()
+        declared: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
+        names = declared() if callable(declared) else ()
         ids = _ids(model, {str(name) for name in names})
         ids |= {id(parameter) for parameter in model.parameters() if parameter.dim() <= 1}
     return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
