@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from finetunelib._forward.dry_run import buffer_twins, dry_run
 from finetunelib._forward.inputs import ModelInputs
 from finetunelib._forward.run import ANY_ERROR, run_once
+from finetunelib._forward.uses import values_used
 
 
 def parameter_order(model: nn.Module, example_input: ModelInputs | None) -> dict[str, int]:
@@ -61,12 +62,10 @@ class _FirstUses(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # Any: the arguments and the result of any operation
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") != "__get__":  # Reading `.shape` or `.dtype` is not a use.
-            for value in (*args, *kwargs.values()):
-                for tensor in value if isinstance(value, list | tuple) else (value,):
-                    name = self._names.get(id(tensor))
-                    if name is not None:
-                        self.positions.setdefault(name, len(self.positions))
+        for value in values_used(func, args, kwargs):
+            name = self._names.get(id(value))
+            if name is not None:
+                self.positions.setdefault(name, len(self.positions))
         return func(*args, **kwargs)
 
 

@@ -186,7 +186,7 @@ def may_have_split(model: nn.Module) -> bool:
 
 def _repeated(tensor: Tensor, row: int) -> Tensor:
     """Return a batch that consists of one of its samples."""
-    return torch.stack([tensor[row]] * len(tensor))
+    return tensor[row].expand_as(tensor).clone(memory_format=torch.contiguous_format)
 
 
 def _varied(tensor: Tensor, row: int, generator: torch.Generator) -> Tensor:
@@ -195,7 +195,7 @@ def _varied(tensor: Tensor, row: int, generator: torch.Generator) -> Tensor:
         return _repeated(tensor, row)
     scale = 0.5 + torch.rand(tensor.shape[1:], generator=generator)
     sample = tensor[row] * scale.to(device=tensor.device, dtype=tensor.dtype)
-    return torch.stack([sample] * len(tensor))
+    return sample.expand_as(tensor).clone(memory_format=torch.contiguous_format)
 
 
 def _candidates(model: nn.Module) -> list[_Calls]:

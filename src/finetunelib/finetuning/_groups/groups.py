@@ -183,10 +183,10 @@ def parameter_groups(
             f"`head_lr` is {head_lr}, but the head shares all of its parameters with an earlier "
             "layer, whose learning rate they have. Omit `head_lr`."
         )
-    offset = 0 if layers[0].is_head else 1
+    # No layer has the depth 0 if the head shares all of its parameters with others.
+    first_depth = 0 if last is None or layers[0].is_head else 1
     groups: list[Group] = []
-    for number, layer in enumerate(layers):
-        depth = number + offset if last is not None else number
+    for depth, layer in enumerate(layers, first_depth):
         rate = head_lr if layer.is_head and head_lr is not None else lr * decay**depth
         groups += _groups_of(own, layer, depth, rate, weight_decay, undecayed)
     return ParameterGroups(groups)

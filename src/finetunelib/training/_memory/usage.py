@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from finetunelib._forward.outputs import tensors_in
 
 #: What the memory of a tensor is counted as.
 KINDS = ("weights", "gradients", "optimizer_state", "activations", "transient")
@@ -54,7 +55,7 @@ class MemoryUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # Any: the arguments and the result of any operation
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors_in(result):
+        for tensor in tensors_in(result):
             if tensor.untyped_storage()._cdata not in self._kinds:  # noqa: SLF001 - the identity of memory
                 self._count(tensor, self.kind)
         self._look()
@@ -81,11 +82,3 @@ class MemoryUse(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if total > self._most:
             self._most = total
             self.peak = {kind: self._now[kind] for kind in KINDS}
-
-
-def _tensors_in(values: object) -> Iterable[Tensor]:
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tensors_in(value)

@@ -17,6 +17,7 @@ from finetunelib._forward.guess import likely_inputs
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import tensors_in
 from finetunelib._forward.run import ANY_ERROR, raised_by_forward, run_once
+from finetunelib._forward.uses import values_used
 from finetunelib._writes import WritesUndone, alias_of
 from finetunelib.errors import FinetuneLibError
 from finetunelib.visualization._summary.tree import Part
@@ -142,12 +143,10 @@ class _UseRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         self._undone.before_function(func, args)
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") != "__get__":  # Reading `.shape` or `.dtype` is not a use.
-            for value in (*args, *kwargs.values()):
-                for tensor in value if isinstance(value, list | tuple) else (value,):
-                    owner = self._owners.get(id(tensor))
-                    if owner is not None:
-                        self._used.add(owner)
+        for value in values_used(func, args, kwargs):
+            owner = self._owners.get(id(value))
+            if owner is not None:
+                self._used.add(owner)
         return result
 
 
