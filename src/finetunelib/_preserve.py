@@ -66,6 +66,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _octets(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as bytes, since nan is not equal to itself and -0.0 is equal to 0.0."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -12,7 +12,7 @@ from torchvision import datasets, transforms
 
 from finetunelib import Trainer, build_mlp
 from finetunelib.data._cache.open_tensors import open_tensors
-from finetunelib.data._cache.rows import same_bits
+from finetunelib.data._cache.rows import same_batches
 
 
 def digits(kind: Any = datasets.MNIST) -> Any:
@@ -34,7 +34,7 @@ def test_batches_have_the_bits_of_a_loader(kind: Any, part: list[int] | None) ->
     assert rows is not None
     chosen = [2, 0, 3, 3]
     batch = default_collate([data[index] for index in chosen])
-    assert same_bits(rows.take(torch.tensor(chosen)), batch)
+    assert same_batches(rows.take(torch.tensor(chosen)), batch)
 
 
 class Inverted(datasets.MNIST):  # type: ignore[misc]  # torchvision has no types

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetunelib.data._cache import memory
-from finetunelib.data._cache.rows import KeptRows, NotKeptError, same_bits
+from finetunelib.data._cache.rows import KeptRows, NotKeptError, same_batches
 
 ORDER = torch.tensor([3, 1, 0, 2, 4])
 
@@ -36,7 +36,7 @@ def test_batches_are_cut_with_the_same_bits_and_layout(values: Tensor) -> None:
         batch = like(values, part)
         rows.put(part, {"a": [batch, (part,)]}, "form")
     chosen = torch.tensor([4, 4, 0])
-    assert same_bits(rows.take(chosen), {"a": [like(values, chosen), (chosen,)]})
+    assert same_batches(rows.take(chosen), {"a": [like(values, chosen), (chosen,)]})
 
 
 def like(values: Tensor, rows: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def test_other_batches_are_refused(batch: Any) -> None:
 
 def test_bits_are_compared_and_not_values() -> None:
     """-0.0 equals 0.0, but its bits differ."""
-    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    assert same_bits(torch.tensor([math.nan]), torch.tensor([math.nan]))
-    assert not same_bits([torch.zeros(1)], (torch.zeros(1),))
+    assert not same_batches(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert same_batches(torch.tensor([math.nan]), torch.tensor([math.nan]))
+    assert not same_batches([torch.zeros(1)], (torch.zeros(1),))
 
 
 def test_memory_is_what_the_machine_and_the_container_have(

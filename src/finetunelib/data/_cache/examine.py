@@ -11,7 +11,7 @@ from torch import Tensor
 from finetunelib._preserve import random_state_preserved
 from finetunelib._typing import Batch
 from finetunelib.data._cache.contents import Contents
-from finetunelib.data._cache.rows import KeptRows, NotKeptError, Rows, leaves, same_bits
+from finetunelib.data._cache.rows import KeptRows, NotKeptError, Rows, leaves, same_batches
 from finetunelib.data._cache.watching import Watched
 from finetunelib.data._datasets import DatasetBatches
 from finetunelib.data._samples import Failure
@@ -43,7 +43,7 @@ class Examined:
         Raises:
             NotKeptError: If they differ.
         """
-        if not same_bits(kept.take(self.rows), self.batch):
+        if not same_batches(kept.take(self.rows), self.batch):
             raise NotKeptError("reading a sample twice gave different results")
 
 
@@ -88,7 +88,7 @@ def _examined(source: DatasetBatches) -> Examined:
     kept = KeptRows(len(indices))
     kept.put(torch.arange(len(indices)), first.batch, first.form)
     for part, watched in zip(second, again, strict=True):
-        if not same_bits(kept.take(torch.tensor(part)), watched.batch):
+        if not same_batches(kept.take(torch.tensor(part)), watched.batch):
             raise NotKeptError("reading a sample twice gave different results (a random transform)")
         if watched.form != first.form:
             raise NotKeptError("its samples differ in type or dtype")
@@ -111,7 +111,7 @@ def why_other(source: DatasetBatches, examined: Examined, kept: Rows, passes: in
             (watched,) = _read(source, [indices])
     except NotKeptError as error:
         return str(error)
-    if not same_bits(kept.take(torch.tensor(indices)), watched.batch):
+    if not same_batches(kept.take(torch.tensor(indices)), watched.batch):
         return "reading some samples again gave different results"
     changed = examined.contents.why_changed()
     return None if changed is None else f"reading it changes it: {changed}"

@@ -19,6 +19,7 @@ from finetunelib._preserve import (
     random_state_preserved,
     raw_random_states,
     reseed,
+    same_bits,
     set_raw_random_states,
     unchanged,
 )
@@ -267,7 +268,7 @@ def _why_features_vary(split: Split, inputs: Inputs, features: Tensor) -> str | 
     if not torch.equal(torch.get_rng_state(), state):
         return f"random numbers are drawn before `{split.name}`, as by a dropout"
     for name, (buffer, value) in buffers.items():
-        if not _same_bits(buffer, value):
+        if not same_bits(buffer, value):
             return f"a forward pass changes the buffer `{name}`"
     return _why_positions_matter(split, inputs, features, others)
 
@@ -302,7 +303,7 @@ def _why_positions_matter(
             row = attempt % samples
             found = split.features(inputs.map(partial(_varied, row=row, generator=generator)))
             expected = found[:1]
-        if not _same_bits(found, expected.expand_as(found)):
+        if not same_bits(found, expected.expand_as(found)):
             return "the bits of a sample's features depend on the other samples in its batch"
         values += int(torch.count_nonzero(expected))
         if values >= _ENOUGH_VALUES or samples == 1:
@@ -316,7 +317,7 @@ def _why_outputs_differ(split: Split, features: Tensor, output: object) -> str |
     with torch.no_grad():
         again = logits_of(split.head(features))
     outputs = logits_of(output)
-    if outputs is None or again is None or not _same_bits(outputs, again):
+    if outputs is None or again is None or not same_bits(outputs, again):
         return f"`{split.name}` does not compute the model's outputs from its features alone"
     return None
 
@@ -347,7 +348,7 @@ def _without_effects(model: nn.Module, head: nn.Module) -> Iterator[None]:
         finally:
             with torch.no_grad():
                 for buffer, value in saved:
-                    if not _same_bits(buffer, value):
+                    if not same_bits(buffer, value):
                         buffer.copy_(value)
 
 
@@ -357,15 +358,3 @@ def _only_tensor(calls: list[Call]) -> Tensor | None:
         return None
     argument = calls[0][0][0]
     return argument if type(argument) is Tensor else None
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same bits."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(torch.equal(_bits(one), _bits(other)))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return a tensor as integers, since nan is not equal to itself and -0.0 is equal to 0.0."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
