@@ -113,6 +113,8 @@ def test_arguments_are_checked() -> None:
         estimate_memory(model, BATCH, gradient_checkpointing=["block"])
     with pytest.raises(InvalidArgumentError, match="precision"):
         estimate_memory(model, BATCH, precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"shape \(2, 9\)\. Measure"):
+        estimate_memory(model, (torch.zeros(2, 9), torch.zeros(2).long()))
     freeze(model)
     with pytest.raises(InvalidArgumentError):
         estimate_memory(model, BATCH)

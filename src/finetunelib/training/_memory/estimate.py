@@ -168,8 +168,8 @@ def estimate_memory(
     except Exception as error:
         raise InvalidArgumentError(
             f"{type(model).__name__} cannot be run without values, because it depends on values "
-            f"of tensors, or because the batch does not fit: {type_and_line(error)}. Measure a "
-            "short training run instead."
+            f"of tensors, or because the batch does not fit: {type_and_line(error).rstrip('.')}. "
+            "Measure a short training run instead."
         ) from error
 
 
