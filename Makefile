@@ -98,6 +98,7 @@ wheel-test: $(VENV)/.dev ## Build the wheel and test it in a clean environment
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --disable-pip-version-check -q dist/*.whl pytest
 	sh tests/packaging/run_public_tests.sh .venv-wheel/bin/python
+	rm -rf .venv-wheel
 
 .PHONY: release-check
 release-check: $(VENV)/.dev ## Build a release and test it on every Python here (half an hour)
