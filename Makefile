@@ -111,6 +111,7 @@ benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/fit_memory.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/tutorial.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/export.py
