@@ -102,7 +102,7 @@ def model_of(recipe: Recipe, width: int, folder: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in its old way.
         adapters = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
-        return get_peft_model(model, adapters)  # type: ignore[arg-type]
+        return get_peft_model(model, adapters)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

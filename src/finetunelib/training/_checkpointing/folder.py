@@ -141,8 +141,14 @@ def open_checkpoint(path: StrPath) -> Checkpoint:
     with ThreadPoolExecutor(len(files)) as pool:
         digests = [pool.submit(check_digest, file, files[file]) for file in files]
         state = _state_or_error(folder / STATE)
-        for digest in digests:
-            digest.result()
+        try:
+            for digest in digests:
+                digest.result()
+        except CheckpointError:
+            # The error refers to this frame, and would keep the tensors in memory while the next
+            # checkpoint is read.
+            del state
+            raise
     return Checkpoint(folder, manifest, state)
 
 
