@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 import sys
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,7 +105,7 @@ class Attributes:
     def __init__(self, parts: Iterable[object]) -> None:
         self._attributes = [(part, dict(vars(part))) for part in parts]
         self._contents = [
-            (value, value.copy())
+            (value, value.copy() if value else ())
             for _, values in self._attributes
             for value in values.values()
             if type(value) in (dict, OrderedDict, list, set)
@@ -116,9 +117,10 @@ class Attributes:
             vars(part).update(values)
             for name in vars(part).keys() - values.keys():
                 del vars(part)[name]
-        for container, values in self._contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(values)
+        for container, content in self._contents:
+            if container or content:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextlib.contextmanager
@@ -243,14 +245,42 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+class _Inner(threading.local):
+    """Whether this thread is in a block whose end decides about the random states."""
+
+    is_free = False
+
+
+_inner = _Inner()
+
+
 @contextlib.contextmanager
-def random_state_preserved() -> Iterator[None]:
-    """Restore the random states of torch (all devices), numpy and Python on exit."""
+def random_state_preserved(*, inner: bool = True) -> Iterator[None]:
+    """Restore the random states of torch (all devices), numpy and Python on exit.
+
+    Args:
+        inner: Whether blocks inside this one restore them too. Saving and restoring takes longer
+            than a small model.
+    """
+    if _inner.is_free:
+        yield
+        return
     states = raw_random_states()
+    try:
+        with contextlib.nullcontext() if inner else random_state_free():
+            yield
+    finally:
+        set_raw_random_states(states)
+
+
+@contextlib.contextmanager
+def random_state_free() -> Iterator[None]:
+    """Let `random_state_preserved` do nothing in the block, after which the states are set."""
+    before, _inner.is_free = _inner.is_free, True
     try:
         yield
     finally:
-        set_raw_random_states(states)
+        _inner.is_free = before
 
 
 def raw_random_states() -> dict[str, Any]:

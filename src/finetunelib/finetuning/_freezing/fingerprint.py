@@ -81,8 +81,9 @@ def digests_of(tensors: Mapping[str, Tensor], of: Callable[[Tensor], str]) -> di
         return {name: digests[str(id(tensor))] for name, tensor in tensors.items()}
     names = list(tensors)
     size = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
-    workers = min(len(names), _THREADS, os.cpu_count() or 1)
-    if size < _LARGE or workers < 2:
+    # The number of cores is read from a file, so only if it matters.
+    workers = 1 if size < _LARGE else min(len(names), _THREADS, os.cpu_count() or 1)
+    if workers < 2:
         return dict(zip(names, map(of, tensors.values()), strict=True))
     with ThreadPoolExecutor(workers) as pool:  # hashlib computes without Python's lock.
         return dict(zip(names, pool.map(of, tensors.values()), strict=True))

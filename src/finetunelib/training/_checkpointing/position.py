@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetunelib._messages import listed
+from finetunelib._preserve import random_states
 from finetunelib.data._batches import Batches
 from finetunelib.errors import CheckpointError
 
@@ -103,7 +104,8 @@ class EpochPosition:
 
     Attributes:
         batch: The number of batches of the epoch that were used; 0 between two epochs.
-        random: The random states of torch, numpy and Python.
+        random: The random states of torch, numpy and Python, or `None` between two epochs: each
+            epoch starts with states of its own.
         signature: How the epoch is split into batches.
         train_data: The state of the training data.
         val_data: The state of the validation data.
@@ -112,7 +114,7 @@ class EpochPosition:
     """
 
     batch: int
-    random: Mapping[str, Any]
+    random: Mapping[str, Any] | None
     signature: DataSignature
     train_data: Mapping[str, Any]
     val_data: Mapping[str, Any]
@@ -149,7 +151,7 @@ class EpochPosition:
     def to_dict(self) -> dict[str, Any]:
         """Return the position under the keys of format 1, without `batch`."""
         return {
-            "random": self.random,
+            "random": random_states() if self.random is None else self.random,
             "reading": self.signature.to_dict(),
             "measured": self.train_metrics,
             "train": self.train_data,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
+from finetunelib._preserve import random_state_free
 from finetunelib._progress import choose_progress
 from finetunelib.training._callbacks.context import TrainContext
-from finetunelib.training._callbacks.hooks import Callbacks
+from finetunelib.training._callbacks.hooks import Callbacks, do_nothing
 from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._loop.cached import Work, choose_work
@@ -23,7 +25,7 @@ from finetunelib.training._loop.moments import (
     with_seed_of_epoch,
 )
 from finetunelib.training._loop.rows import EpochRows, Rows, RowWriter, StepRows
-from finetunelib.training._loop.session import Session, clear_gradients
+from finetunelib.training._loop.session import Session
 from finetunelib.training._loop.validation import (
     DataValidation,
     NoValidation,
@@ -47,7 +49,7 @@ from finetunelib.training._reporting.readings import LoopReadings
 from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport, Report, StepReport
 from finetunelib.training._reporting.running import RunningValues
 from finetunelib.training._tasks.modules import TrainedModules
-from finetunelib.training._updates.update import choose_update
+from finetunelib.training._updates.update import Update, choose_update
 
 
 def assemble(
@@ -69,7 +71,9 @@ def assemble(
     signals, hooks = Signals(), Callbacks(run.callbacks)
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
-    check = build_check(options, run, evaluator, data.train, data.val, train_metrics)
+    # Only hooks of `on_fit_start` see the random states between the checks and the first epoch.
+    randomness = random_state_free if hooks.on_fit_start is do_nothing else nullcontext
+    check = build_check(options, run, evaluator, data.train, data.val, train_metrics, randomness)
     work = choose_work(options, run.record, evaluator, data, limits)
     data = work.data
     interval = _interval(run, data)
@@ -101,7 +105,10 @@ def assemble(
     readings = LoopReadings(
         last, train_metrics, run.schedule, clock, counts_tokens=evaluator.task.counts_tokens
     )
-    moments = _moments(options, run, feed, hooks, writer, guard, interruption, interval, work)
+    update = choose_update(run.optimizer)
+    moments = _moments(
+        options, run, feed, hooks, writer, guard, interruption, interval, work, update
+    )
     context = _context(run, data, train_metrics, compare(()), readings)
     report = _report(options, run, data, limits, clock, interval, train_metrics)
     row_writer = RowWriter(context, train_metrics, validation, run.schedule, moments, report)
@@ -111,7 +118,7 @@ def assemble(
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
-        step=_step(options, run, work.trained, guard, last),
+        step=_step(options, run, work.trained, guard, last, update),
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
@@ -148,9 +155,15 @@ def _moments(
     interruption: Interruption,
     interval: EpochInterval | StepInterval,
     work: Work,
+    update: Update,
 ) -> Moments:
     def keep_position(context: TrainContext) -> None:
         run.record.position = feed.position(context)
+
+    def clear_gradients(context: TrainContext) -> None:
+        # Those of the last step would only hold memory.
+        context.model.zero_grad()
+        update.clear()  # It may contain parameters of the loss or the task.
 
     def finish(context: TrainContext) -> None:
         try:
@@ -246,12 +259,17 @@ def _context(
 
 
 def _step(
-    options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard: Guard, last: LastStep
+    options: TrainerOptions,
+    run: TrainingRun,
+    evaluator: Evaluator,
+    guard: Guard,
+    last: LastStep,
+    update: Update,
 ) -> Step:
     return Step(
         model=evaluator.runner,
         task=evaluator.task,
-        update=choose_update(run.optimizer),
+        update=update,
         precision=run.precision,
         guard=guard,
         clip=options.clipping,

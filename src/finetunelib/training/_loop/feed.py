@@ -178,7 +178,8 @@ class EpochFeed:
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)
         # Last, since the batches that are skipped may draw random numbers.
-        set_random_states(self.saved.random)
+        if self.saved.random is not None:
+            set_random_states(self.saved.random)
 
     def windows(self, state: TrainState) -> Iterator[Window]:
         """Yield the windows of a new epoch, or the rest of an unfinished one.
@@ -210,7 +211,7 @@ class EpochFeed:
         val = self.data.val
         return EpochPosition(
             batch=state.batch,
-            random=random_states(),
+            random=random_states() if inside_epoch else None,
             signature=self.data.signature,
             train_data=self.data.train.state_dict(inside_epoch=inside_epoch),
             val_data={} if val is None else val.state_dict(inside_epoch=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from finetunelib._typing import Batch
@@ -26,16 +28,19 @@ class FirstBatchCheck:
         accumulation_steps: The number of micro-batches in an update.
         first_fit: Examines the training data.
         checkpointing: What is done to the model while it runs.
+        randomness: Returns a context for the checks. Without callbacks, nobody sees the random
+            states between the checks and the first epoch, which sets its own.
     """
 
     evaluator: Evaluator
     accumulation_steps: int
     first_fit: FirstFit
     checkpointing: Checkpointing
+    randomness: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def train(self, first: Batch, batches: Batches, metrics: MetricAccumulator) -> None:
         """Raise if the first batch of the training data cannot be used."""
-        with self.first_fit.checking(first), self.checkpointing.applied():
+        with self.randomness(), self.first_fit.checking(first), self.checkpointing.applied():
             self.evaluator.check(first, batches, metrics, "train", training=True)
         task = self.evaluator.task
         if self.accumulation_steps > 1 and task_needs_equal_sizes(task):
@@ -55,6 +60,7 @@ def build_check(
     train: Batches,
     val: Batches | NamedBatches | None,
     metrics: MetricAccumulator,
+    randomness: Callable[[], AbstractContextManager[None]],
 ) -> FirstBatchCheck:
     """Return the check of a `fit`, which examines the training data in the first one.
 
@@ -65,6 +71,9 @@ def build_check(
         train: The training data.
         val: The validation data, if any, or several sets of it.
         metrics: The metrics of the training data.
+        randomness: Returns a context for the checks.
     """
     first_fit = choose_first_fit(options.warnings, run, evaluator.task, train, val, metrics.update)
-    return FirstBatchCheck(evaluator, options.accumulation_steps, first_fit, options.checkpointing)
+    return FirstBatchCheck(
+        evaluator, options.accumulation_steps, first_fit, options.checkpointing, randomness
+    )

@@ -64,9 +64,3 @@ def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[Non
     context.history.certificate = freeze_audit.finish(
         context.model, trained=context.state.step > step
     )
-
-
-def clear_gradients(context: TrainContext) -> None:
-    """Clear the gradients of the last step, which would only hold memory."""
-    context.model.zero_grad()
-    context.optimizer.zero_grad()  # It may contain parameters of the loss or the task.

@@ -160,15 +160,17 @@ class DataValidation:
     def check_data(self) -> None:
         """Check the first batch of each set, unless it can be read only once."""
         for each in self.sets:
-            batches = each.batches
-            if not batches.replayable:
-                continue
-            with random_state_preserved():
-                state = batches.state_dict(inside_epoch=False)
-                first = first_of(batches.in_order(), each.name)
-                # A generator that the loaders of training and validation share is set back.
-                batches.load_state_dict(state)
-            self.check.val(first, batches, each.metrics, each.name)
+            if each.batches.replayable:
+                with self.check.randomness(), random_state_preserved(inner=False):
+                    self._check_set(each)
+
+    def _check_set(self, each: ValidationSet) -> None:
+        batches = each.batches
+        state = batches.state_dict(inside_epoch=False)
+        first = first_of(batches.in_order(), each.name)
+        # A generator that the loaders of training and validation share is set back.
+        batches.load_state_dict(state)
+        self.check.val(first, batches, each.metrics, each.name)
 
     def run(self, context: TrainContext) -> dict[str, float]:
         """Return the loss and the metrics over the whole data.

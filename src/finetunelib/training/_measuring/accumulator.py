@@ -109,12 +109,14 @@ class MetricAccumulator:
             InvalidTypeError: If the value of a metric is neither a number nor several numbers.
             InvalidArgumentError: If a metric cannot be copied, or two columns have the same name.
         """
-        outputs = mapped(_for_metrics, output.outputs)
-        for metric_name, metric in copied(self._metrics).items():
-            metric.reset()
-            follow_loss(metric, self._task)
-            checked = FirstBatch(outputs, output.targets, name, output.sample_weight)
-            self._columns[metric_name] = checked.columns_of(metric_name, metric)
+        self._columns = {n: (n,) for n, m in self._metrics.items() if _is_known(m, output)}
+        if unknown := {n: m for n, m in self._metrics.items() if n not in self._columns}:
+            outputs = mapped(_for_metrics, output.outputs)
+            batch = FirstBatch(outputs, output.targets, name, output.sample_weight)
+            for metric_name, metric in copied(unknown).items():
+                metric.reset()
+                follow_loss(metric, self._task)
+                self._columns[metric_name] = batch.columns_of(metric_name, metric)
         if repeated := [n for n, count in Counter(self.names).items() if count > 1]:
             raise InvalidArgumentError(
                 f"Two metrics would write the column {repeated[0]!r}. Give one another name."
@@ -219,6 +221,13 @@ def _for_metrics(outputs: Tensor) -> Tensor:
     """Return outputs without their graph, in half precision as float32, which numpy can take."""
     # A metric that stores outputs must not keep the graph of every batch alive.
     return in_full_precision(outputs.detach())
+
+
+def _is_known(metric: Metric, output: StepOutput) -> bool:
+    """Return whether it is known that a metric accepts an output and computes one number."""
+    if type(metric) is not Accuracy or output.sample_weight is not None:
+        return False
+    return metric._accepts(output.outputs, output.targets)  # noqa: SLF001 - not for users to call
 
 
 def task_needs_equal_sizes(task: Task) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -173,6 +174,23 @@ class Accuracy:
         self._samples = self._samples + counted
         self._is_first = False
         return True
+
+    def _accepts(self, outputs: object, targets: object) -> bool:
+        """Return whether it is known, without counting, that a first batch can be added.
+
+        So it is for the logits and the class indices of most classifiers.
+        """
+        if type(outputs) is not Tensor or type(targets) is not Tensor or self.top_k > 1:
+            return False
+        rows = outputs.shape[0] if outputs.dim() == 2 and outputs.is_floating_point() else 0
+        fits = targets.dtype == torch.int64 and targets.shape == (rows,)
+        return fits and rows > 0 and outputs.shape[1] > 1
+
+    def _copy(self) -> Accuracy:
+        """Return a copy with its own counts, in a fraction of the time of `copy.deepcopy`."""
+        other = copy.copy(self)
+        other._hits = self._hits.copy()  # noqa: SLF001 - of the same class
+        return other
 
     @property
     def _is_simple(self) -> bool:

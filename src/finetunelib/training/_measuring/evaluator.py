@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._preserve import evaluating, undone_on_error
+from finetunelib._preserve import evaluating, random_state_preserved, undone_on_error
 from finetunelib._typing import Batch
 from finetunelib.data._batch import first_of, length_of, to_device
 from finetunelib.data._batches import Batches
@@ -63,9 +63,12 @@ class Evaluator:
             InvalidArgumentError: If the loss cannot be averaged over the batches of this data.
         """
         on_device, targets = to_device(first, self.device), batches.all_targets()
-        with self.precision.autocast():
-            output = check_batch(self.model, self.task, on_device, targets, name, training=training)
-        metrics.check(output, name)
+        with random_state_preserved(inner=False):
+            with self.precision.autocast():
+                output = check_batch(
+                    self.model, self.task, on_device, targets, name, training=training
+                )
+            metrics.check(output, name)
         # A loss that is not finite is reported by the step that meets it.
         finite = bool(output.loss.isfinite())
         if finite and task_needs_equal_sizes(self.task) and batches.has_short_last_batch():

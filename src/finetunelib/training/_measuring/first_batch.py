@@ -38,7 +38,8 @@ def copied(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     copies: dict[str, Metric] = {}
     for name, metric in metrics.items():
         try:
-            copies[name] = copy.deepcopy(metric)
+            known = type(metric) is Accuracy
+            copies[name] = metric._copy() if known else copy.deepcopy(metric)  # noqa: SLF001
         except Exception as error:
             raise InvalidArgumentError(
                 f"The metric {name!r} ({type(metric).__name__}) cannot be copied: "

@@ -26,6 +26,13 @@ class HitCount:
         self._kept: list[Tensor] = []
         self._values = 0
 
+    def copy(self) -> HitCount:
+        """Return a count that continues from here on its own."""
+        other = HitCount()
+        other._sum = self._sum  # noqa: SLF001 - of the same class
+        other._kept, other._values = [*self._kept], self._values  # noqa: SLF001
+        return other
+
     def add(self, hits: Tensor) -> None:
         """Add a tensor of bools."""
         kept = self._kept

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from finetunelib._forward.batch import describe, shapes_of
 from finetunelib._messages import first_line
 from finetunelib._preserve import random_state_preserved, unchanged
+from finetunelib._typing import LossFunction
 from finetunelib.errors import FinetuneLibError, InvalidArgumentError, InvalidTargetError
 from finetunelib.training._tasks.broadcasting import broadcasting_in
 from finetunelib.training._tasks.class_targets import check_class_range, check_class_targets
@@ -53,25 +57,21 @@ def loss_of_first_batch(
         InvalidTargetError: If the loss does not accept the targets, or would broadcast them.
         InvalidArgumentError: If it is not a scalar, or has no gradient for the outputs.
     """
+    if _is_plain(task.loss_fn) and _are_paired(task.loss_fn, outputs, targets):
+        with torch.no_grad(), _explained(outputs, targets, name):
+            return task.loss(outputs, targets)
     modules = [task.loss_fn] if isinstance(task.loss_fn, nn.Module) else []
-    shapes = f"outputs {shapes_of(outputs)} and the targets of `{name}` {shapes_of(targets)}"
+    shapes = _shapes(outputs, targets, name)
     leaf = outputs.detach()
     if training and (leaf.is_floating_point() or leaf.is_complex()):
         leaf = leaf.clone().requires_grad_()
     with random_state_preserved(), unchanged(*modules):
-        try:
+        with _explained(outputs, targets, name):
             with torch.no_grad():
                 found = broadcasting_in(task.loss, outputs, targets)
             _refuse_broadcasting(found, outputs, targets, shapes)
             with torch.set_grad_enabled(training):
                 loss = task.loss(leaf, targets)
-        except (FinetuneLibError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise InvalidTargetError(
-                f"`loss_fn(outputs, targets)` failed on {shapes}: {first_line(error)}. It receives "
-                f"the outputs first.{_dtype_advice(outputs, targets)}"
-            ) from error
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise InvalidArgumentError(
                 f"`loss_fn` must return a scalar, the mean over the batch, got {describe(loss)}. "
@@ -80,6 +80,49 @@ def loss_of_first_batch(
         if leaf.requires_grad:
             _check_gradient(task, loss, leaf, targets, shapes)
     return loss.detach()
+
+
+def _is_plain(loss_fn: LossFunction) -> bool:
+    """Return whether a loss is PyTorch's own, which changes nothing and has a gradient."""
+    if type(loss_fn) not in (*CLASS_LOSSES, *ELEMENTWISE):
+        return False
+    own = vars(loss_fn)
+    return "forward" not in own and not any(
+        (
+            own["_forward_hooks"],
+            own["_forward_pre_hooks"],
+            own["_backward_hooks"],
+            own["_backward_pre_hooks"],
+        )
+    )
+
+
+def _are_paired(loss_fn: LossFunction, outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether a plain loss compares each row of the outputs with one row of the targets."""
+    if not outputs.is_floating_point():
+        return False
+    if type(loss_fn) in CLASS_LOSSES and outputs.dim() > 1:
+        rows = (outputs.shape[0], *outputs.shape[2:])
+        return targets.dtype == torch.int64 and targets.shape == rows
+    return targets.dtype == outputs.dtype and targets.shape == outputs.shape
+
+
+def _shapes(outputs: Tensor, targets: Tensor, name: str) -> str:
+    return f"outputs {shapes_of(outputs)} and the targets of `{name}` {shapes_of(targets)}"
+
+
+@contextlib.contextmanager
+def _explained(outputs: Tensor, targets: Tensor, name: str) -> Iterator[None]:
+    """Raise an error that says what the loss got, if it fails in the block."""
+    try:
+        yield
+    except (FinetuneLibError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InvalidTargetError(
+            f"`loss_fn(outputs, targets)` failed on {_shapes(outputs, targets, name)}: "
+            f"{first_line(error)}. It receives the outputs first.{_dtype_advice(outputs, targets)}"
+        ) from error
 
 
 def _refuse_broadcasting(found: str | None, outputs: Tensor, targets: Tensor, shapes: str) -> None:
