@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,9 @@ from finetunelib._preserve import (
     evaluating,
     initialising_with,
     modes_preserved,
+    random_state_free,
     random_state_preserved,
+    raw_random_states,
     reseed,
 )
 
@@ -294,3 +297,36 @@ def test_large_models_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.equal(words.weight, before["0.weight"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert copied == []
+
+
+def states() -> tuple[bytes, bytes, object]:
+    """Return the states of the three global generators."""
+    now = raw_random_states()
+    return now["torch"].numpy().tobytes(), now["numpy"][1].tobytes(), now["python"]
+
+
+def test_random_state_is_restored_once_if_inner_blocks_do_not_matter() -> None:
+    """Blocks inside leave their draws to each other, and the outer one undoes all of them."""
+    before = states()
+    with random_state_preserved(inner=False):
+        with random_state_preserved():
+            draw_everywhere()
+        inside = states()
+    assert inside != before
+    assert states() == before
+
+
+def test_free_random_state_ends_with_its_block_and_only_in_its_thread() -> None:
+    """Blocks after it, and those of other threads meanwhile, restore the states again."""
+
+    def preserving() -> bool:
+        before = states()
+        with random_state_preserved():
+            draw_everywhere()
+        return states() == before
+
+    with random_state_free():
+        assert not preserving()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(preserving).result()
+    assert preserving()

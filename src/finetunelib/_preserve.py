@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -354,6 +355,7 @@ def _cuda_started() -> bool:
     return started
 
 
+@lru_cache(maxsize=256)
 def derive_seed(seed: int, *path: int) -> int:
     """Return a seed in [0, 2**63) that depends on `seed` and on each number in `path`.
 

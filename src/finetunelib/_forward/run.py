@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +54,8 @@ def run_once(
     """
     explained: tuple[type[Exception], ...] = (InvalidInputError, *errors)
     grad = torch.enable_grad() if gradients else torch.no_grad()
-    with contextlib.ExitStack() as stack:
-        if stand_ins is None:
-            stack.enter_context(random_state_preserved())
-        else:
-            stack.enter_context(untouched(model))
-            stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(grad)
+    surroundings = random_state_preserved() if stand_ins is None else _isolated(model)
+    with surroundings, evaluating(model), grad:
         try:
             if stand_ins is None:
                 return inputs.call(model)
@@ -72,6 +66,12 @@ def run_once(
             if isinstance(error, FinetuneLibError) and not isinstance(error, InvalidInputError):
                 raise  # It is not about the inputs.
             raise InvalidInputError(explain(error)) from error
+
+
+@contextlib.contextmanager
+def _isolated(model: nn.Module) -> Iterator[None]:
+    with untouched(model), torch.inference_mode(mode=False):
+        yield
 
 
 def raised_by_forward(error: FinetuneLibError) -> Exception:

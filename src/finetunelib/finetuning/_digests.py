@@ -151,8 +151,10 @@ def remember_initial(module: nn.Module) -> None:
 def has_initial_values(module: nn.Module) -> bool:
     """Return whether a module was new, is frozen, and has the parameters of `remember_initial`."""
     initial: Mapping[str, str] = getattr(module, _INITIAL, {})
+    if not initial:
+        return False
     now = dict(module.named_parameters())
-    return bool(initial) and all(
+    return all(
         name in now and not now[name].requires_grad and digest(now[name]) == value
         for name, value in initial.items()
     )

@@ -221,14 +221,13 @@ class Trainer:
         chosen_task = choose_task(task, loss_fn)
         trained = TrainedModules(model, chosen_task)
         optimizer_options.check(trained)
-        if metrics is None:
-            metrics = default_metrics(chosen_task)
+        measured = default_metrics(chosen_task) if metrics is None else as_metrics(metrics)
         clipping, chosen_device = choose_clipping(max_grad_norm), choose_device(device)
 
         self._trained = trained
         self._options = TrainerOptions(
             callbacks=check_callbacks(callbacks),
-            metrics=as_metrics(metrics),
+            metrics=measured,
             optimizer=optimizer_options,
             data=DataOptions(
                 batch_size, num_workers, seed, chosen_device.type == "cuda", collate_fn

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetunelib._preserve import set_random_states
 from finetunelib.errors import CheckpointError
 from finetunelib.training._checkpointing.position import DataSignature, EpochPosition
 
@@ -80,3 +81,12 @@ def test_signature_that_differs_is_refused(change: dict[str, Any], named: str) -
     """Each of its fields decides what the rest of an epoch contains."""
     with pytest.raises(CheckpointError, match=named):
         SIGNATURE.check_matches(replace(SIGNATURE, **change))
+
+
+def test_position_between_two_epochs_is_saved_with_states_that_can_be_set() -> None:
+    """The next epoch sets its own, so those of the moment are as good as any others."""
+    between = replace(POSITION, batch=0, random=None, train_metrics={})
+    saved = between.to_dict()["random"]
+    before = torch.get_rng_state()
+    set_random_states(saved)
+    assert torch.equal(torch.get_rng_state(), before)

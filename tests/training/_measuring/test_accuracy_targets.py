@@ -138,3 +138,51 @@ def test_classes_on_the_last_axis_are_found() -> None:
     assert accuracy.compute() == pytest.approx(19 / 20)
     with pytest.raises(InvalidTargetError, match=r"\(4, 5, 7\)"):
         Accuracy().update(logits, torch.zeros(4, 6).long())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "known"),
+    [
+        (torch.rand(4, 3), torch.tensor([0, 1, 2, 1]), True),
+        (torch.rand(4, 3), torch.tensor([0, 1, -100, 1]), True),
+        (torch.rand(4, 3).half(), torch.tensor([0, 1, 2, 1]), True),
+        (torch.rand(4, 1), torch.tensor([0, 1, 1, 1]), False),
+        (torch.rand(4, 3), torch.tensor([0, 1, 2]), False),
+        (torch.rand(4, 3), torch.rand(4, 3), False),
+        (torch.rand(4, 3), torch.tensor([0, 1, 2, 1]).int(), False),
+        (torch.rand(4, 3, 5), torch.zeros(4, 5).long(), False),
+        (torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 1, 2, 1]), False),
+        ([1, 2], torch.tensor([0, 1]), False),
+    ],
+    ids=[
+        "classes",
+        "one ignored",
+        "half precision",
+        "one output",
+        "too few",
+        "numbers",
+        "int32",
+        "pixels",
+        "bools",
+        "list",
+    ],
+)
+def test_accuracy_knows_without_counting_what_it_accepts(
+    outputs: Any, targets: Tensor, known: bool
+) -> None:
+    """The check of the first batch skips only what `update` accepts, and more than 1 of `top_k`."""
+    accuracy = Accuracy()
+    assert accuracy._accepts(outputs, targets) == known
+    assert not Accuracy(top_k=2)._accepts(outputs, targets)
+    if known:
+        accuracy.update(outputs, targets)
+        assert 0 <= accuracy.compute() <= 1
+
+
+def test_copy_of_accuracy_counts_on_its_own() -> None:
+    """Neither adds to the hits or the targets of the other."""
+    one = Accuracy(ignore_index=2)
+    one.update(torch.tensor([[0.9, 0.1]]), torch.tensor([0]))
+    other = one._copy()
+    other.update(torch.tensor([[0.9, 0.1]]), torch.tensor([1]))
+    assert (one.compute(), other.compute(), other.ignore_index) == (1.0, 0.5, 2)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from finetunelib._preserve import unchanged
 from finetunelib.errors import FinetuneLibError
+from finetunelib.training import Callback, TrainContext
 from training.tiny import plain_network, points, quiet_trainer, ready_batches, same_bits, weights_of
 
 INPUTS, TARGETS = points(12)
@@ -141,3 +142,46 @@ def test_values_of_tensors_are_restored_with_their_bits() -> None:
     assert values[1:].tolist() == [1.0, 2.0]
     assert values[:1].isnan().all()
     assert other._version == version
+
+
+def test_check_undoes_what_a_hook_of_a_known_loss_does() -> None:
+    """A loss of PyTorch changes nothing by itself, but its hooks may."""
+    loss: Any = nn.CrossEntropyLoss()  # Any: it gets an attribute.
+    loss.calls = []
+    loss.register_forward_hook(lambda module, *_: module.calls.append(1))
+    quiet_trainer(plain_network(), loss_fn=loss).fit(BATCHES, epochs=1)
+    assert len(loss.calls) == len(BATCHES)
+
+
+class Noisy(nn.Module):
+    """Draws from the global generator, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = plain_network()
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.head(inputs + torch.randn(inputs.shape))
+
+
+class Drawing(Callback):
+    """Draws a number before the first epoch."""
+
+    drawn = 0.0
+
+    def on_fit_start(self, context: TrainContext) -> None:
+        """Draw it."""
+        self.drawn = float(torch.rand(()))
+
+
+def test_numbers_drawn_in_the_check_change_neither_callbacks_nor_training() -> None:
+    """The states are restored for a callback, and set by the first epoch without one."""
+    quiet, noisy = Drawing(), Drawing()
+    quiet_trainer(plain_network(), callbacks=[quiet]).fit(BATCHES, epochs=1)
+    with_callback, without = Noisy(), Noisy()
+    quiet_trainer(with_callback, callbacks=[noisy]).fit(BATCHES, BATCHES[:1], epochs=1)
+    before = torch.get_rng_state()
+    quiet_trainer(without).fit(BATCHES, BATCHES[:1], epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert quiet.drawn == noisy.drawn
+    assert same_bits(weights_of(with_callback), weights_of(without))

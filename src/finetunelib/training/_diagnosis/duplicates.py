@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -120,7 +121,11 @@ def compare(train: Tensor, val: Tensor, most: int) -> Comparison | None:
 def _rows(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Return the values of all samples as rows, and the indices of those to compare."""
     count = len(values)
-    chosen = torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).long()
+    chosen = (
+        torch.arange(count)
+        if count <= most
+        else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
+    )
     return values.detach().flatten(1) if values.dim() > 1 else values.detach()[:, None], chosen
 
 
@@ -133,9 +138,14 @@ def _digests(rows: Tensor, chosen: Tensor, width: int, values: int) -> Tensor:
     if block.is_floating_point():
         kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         block = block.contiguous().view(kinds[block.element_size()])
+    return (block.long() * _factors(block.shape[1]).to(block.device)).sum(1)
+
+
+@lru_cache(maxsize=4)
+def _factors(number: int) -> Tensor:
+    """Return odd numbers, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (block.shape[1],), generator=generator) * 2 + 1
-    return (block.long() * factors.to(block.device)).sum(1)
+    return torch.randint(-(2**62), 2**62, (number,), generator=generator) * 2 + 1
 
 
 def _are_distinct(digests: Tensor) -> bool:

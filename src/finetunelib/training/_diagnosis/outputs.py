@@ -152,10 +152,11 @@ def _kind_of(outputs: Tensor, axis: int) -> str:
     rows = outputs.detach()
     if rows.dim() > 1:
         rows = rows[: max(1, _MOST // max(1, rows[0].numel()))]
-    precision = torch.finfo(rows.dtype).eps
-    rows = rows.float().movedim(axis, -1).reshape(-1, rows.shape[axis])
+    rounding = _ROUNDING * torch.finfo(rows.dtype).eps
     low, high = (float(value) for value in rows.aminmax())
-    rounding = _ROUNDING * precision
+    if low < 0 and high > rounding:
+        return "logits"
+    rows = rows.float().movedim(axis, -1).reshape(-1, rows.shape[axis])
     if low >= 0 and 0 < high <= 1 + rounding:
         sums = rows.sum(-1)
         kind = "probabilities"

@@ -57,8 +57,10 @@ def _only_value(task: Task, targets: Any) -> float | None:
     of_classes = convention.kind == "classes" and targets.dtype == torch.int64
     if not of_classes and convention.kind != "labels":
         return None
-    first = targets.flatten()[0]
-    if not bool((targets == first).all()):
+    flat = targets.flatten()
+    first = flat[0]
+    # Mostly, the last one differs.
+    if not (bool(flat[-1] == first) and bool((targets == first).all())):
         return None
     value = float(first)
     return None if of_classes and value == convention.ignored else value

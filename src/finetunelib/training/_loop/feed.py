@@ -172,8 +172,7 @@ class EpochFeed:
             train = self.data.train
             first = train.peek(state.epoch, "train")
             self.check.train(first, train, self.metrics)
-            model = self.check.evaluator.model
-            check_last_batch(model, to_device(first, self.device), train)
+            check_last_batch(self.check.evaluator.model, first, train, self.device)
             self.check.first_fit.first_batch(first)
             return
         self._rest = self.data.train.epoch(state.epoch, skip=state.batch)

@@ -12,11 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from finetunelib._forward.batch import arguments_of, inputs_of
 from finetunelib._preserve import untouched
 from finetunelib._typing import Batch
+from finetunelib.data._batch import to_device
 from finetunelib.data._batches import Batches
 from finetunelib.errors import InvalidArgumentError
 
 
-def check_last_batch(model: nn.Module, first: Batch, batches: Batches, name: str = "train") -> None:
+def check_last_batch(
+    model: nn.Module, first: Batch, batches: Batches, device: torch.device, name: str = "train"
+) -> None:
     """Raise if an epoch has a batch of one sample that the model cannot be trained on.
 
     Only if the sizes say that there is one, the first sample is passed through the model in the
@@ -24,8 +27,9 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches, name: str
 
     Args:
         model: The model, in the modes of training.
-        first: The first batch, on the model's device.
+        first: The first batch.
         batches: The training data.
+        device: Where the model is.
         name: The name of the data, for messages.
 
     Raises:
@@ -33,7 +37,7 @@ def check_last_batch(model: nn.Module, first: Batch, batches: Batches, name: str
     """
     if batches.last_batch_size != 1 or not _trains_batch_norm(model):
         return
-    if _trains_on_one(model, first):
+    if _trains_on_one(model, to_device(first, device)):
         return
     size = batches.batch_size
     if size is None:

@@ -69,9 +69,9 @@ class Evaluator:
                     self.model, self.task, on_device, targets, name, training=training
                 )
             metrics.check(output, name)
+        unequal = task_needs_equal_sizes(self.task) and batches.has_short_last_batch()
         # A loss that is not finite is reported by the step that meets it.
-        finite = bool(output.loss.isfinite())
-        if finite and task_needs_equal_sizes(self.task) and batches.has_short_last_batch():
+        if unequal and bool(output.loss.isfinite()):
             raise InvalidArgumentError(
                 f"The last batch of `{name}` is shorter than the others, but {UNKNOWN}, or pass a "
                 "DataLoader with `drop_last=True`."

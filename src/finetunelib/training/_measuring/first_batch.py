@@ -38,8 +38,7 @@ def copied(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     copies: dict[str, Metric] = {}
     for name, metric in metrics.items():
         try:
-            known = type(metric) is Accuracy
-            copies[name] = metric._copy() if known else copy.deepcopy(metric)  # noqa: SLF001
+            copies[name] = _copy(metric)
         except Exception as error:
             raise InvalidArgumentError(
                 f"The metric {name!r} ({type(metric).__name__}) cannot be copied: "
@@ -47,6 +46,12 @@ def copied(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
                 "in it only what `copy.deepcopy` can copy."
             ) from error
     return copies
+
+
+def _copy(metric: Metric) -> Metric:
+    if type(metric) is Accuracy:
+        return metric._copy()  # noqa: SLF001 - not for users to call
+    return copy.deepcopy(metric)
 
 
 def follow_loss(metric: Metric, task: Task) -> None:

@@ -29,8 +29,8 @@ class HitCount:
     def copy(self) -> HitCount:
         """Return a count that continues from here on its own."""
         other = HitCount()
-        other._sum = self._sum  # noqa: SLF001 - of the same class
-        other._kept, other._values = [*self._kept], self._values  # noqa: SLF001
+        other._sum = self._sum
+        other._kept, other._values = [*self._kept], self._values
         return other
 
     def add(self, hits: Tensor) -> None:

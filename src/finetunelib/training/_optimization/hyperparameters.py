@@ -81,7 +81,9 @@ def _of_group(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the plain values in a state, with the path to each."""
-    if isinstance(value, Mapping):
+    if value is None or type(value) in _SCALARS:  # Most of them.
+        yield name, value
+    elif isinstance(value, Mapping):
         for key, part in value.items():
             if key not in _PROGRESS:
                 yield from _flat(part, f"{name}.{key}" if name else str(key))
@@ -90,8 +92,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(part, f"{name}[{position}]")
     elif isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         yield name, value.item()
-    elif value is None or type(value) in _SCALARS:
-        yield name, value
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import nn
 
@@ -28,13 +27,15 @@ class TrainedModules:
     @property
     def others(self) -> dict[str, nn.Module]:
         """The modules of the loss and the task by name: `loss`, or `task.` and the attribute."""
-        own = {id(module) for module in self.model.modules()}
-        return {n: m for n, m in _modules_of(self.task).items() if id(m) not in own}
+        return self._outside(_modules_of(self.task))
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return all parameters with their names, each once: those of the model first."""
+        own, others = list(self.model.named_parameters()), list(self._named_others())
+        if not others:
+            return own
         found: dict[int, tuple[str, nn.Parameter]] = {}
-        for name, parameter in chain(self.model.named_parameters(), self._named_others()):
+        for name, parameter in (*own, *others):
             found.setdefault(id(parameter), (name, parameter))
         return list(found.values())
 
@@ -54,8 +55,15 @@ class TrainedModules:
             yield from module.modules()
 
     def _named_others(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in self.others.items():
+        found = _modules_of(self.task).items()
+        trained = {name: part for name, part in found if next(part.parameters(), None) is not None}
+        for prefix, module in self._outside(trained).items():
             yield from module.named_parameters(prefix)
+
+    def _outside(self, found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Return the modules that are not part of the model, which is read only if needed."""
+        own = {id(module) for module in self.model.modules()} if found else set()
+        return {name: module for name, module in found.items() if id(module) not in own}
 
 
 def _modules_of(task: Task) -> dict[str, nn.Module]:

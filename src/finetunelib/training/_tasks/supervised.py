@@ -36,6 +36,7 @@ class SupervisedTask(Task):
         self._weighting = known_weighting(self.loss_fn)
         self._provisional: Weighting | None = None
         self._row: torch.Size | None = None
+        self._convention: tuple[Weighting, Convention] | None = None
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Run the model on a batch and compare its outputs with the targets.
@@ -94,8 +95,14 @@ class SupervisedTask(Task):
     def convention(self) -> Convention:
         """What outputs and targets mean, according to the loss."""
         weighting = self._weighting or self._provisional
-        ignored = ignored_by(self.loss_fn) if weighting is None else weighting.ignored
-        return convention_of(function_of(self.loss_fn), ignored)
+        # It is asked for at the start of each pass, and does not change once this is known.
+        if self._convention is None or self._convention[0] is not weighting:
+            ignored = ignored_by(self.loss_fn) if weighting is None else weighting.ignored
+            found = convention_of(function_of(self.loss_fn), ignored)
+            if weighting is None:
+                return found
+            self._convention = weighting, found
+        return self._convention[1]
 
     @property
     def is_measured(self) -> bool:

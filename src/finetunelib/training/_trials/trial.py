@@ -89,7 +89,7 @@ class Trial:
         metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
         with options.checkpointing.applied():
             evaluator.check(first, self.batches, metrics, "data", training=True)
-        check_last_batch(self.trainer.model, first, self.batches, "data")
+        check_last_batch(self.trainer.model, first, self.batches, evaluator.device, "data")
 
     def loss(self) -> float | None:
         """Return the mean loss of the last step, or `None` if no target of it counts."""
