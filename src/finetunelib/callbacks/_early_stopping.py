@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib._arguments import check_at_least
-from finetunelib._preserve import state_tensors
+from finetunelib._forward.state_tensors import state_tensors
 from finetunelib._public import public
 from finetunelib._typing import Mode
 from finetunelib.callbacks._improvement import Improvement

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._preserve import state_tensors, tensors_replaced
+from finetunelib._forward.state_tensors import state_tensors, tensors_replaced
 from finetunelib._public import public
 from finetunelib.callbacks._saved_state import check_keys, check_tensors
 from finetunelib.errors import InvalidArgumentError

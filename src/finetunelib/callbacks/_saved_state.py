@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from finetunelib._arguments import is_count, is_number
+from finetunelib._forward.state_tensors import state_tensors
 from finetunelib._messages import quoted
-from finetunelib._preserve import state_tensors
 from finetunelib.errors import CheckpointError
 
 

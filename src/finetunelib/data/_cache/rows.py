@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from finetunelib._preserve import same_bits
+from finetunelib._forward.state_tensors import same_bits
 from finetunelib._typing import Batch
 
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from finetunelib._forward.inputs import Inputs
 from finetunelib._forward.outputs import logits_of
+from finetunelib._forward.state_tensors import same_bits
 from finetunelib._messages import quoted
 from finetunelib._preserve import (
     attributes_preserved,
     random_state_preserved,
     raw_random_states,
     reseed,
-    same_bits,
     set_raw_random_states,
     unchanged,
 )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._preserve import same_bits
+from finetunelib._forward.state_tensors import same_bits
 from finetunelib.errors import CheckpointError, FreezeError
 from finetunelib.finetuning._freezing.frozen_state import FrozenState
 from finetunelib.training._checkpointing.contents import Contents

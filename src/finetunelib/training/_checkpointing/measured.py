@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from finetunelib._preserve import state_tensors, tensors_replaced
+from finetunelib._forward.state_tensors import state_tensors, tensors_replaced
 from finetunelib.training._checkpointing.contents import Contents
 
 #: The key of the training weights in the state of a checkpoint.

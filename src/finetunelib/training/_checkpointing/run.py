@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finetunelib._preserve import copy_into
+from finetunelib._forward.state_tensors import copy_into
 from finetunelib._typing import StrPath
 from finetunelib.errors import CheckpointError, FinetuneLibError, WeightsMismatchError
 from finetunelib.finetuning._freezing.frozen_state import FrozenState

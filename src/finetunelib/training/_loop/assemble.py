@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
-from finetunelib._preserve import random_state_free
 from finetunelib._progress import choose_progress
 from finetunelib.training._callbacks.context import TrainContext
-from finetunelib.training._callbacks.hooks import Callbacks, do_nothing
+from finetunelib.training._callbacks.hooks import Callbacks
 from finetunelib.training._callbacks.measured import Comparison
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._loop.cached import Work, choose_work
@@ -25,7 +23,7 @@ from finetunelib.training._loop.moments import (
     with_seed_of_epoch,
 )
 from finetunelib.training._loop.rows import EpochRows, Rows, RowWriter, StepRows
-from finetunelib.training._loop.session import Session
+from finetunelib.training._loop.session import Session, gradients_cleared
 from finetunelib.training._loop.validation import (
     DataValidation,
     NoValidation,
@@ -49,7 +47,7 @@ from finetunelib.training._reporting.readings import LoopReadings
 from finetunelib.training._reporting.report import TIMING_COLUMNS, EpochReport, Report, StepReport
 from finetunelib.training._reporting.running import RunningValues
 from finetunelib.training._tasks.modules import TrainedModules
-from finetunelib.training._updates.update import Update, choose_update
+from finetunelib.training._updates.update import choose_update
 
 
 def assemble(
@@ -68,12 +66,10 @@ def assemble(
         data: The data to train on and to validate with.
         limits: When to stop.
     """
-    signals, hooks = Signals(), Callbacks(run.callbacks)
+    signals, hooks, clock, last = Signals(), Callbacks(run.callbacks), Clock(), LastStep()
     # A copy, since a callback may call `evaluate` in the middle of an epoch.
     train_metrics = MetricAccumulator(copied(options.metrics), evaluator.task, "train_")
-    # Only hooks of `on_fit_start` see the random states between the checks and the first epoch.
-    randomness = random_state_free if hooks.on_fit_start is do_nothing else nullcontext
-    check = build_check(options, run, evaluator, data.train, data.val, train_metrics, randomness)
+    check = build_check(options, run, evaluator, data.train, data.val, hooks, train_metrics)
     work = choose_work(options, run.record, evaluator, data, limits)
     data = work.data
     interval = _interval(run, data)
@@ -101,14 +97,11 @@ def assemble(
     interruption = Interruption(signals, Moment(*before_stop))
     validation = _validation(options, work.measured, data, check, hooks, interruption, interval)
     compare = _comparison(options, run, data)
-    clock, last = Clock(), LastStep()
     readings = LoopReadings(
         last, train_metrics, run.schedule, clock, counts_tokens=evaluator.task.counts_tokens
     )
-    update = choose_update(run.optimizer)
-    moments = _moments(
-        options, run, feed, hooks, writer, guard, interruption, interval, work, update
-    )
+    step = _step(options, run, work.trained, guard, last)
+    moments = _moments(options, run, feed, hooks, writer, step, interruption, interval, work)
     context = _context(run, data, train_metrics, compare(()), readings)
     report = _report(options, run, data, limits, clock, interval, train_metrics)
     row_writer = RowWriter(context, train_metrics, validation, run.schedule, moments, report)
@@ -118,7 +111,7 @@ def assemble(
         session=Session(signals, run.record.freeze_audit),
         limits=limits,
         feed=feed,
-        step=_step(options, run, work.trained, guard, last, update),
+        step=step,
         schedule=run.schedule,
         train_metrics=train_metrics,
         validation=validation,
@@ -151,19 +144,13 @@ def _moments(
     feed: EpochFeed,
     hooks: Callbacks,
     writer: CheckpointWriter,
-    guard: Guard,
+    step: Step,
     interruption: Interruption,
     interval: EpochInterval | StepInterval,
     work: Work,
-    update: Update,
 ) -> Moments:
     def keep_position(context: TrainContext) -> None:
         run.record.position = feed.position(context)
-
-    def clear_gradients(context: TrainContext) -> None:
-        # Those of the last step would only hold memory.
-        context.model.zero_grad()
-        update.clear()  # It may contain parameters of the loss or the task.
 
     def finish(context: TrainContext) -> None:
         try:
@@ -188,7 +175,7 @@ def _moments(
             with_seed_of_epoch(hooks.on_epoch_start, options.seed), work.start_epoch
         ),
         step_end=Moment(*hooks_of_step, interruption.stop_if_signalled),
-        training_end=Moment(lambda _: guard.read(), interruption.stop_if_signalled),
+        training_end=Moment(lambda _: writer.check(), interruption.stop_if_signalled),
         # Not `poll`: which row is the best depends on whether its checkpoint was written.
         row=Moment(
             writer.finish, with_random_state_preserved(hooks.on_row), *after_hooks, forget_measured
@@ -200,7 +187,7 @@ def _moments(
             *after_hooks,
             forget_measured,
         ),
-        fit_end=Moment(clear_gradients, finish),
+        fit_end=Moment(gradients_cleared(step.update), finish),
         fit_done=Moment(
             writer.write_requested,
             writer.finish,
@@ -259,17 +246,12 @@ def _context(
 
 
 def _step(
-    options: TrainerOptions,
-    run: TrainingRun,
-    evaluator: Evaluator,
-    guard: Guard,
-    last: LastStep,
-    update: Update,
+    options: TrainerOptions, run: TrainingRun, evaluator: Evaluator, guard: Guard, last: LastStep
 ) -> Step:
     return Step(
         model=evaluator.runner,
         task=evaluator.task,
-        update=update,
+        update=choose_update(run.optimizer),
         precision=run.precision,
         guard=guard,
         clip=options.clipping,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from finetunelib._preserve import random_state_free
 from finetunelib._typing import Batch
 from finetunelib.data._batches import Batches
 from finetunelib.data._named import NamedBatches
 from finetunelib.errors import InvalidArgumentError
+from finetunelib.training._callbacks.hooks import Callbacks, do_nothing
 from finetunelib.training._checkpointing.run import TrainingRun
 from finetunelib.training._diagnosis.first_fit import FirstFit, choose_first_fit
 from finetunelib.training._measuring.accumulator import MetricAccumulator, task_needs_equal_sizes
@@ -59,8 +61,8 @@ def build_check(
     evaluator: Evaluator,
     train: Batches,
     val: Batches | NamedBatches | None,
+    hooks: Callbacks,
     metrics: MetricAccumulator,
-    randomness: Callable[[], AbstractContextManager[None]],
 ) -> FirstBatchCheck:
     """Return the check of a `fit`, which examines the training data in the first one.
 
@@ -70,10 +72,12 @@ def build_check(
         evaluator: The model with its task.
         train: The training data.
         val: The validation data, if any, or several sets of it.
+        hooks: The callbacks.
         metrics: The metrics of the training data.
-        randomness: Returns a context for the checks.
     """
     first_fit = choose_first_fit(options.warnings, run, evaluator.task, train, val, metrics.update)
+    # Nothing else sees the random states between the checks and the first epoch.
+    randomness = random_state_free if hooks.on_fit_start is do_nothing else nullcontext
     return FirstBatchCheck(
         evaluator, options.accumulation_steps, first_fit, options.checkpointing, randomness
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from finetunelib._preserve import state_tensors
+from finetunelib._forward.state_tensors import state_tensors
 from finetunelib.training._callbacks.context import TrainContext
 
 

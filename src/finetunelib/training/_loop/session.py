@@ -12,6 +12,8 @@ from finetunelib._preserve import modes_preserved, random_state_preserved
 from finetunelib.finetuning._freezing.certificate import FreezeAudit
 from finetunelib.training._callbacks.context import TrainContext
 from finetunelib.training._loop.interruption import Signals
+from finetunelib.training._loop.moments import Hook
+from finetunelib.training._updates.update import Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +66,13 @@ def _certified(context: TrainContext, freeze_audit: FreezeAudit) -> Iterator[Non
     context.history.certificate = freeze_audit.finish(
         context.model, trained=context.state.step > step
     )
+
+
+def gradients_cleared(update: Update) -> Hook:
+    """Return a hook that clears the gradients of the last step, which would only hold memory."""
+
+    def clear(context: TrainContext) -> None:
+        context.model.zero_grad()
+        update.clear()  # It may contain parameters of the loss or the task.
+
+    return clear
