@@ -22,6 +22,10 @@ few-images: $(VENV)/.fields ## Fine-tune an ImageNet network with 10 to 100 imag
 reviews: $(VENV)/.fields ## Fine-tune a language model: frozen, with LoRA, and as a whole
 	$(BIN)/python examples/reviews.py
 
+.PHONY: speakers
+speakers: $(VENV)/.fields ## Recognize speakers from a few words (needs espeak-ng)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/speakers.py
+
 .PHONY: help
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} \
