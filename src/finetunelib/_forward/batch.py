@@ -51,10 +51,10 @@ def split(batch: Batch) -> tuple[Any, Any]:
 
 def inputs_of(batch: Batch) -> Any:
     """Return the inputs of a batch that may also contain targets."""
+    if isinstance(batch, (tuple, list)):  # Before a mapping, whose test is slow.
+        return batch[0] if batch else batch
     if isinstance(batch, Mapping):
         return {name: value for name, value in batch.items() if name != "labels"}
-    if isinstance(batch, tuple | list) and batch:
-        return batch[0]
     return batch
 
 

@@ -57,10 +57,10 @@ def _only_value(task: Task, targets: Any) -> float | None:
     of_classes = convention.kind == "classes" and targets.dtype == torch.int64
     if not of_classes and convention.kind != "labels":
         return None
-    flat = targets.flatten()
-    first = flat[0]
-    # Mostly, the last one differs.
-    if not (bool(flat[-1] == first) and bool((targets == first).all())):
+    ends = targets.flatten()[:: max(1, targets.numel() - 1)]
+    # Mostly, the last one differs from the first. All are compared without memory for each.
+    low, high = (targets if bool(ends[0] == ends[-1]) else ends).aminmax()
+    if not bool(low == high):
         return None
-    value = float(first)
+    value = float(low)
     return None if of_classes and value == convention.ignored else value

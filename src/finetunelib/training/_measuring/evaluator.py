@@ -114,16 +114,20 @@ class Evaluator:
         """
         rows = Rows(samples)
         with evaluating(self.model), self.precision.autocast():
-            for number, batch in enumerate(batches):
-                on_device = to_device(batch, self.device)
-                if number == 0:
-                    with undone_on_error(self.model):
-                        outputs = predict_first(self.task, self.model, self.runner, on_device)
-                else:
-                    outputs = self.task.predict(self.runner, on_device)
+            predict = self._predict_first
+            for batch in batches:
                 # Move them at once: the device needs memory for the outputs of one batch only.
-                rows.add(mapped(self._final, outputs), length_of(batch))
+                outputs = mapped(self._final, predict(self.runner, to_device(batch, self.device)))
+                rows.add(outputs, length_of(batch))
+                predict = self.task.predict
         return rows.result()
 
+    def _predict_first(self, runner: nn.Module, batch: Batch) -> Any:
+        with undone_on_error(self.model):
+            return predict_first(self.task, self.model, runner, batch)
+
     def _final(self, outputs: Tensor) -> Tensor:
-        return self.precision.widen(outputs).detach().cpu()
+        outputs = self.precision.widen(outputs)
+        if outputs.requires_grad:
+            outputs = outputs.detach()
+        return outputs if outputs.is_cpu else outputs.cpu()

@@ -62,6 +62,7 @@ class Rows:
         if isinstance(outputs, Tensor) and self._samples is not None:
             if self._whole is None:
                 self._whole = outputs.new_empty((self._samples, *outputs.shape[1:]))
+            # At once, since a model may write its next outputs to the same memory.
             self._whole[self._filled : self._filled + len(outputs)] = outputs
         else:
             self._parts.append(outputs)
@@ -103,12 +104,12 @@ def mapped(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
 
 
 def _check_rows(outputs: Any, count: int) -> None:
-    if isinstance(outputs, Mapping | tuple) and len(outputs):
+    if isinstance(outputs, Tensor):  # First, since the test for a mapping is slow.
+        rows = outputs.shape[0] if outputs.dim() else 0
+    elif isinstance(outputs, Mapping | tuple) and len(outputs):
         for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
             _check_rows(part, count)
         return
-    if isinstance(outputs, Tensor):
-        rows = outputs.shape[0] if outputs.dim() else 0
     elif isinstance(outputs, list):
         rows = len(outputs)
     else:

@@ -121,7 +121,9 @@ class SupervisedTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """Run the model on a batch, with or without targets, and return its logits or outputs."""
-        output = arguments_of(inputs_of(batch)).call(model)
+        inputs = inputs_of(batch)
+        # As in `call`, but a mapping or tuple is a result, too.
+        output = model(inputs) if isinstance(inputs, Tensor) else arguments_of(inputs).call(model)
         logits = logits_of(output)
         return output if logits is None else logits
 
