@@ -114,6 +114,7 @@ release-check: $(VENV)/.dev ## Build a release and test it on every Python here 
 benchmark: $(VENV)/.dev ## Measure the numbers in the documentation
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/fit_start.py
 	$(BIN)/python benchmarks/fit_memory.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/tutorial.py

@@ -31,7 +31,8 @@ def modes_preserved(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # Setting an attribute of a module is slow.
+                module.training = training
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def compare(train: Tensor, val: Tensor, most: int) -> Comparison | None:
 
 
 def _rows(values: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the values of all samples as rows, and the indices of those to compare."""
+    """Return the values of all samples as rows, and the indices of those to compare, in order."""
     count = len(values)
     chosen = (
         torch.arange(count)

@@ -42,10 +42,11 @@ class Coverage:
             InvalidArgumentError: If the optimizer contains parameters that no longer exist, or
                 lacks one that was added or unfrozen after the Trainer built it.
         """
-        missing = missing_parameters(trained, self._optimizer)
+        named = trained.named_parameters()
+        missing = _missing(named, self._optimizer)
         if not self._ready:
             self._check_unchanged(missing)
-        check_no_other_parameters(trained, self._optimizer)
+        _check_no_other(named, self._optimizer)
         if missing:
             names = quoted([name for name, _ in missing])
             warnings.warn(
@@ -72,7 +73,13 @@ def check_no_other_parameters(trained: TrainedModules, optimizer: torch.optim.Op
     Raises:
         InvalidArgumentError: If it has a parameter of neither the model, the loss nor the task.
     """
-    own = {id(parameter) for _, parameter in trained.named_parameters()}
+    _check_no_other(trained.named_parameters(), optimizer)
+
+
+def _check_no_other(
+    named: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> None:
+    own = {id(parameter) for _, parameter in named}
     foreign = [tuple(p.shape) for p in parameters_of(optimizer) if id(p) not in own]
     if foreign:
         raise InvalidArgumentError(
@@ -91,9 +98,15 @@ def missing_parameters(
     trained: TrainedModules, optimizer: torch.optim.Optimizer
 ) -> list[tuple[str, nn.Parameter]]:
     """Return the trainable parameters that an optimizer does not contain, with their names."""
+    return _missing(trained.named_parameters(), optimizer)
+
+
+def _missing(
+    named: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> list[tuple[str, nn.Parameter]]:
     held = set(map(id, parameters_of(optimizer)))
     return [
         (name, parameter)
-        for name, parameter in trained.named_parameters()
+        for name, parameter in named
         if parameter.requires_grad and id(parameter) not in held
     ]

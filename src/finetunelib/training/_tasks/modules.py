@@ -46,8 +46,8 @@ class TrainedModules:
         """
         own = list(self.model.parameters())
         known = {id(parameter) for parameter in own}
-        others = [p for _, p in self.named_parameters() if id(p) not in known]
-        return own + [parameter for parameter in others if parameter.requires_grad]
+        others = {id(p): p for _, p in self._named_others() if id(p) not in known}
+        return own + [parameter for parameter in others.values() if parameter.requires_grad]
 
     def all_modules(self) -> Iterator[nn.Module]:
         """Yield the model, the modules of the loss and the task, and all their submodules."""
