@@ -135,6 +135,8 @@ def _caller(
     callbacks: Sequence[Callback], *hooks: str, ends: bool = False
 ) -> Callable[[TrainContext], None]:
     """Return a function that calls hooks of the callbacks that override them."""
+    if not callbacks:
+        return do_nothing
     overriding = [
         (callback, hook) for callback in callbacks for hook in hooks if _overrides(callback, hook)
     ]

@@ -57,10 +57,15 @@ def _only_value(task: Task, targets: Any) -> float | None:
     of_classes = convention.kind == "classes" and targets.dtype == torch.int64
     if not of_classes and convention.kind != "labels":
         return None
-    ends = targets.flatten()[:: max(1, targets.numel() - 1)]
-    # Mostly, the last one differs from the first. All are compared without memory for each.
-    low, high = (targets if bool(ends[0] == ends[-1]) else ends).aminmax()
-    if not bool(low == high):
+    # Mostly, the last one differs from the first.
+    ends = targets.flatten()[:: max(1, targets.numel() - 1)].tolist()
+    if ends[0] != ends[-1] or not _are_equal(targets):
         return None
-    value = float(low)
+    value = float(ends[0])
     return None if of_classes and value == convention.ignored else value
+
+
+def _are_equal(values: Tensor) -> bool:
+    """Return whether all values are the same, without memory for a comparison of each."""
+    low, high = values.aminmax()
+    return low.item() == high.item()

@@ -102,7 +102,7 @@ def _advice_for_shape(outputs: Tensor, targets: Tensor) -> str:
 
 def _are_between(targets: Tensor, lowest: int, highest: int) -> bool:
     low, high = torch.aminmax(targets)
-    return bool(low >= lowest) and bool(high <= highest)
+    return low.item() >= lowest and high.item() <= highest
 
 
 def check_class_range(
