@@ -6,8 +6,9 @@ Each model is exported by `torch.onnx.export` and by `export_onnx`, with a dynam
 its temporary file for the viewer is written. Times are processor times of one process, taken
 alternately after a warm-up with a small model. Memory is the peak of the resident memory during one
 call, in a process of its own, above that before the call; it is also measured for an export without
-verification. Linux only. Prints JSON with medians of the times and
-of their paired ratios.
+verification. The resident memory contains files that are mapped into memory, which the system can
+drop at any time; the private memory, read every few milliseconds, does not. Linux only. Prints JSON
+with medians of the times and of their paired ratios.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -144,15 +146,37 @@ def times(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def memory(name: str, kind: str) -> float:
-    """Return the peak memory of one call in this process above that before it, in megabytes."""
+def memory(name: str, kind: str) -> dict[str, int]:
+    """Return the peaks of the memory of one call in this process above that before it."""
     model, inputs = built(name, [kind])
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Resets the peak.
-    before = _kilobytes("VmRSS")
-    with tempfile.TemporaryDirectory() as folder:
+    before, private = _kilobytes("VmRSS"), _kilobytes("RssAnon")
+    with tempfile.TemporaryDirectory() as folder, _sampling("RssAnon") as seen:
         call(kind, model, inputs, Path(folder))
-    return (_kilobytes("VmHWM") - before) / 1000
+    return {
+        f"{kind}_megabytes": round((_kilobytes("VmHWM") - before) / 1000),
+        f"{kind}_private_megabytes": round((max(seen) - private) / 1000),
+    }
+
+
+@contextlib.contextmanager
+def _sampling(field: str) -> Iterator[list[int]]:
+    """Read a number of kilobytes every few milliseconds during the block."""
+    seen = [_kilobytes(field)]
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.wait(0.003):
+            seen.append(_kilobytes(field))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _kilobytes(field: str) -> int:
@@ -161,10 +185,11 @@ def _kilobytes(field: str) -> int:
     return int(found[1])
 
 
-def _memory_in_own_process(name: str, kind: str) -> int:
+def _memory_in_own_process(name: str, kind: str) -> dict[str, int]:
     command = [sys.executable, __file__, "--models", name, "--memory", kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return round(float(done.stdout.split()[-1]))
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -176,12 +201,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        print(memory(options.models[0], options.memory))
+        print(json.dumps(memory(options.models[0], options.memory)))
         return
     found = {}
     for name in options.models:
-        peaks = {f"{kind}_megabytes": _memory_in_own_process(name, kind) for kind in MEASURED}
-        found[name] = {**times(name, options.rounds), **peaks}
+        found[name] = times(name, options.rounds)
+        for kind in MEASURED:
+            found[name] |= _memory_in_own_process(name, kind)
     date = datetime.now(UTC).date().isoformat()
     print(json.dumps({"date": date, "rounds": options.rounds, "models": found}, indent=2))
 

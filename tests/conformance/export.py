@@ -52,13 +52,13 @@ _MEANING = """\
 The weights are random but chosen to make the outputs vary: each BatchNorm has the statistics of
 images and small weights, which keeps rounding errors from growing, and the head is initialized
 again. Each file has a dynamic batch size, and texts also have a dynamic length. `export_onnx`
-compared the file with the model at batch sizes 1, 2 and 7 (3 for large models), and `verify_onnx`
-compared it on samples that were not used for the export. The model was bitwise unchanged
-afterwards. An error is the largest error of any value, as a fraction of the spread of the outputs
-over the samples (allowed: 0.001). The norm ratio is the one furthest from 1. The column "millions"
-counts parameters. The seconds are those of `export_onnx` including verification: elapsed time, and
-CPU time in brackets, which other programs do not affect. Two files mean a model above 2 GB, whose
-weights are stored next to the graph."""
+compared the file with the model at batch sizes 1, 2 and 7 (1 and 3 for large models), and
+`verify_onnx` compared it on samples that were not used for the export. The model was bitwise
+unchanged afterwards. An error is the largest error of any value, as a fraction of the spread of the
+outputs over the samples (allowed: 0.001). The norm ratio is the one furthest from 1. The column
+"millions" counts parameters. The seconds are those of `export_onnx` including verification: elapsed
+time, and CPU time in brackets, which other programs do not affect. Two files mean a model above
+2 GB, whose weights are stored next to the graph."""
 
 PACKAGES = ("finetunelib", "torch", "torchvision", "timm", "transformers", "onnx", "onnxscript")
 

@@ -76,9 +76,9 @@ def export_onnx(  # noqa: PLR0913 - the options of an export
 
     The model is exported in eval mode by `torch.onnx.export`. Paths and source lines of this
     machine are removed, ONNX checks the file, and ONNX Runtime runs it on the same batches as the
-    model, of 1, 2 and 7 samples (3 for large models). The file appears at `path` only if all of
-    this succeeds; otherwise an existing file is unchanged. Modes, buffers, hooks and random states
-    are restored.
+    model, of 1, 2 and 7 samples (1 and 3 for large models). The file appears at `path` only if all
+    of this succeeds; otherwise an existing file is unchanged. Modes, buffers, hooks and random
+    states are restored.
 
     The file contains metadata (see `finetunelib.export.load_onnx_metadata`), and each node of its
     graph names the module that it comes from and whether its parameters are frozen. A model above

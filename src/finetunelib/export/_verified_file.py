@@ -29,7 +29,7 @@ from finetunelib.export._tracing.conditions import text
 from finetunelib.export._tracing.size_checks import add_size_checks
 from finetunelib.export._verification.compare import FileComparison
 from finetunelib.export._verification.outcome import Verification
-from finetunelib.export._verification.runtime import open_session
+from finetunelib.export._verification.runtime import open_mapped
 from finetunelib.export._write import (
     check_graph,
     fixed_axis,
@@ -51,12 +51,12 @@ class Written:
 
     Attributes:
         path: The file.
-        graph: Its `onnx.GraphProto` without weights, which are large. It may list them as inputs.
+        model: The `onnx.ModelProto` in it, whose large weights are external.
         exported: The `torch.export.ExportedProgram` that it comes from.
     """
 
     path: Path
-    graph: Any
+    model: Any
     exported: Any
 
 
@@ -97,23 +97,26 @@ def write_verified(plan: Plan, new: Path, progress: Progress) -> ExportReport:
 def _write_program(programs: list[Any], limits: SizeLimits, plan: Plan, new: Path) -> ExportReport:
     """Write and compare the only program in a list, which is emptied to release its weights."""
     program = programs.pop()
-    report, graph = _save_checked(program, limits.checked, plan, new)
+    report, model = _save_checked(program, limits.checked, plan, new)
     exported = program.exported_program
     if plan.tolerance is None:
-        if limits.sizes and not _agree(Written(new, graph, exported), limits, plan):
+        if limits.sizes and not _agree(Written(new, model, exported), limits, plan):
             compared = limits.compared
             limits.check_all(Axes(plan.interface.axes, plan.subject.inputs.tensors))
             report, _ = _save_checked(program, compared, plan, new)
         return _with_checks(report, limits)
     del program  # It has a copy of the weights.
     with keeping_mismatch(new, plan), naming_fixed_outputs(report, exported, plan):
-        written = Written(new, graph, exported)
+        written = Written(new, model, exported)
         verification, shapes = verify_file(written, limits, plan, plan.tolerance)
     wrong = wrong_shapes(report, shapes)
     if wrong:
         program, _ = trace_model(plan, optimize=False, exported=exported)
         open_shapes(program, wrong)
-        report, _ = _save_checked(program, limits.checked, plan, new)
+        report, model = _save_checked(program, limits.checked, plan, new)
+        with keeping_mismatch(new, plan):
+            written = Written(new, model, exported)
+            verification, _ = verify_file(written, limits, plan, plan.tolerance)
     return dataclasses.replace(_with_checks(report, limits), verification=verification)
 
 
@@ -123,11 +126,11 @@ def _save_checked(
     """Add checks of sizes to the graph of a program, write it, and check the graph.
 
     Returns:
-        The report, and the graph without its weights.
+        The report, and the model in the file, whose large weights are external.
     """
     add_size_checks(program.model.graph, conditions, plan.interface.axes)
-    written = save(program, new, plan)
-    return check_graph(written, new, plan), written.graph
+    model = save(program, new, plan)
+    return check_graph(model, new, plan), model
 
 
 def _with_checks(report: ExportReport, limits: SizeLimits) -> ExportReport:
@@ -151,14 +154,14 @@ def _comparison(written: Written, plan: Plan, tolerance: float) -> FileCompariso
         CorruptFileError: If ONNX Runtime cannot load the file.
     """
     return FileComparison(
-        open_session(written.path, checked=True),
+        open_mapped(written.path, written.model),
         written.path,
         plan.subject.reference,
         plan.interface.input_names,
         plan.subject.batch,
         tolerance,
         program=lambda: written.exported,
-        graph=lambda: written.graph,
+        graph=lambda: written.model.graph,
     )
 
 

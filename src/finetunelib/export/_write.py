@@ -14,8 +14,9 @@ from finetunelib._files.atomic import atomic_folder
 from finetunelib._messages import first_line
 from finetunelib.errors import ExportError, ExportMismatchError, PathNotWritableError
 from finetunelib.export._model_file import data_file, naming, read_onnx
-from finetunelib.export._one_file import with_weights_as_inputs, write_in_one_file
+from finetunelib.export._one_file import write_in_one_file
 from finetunelib.export._plan import Plan
+from finetunelib.export._read_back import read_back, with_weights_as_inputs
 from finetunelib.export._report import ExportReport, TensorInfo, tensor_infos
 from finetunelib.export._request.batch_axes import fixed_outputs
 from finetunelib.export._request.pipeline import inner_name
@@ -59,7 +60,9 @@ def trace_model(
 
 
 def save(program: Any, temporary: Path, plan: Plan) -> onnx.ModelProto:
-    """Write a program to a temporary file, and return a valid model without its weights.
+    """Write a program to a temporary file, and return the model in it, without large weights.
+
+    Those are external data, in the file itself if the program is not written to two files.
 
     Raises:
         PathNotWritableError: If the file cannot be written.
@@ -68,7 +71,8 @@ def save(program: Any, temporary: Path, plan: Plan) -> onnx.ModelProto:
         if plan.two_files:
             program.save(temporary, external_data=True)
             return read_onnx(temporary)
-        return with_weights_as_inputs(write_in_one_file(program.model, temporary), program.model)
+        write_in_one_file(program.model, temporary)
+        return read_back(temporary)
 
 
 def check_graph(written: onnx.ModelProto, path: Path, plan: Plan) -> ExportReport:
@@ -80,7 +84,7 @@ def check_graph(written: onnx.ModelProto, path: Path, plan: Plan) -> ExportRepor
     import onnx
 
     try:
-        onnx.checker.check_model(str(path) if plan.two_files else written)
+        onnx.checker.check_model(str(path) if plan.two_files else with_weights_as_inputs(written))
     except onnx.checker.ValidationError as error:
         raise ExportError(f"The exported graph is invalid: {first_line(error)}") from error
     report = _report(written, plan)

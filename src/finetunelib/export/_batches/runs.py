@@ -132,6 +132,13 @@ def first_runs(runner: Runner) -> tuple[Runner, list[Run]]:
 
     Also return the runner with the level of variation that the model accepts.
     """
+    varying, runs = _accepted_runs(runner)
+    varying.tried.update({tuple(run.sizes.items()): True for run in runs})
+    return varying, runs
+
+
+def _accepted_runs(runner: Runner) -> tuple[Runner, list[Run]]:
+    """Return what `first_runs` does."""
     sizes = _first_sizes(runner)
     varying, runs = _runs_at(runner, LEVELS[0], sizes)
     if len(runs) == len(sizes):

@@ -22,7 +22,7 @@ _STEPS = (32, 16, 8, 7, 4, 2)
 BATCH_SIZES = (1, 2, 7)
 
 #: The same for models with at least this many parameters, whose rows are expensive.
-BATCH_SIZES_OF_LARGE_MODELS = (1, 2, 3)
+BATCH_SIZES_OF_LARGE_MODELS = (1, 3)
 LARGE_MODEL = 20_000_000
 
 

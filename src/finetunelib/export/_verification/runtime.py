@@ -11,6 +11,9 @@ from finetunelib._forward.inputs import Inputs
 from finetunelib.errors import CorruptFileError, ExportMismatchError
 from finetunelib.export._batches.arrays import Array
 
+#: The option that says where the external data of a model in memory are.
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 class RunError(ExportMismatchError):
     """ONNX Runtime cannot run the file on a batch that the model accepts."""
@@ -20,34 +23,65 @@ class RefusedError(CorruptFileError):
     """ONNX Runtime cannot load a file that the ONNX checker accepts."""
 
 
-def open_session(path: Path, *, checked: bool = False) -> Any:
+def open_session(path: Path) -> Any:
     """Check a file with ONNX, and return an ONNX Runtime session on the CPU.
-
-    Args:
-        path: The file.
-        checked: Whether ONNX has checked the file already.
 
     Raises:
         CorruptFileError: If the file is not a valid ONNX model.
         RefusedError: If it is valid, but ONNX Runtime cannot load it.
     """
     import onnx
-    import onnxruntime
 
     # Neither library documents its exceptions. All of them are about the file here.
-    if not checked:
-        try:
-            onnx.checker.check_model(str(path))
-        except Exception as error:
-            message = f"`{path}` is not a valid ONNX model: {_reason(error)}"
-            raise CorruptFileError(message) from error
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        message = f"`{path}` is not a valid ONNX model: {_reason(error)}"
+        raise CorruptFileError(message) from error
+    return _session(path, str(path), _options())
+
+
+def open_mapped(path: Path, model: Any) -> Any:
+    """Return a session of a file that ONNX has checked, with its weights mapped into memory.
+
+    Args:
+        path: The file.
+        model: The `onnx.ModelProto` in it, whose large weights are external data next to it or in
+            the file itself.
+
+    Raises:
+        RefusedError: If ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    if not any(tensor.external_data for tensor in model.graph.initializer):
+        return _session(path, str(path), _options())
+    options = _options()
+    options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
+    # All optimizations but those that copy weights into another layout.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    try:
+        return _session(path, model.SerializeToString(), options)
+    except RefusedError:
+        return _session(path, str(path), _options())
+
+
+def _options() -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # Errors are raised too.
     # A comparison runs a file a few times. Packed copies of its weights, as large as the weights,
     # would only make many runs faster.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _session(path: Path, source: str | bytes, options: Any) -> Any:
+    import onnxruntime
+
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise RefusedError(f"ONNX Runtime cannot load `{path}`: {_reason(error)}") from error
 
