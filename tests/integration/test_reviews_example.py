@@ -62,6 +62,10 @@ def test_the_example_compares_and_exports(
     assert results["onnx_verified"] is True
     assert results["padding_changes_probabilities_by"] < 1e-5
     assert (results["test_reviews"], results["majority"]) == (8, 0.5)
+    assert results["train_reviews"] == 12
+    for run in results["runs"].values():
+        assert 0 <= run["balanced_accuracy"] <= 1
+        assert 1 <= run["best_epoch"] <= run["epochs"] == 2
     trained = {name: run["trained_parameters"] for name, run in results["runs"].items()}
     assert trained["frozen"] == 2 * 16 + 2
     assert trained["LoRA"] == trained["frozen"] + 2 * 2 * 8 * 16
