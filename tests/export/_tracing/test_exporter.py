@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import re
 import socket
@@ -240,3 +241,27 @@ def test_the_error_suggests_eager_attention() -> None:
     message = explain(RuntimeError("Cannot view a tensor with these strides"), model, "")
     assert 'set_attn_implementation("eager")' in message
     assert len(message.splitlines()) == 3
+
+
+def test_garbage_is_collected_again_after_a_failure(tmp_path: Path) -> None:
+    """It is not collected while a model is traced, and stays off if the caller has disabled it."""
+    seen = []
+
+    class Watching(nn.Module):
+        """Notes whether garbage is collected, and cannot be exported."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(gc.isenabled())
+            return inputs * float(inputs.sum())
+
+    for enabled in (True, False):
+        seen.clear()
+        if not enabled:
+            gc.disable()
+        try:
+            with pytest.raises(ExportError):
+                export_onnx(Watching(), tmp_path / "watching.onnx", samples(2, 4))
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
+        assert False in seen
