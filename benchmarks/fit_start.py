@@ -8,8 +8,8 @@ during which other programs use the core.
 - `fits`: an epoch of 200 rows of a tiny model with the default settings, in batches of 64, without
   and with validation data of the same size: by a new Trainer, and by one that has trained before.
   Each is paired with a hand-written loop that trains, and computes the loss of the validation data.
-- `many`: many such fits one after the other. The ratio of the median time of the last tenth to that
-  of the first tenth, and the memory that the process has more at the end.
+- `many`: many such fits one after the other. The ratio of the first decile of the times of the last
+  tenth of the fits to that of the first tenth, and the memory that the process has more at the end.
 - `rows`: the time up to the end of the first step on many rows, next to that of the permutation of
   the rows alone, and the memory above that at the start, at its peak.
 """
@@ -134,7 +134,7 @@ def many(count: int) -> dict[str, Any]:
         run()
         before, part = kilobytes("VmRSS"), max(1, count // 10)
         times = [seconds(run) for _ in range(count)]
-        ratio = statistics.median(times[-part:]) / statistics.median(times[:part])
+        ratio = decile(times[-part:]) / decile(times[:part])
         found[name] = {
             "fits": count,
             "seconds": round(sum(times), 2),
@@ -158,7 +158,8 @@ def many_rows(rows: int) -> dict[str, Any]:
             "added_peak_mb": round((kilobytes("VmHWM") - before) / 1024, 1),
         }
     alone = seconds(partial(torch.randperm, rows, dtype=torch.int32))
-    return {**found, "permutation_ms": round(1e3 * alone, 1), "permutation_mb": 4 * rows / 2**20}
+    size = round(4 * rows / 2**20, 1)
+    return {**found, "permutation_ms": round(1e3 * alone, 1), "permutation_mb": size}
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -175,7 +176,7 @@ def spread(values: Sequence[float], name: str) -> dict[str, Any]:
 
 
 def decile(values: Sequence[float]) -> float:
-    """Return the first decile."""
+    """Return the first decile, since other programs on the same core can make times only longer."""
     return statistics.quantiles(values, n=10)[0]
 
 

@@ -15,8 +15,8 @@ def test_each_part_returns_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         for which in ("new_trainer", "same_trainer"):
             assert found[kind][which]["plain_ms"] > 0
             assert len(found[kind][which]["added_ms_quartiles"]) == 2
-    grown = fit_start.many(4)
-    assert all(part["fits"] == 4 and part["last_to_first"] > 0 for part in grown.values())
+    grown = fit_start.many(20)
+    assert all(part["fits"] == 20 and part["last_to_first"] > 0 for part in grown.values())
     rows = fit_start.many_rows(2000)
     assert rows["number"] == 2000
     assert rows["batch_size_1"]["first_step_ms"] > 0
