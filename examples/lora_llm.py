@@ -177,7 +177,7 @@ def digest_of(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             state.update(name.encode())
-            state.update(parameter.detach().reshape(-1).view(torch.uint8).numpy())
+            state.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
