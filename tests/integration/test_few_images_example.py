@@ -21,7 +21,8 @@ def test_the_example_compares_exports_and_serves(
     torch.manual_seed(0)
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
     torch.save({f"_{name}": value for name, value in state.items()}, tmp_path / "other.pth")
-    sizes = ("--per-class", "1", "--epochs", "1", "--head-epochs", "2", "--size", "32")
+    epochs = ("--epochs", "1", "--head-epochs", "2", "--small-epochs", "2")
+    sizes = ("--per-class", "1", *epochs, "--size", "32")
     data = ("--dataset", "digits", "--val", "1", "--test", "10", "--weights", "other.pth")
     results = run_example(monkeypatch, "few_images", tmp_path, *sizes, *data)
     assert results["onnx_verified"] is True
