@@ -113,6 +113,7 @@ CASES = {
         TEXT,
         (TEXT, CLASSES),
         {},
+        exported=True,
     ),
     "llama": Case(
         llama,
