@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -114,7 +114,7 @@ class Evaluator:
         """
         rows = Rows(samples)
         with evaluating(self.model), self.precision.autocast():
-            predict = self._predict_first
+            predict: Callable[[nn.Module, Batch], Any] = self._predict_first
             for batch in batches:
                 # Move them at once: the device needs memory for the outputs of one batch only.
                 outputs = mapped(self._final, predict(self.runner, to_device(batch, self.device)))
