@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -52,14 +53,15 @@ def main() -> None:
             arguments = ("--dataset", "mnist", "--data-dir", data, "--output-dir", folder)
             ours.append(seconds(example, *arguments, "--epochs", str(options.epochs)))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    result = {
+    numbers = {
         "epochs": options.epochs,
         "rounds": options.rounds,
         "tutorial_seconds": statistics.median(theirs),
         "example_seconds": statistics.median(ours),
         "ratio": statistics.median(ratios),
     }
-    print(json.dumps({name: round(value, 3) for name, value in result.items()}))
+    date = datetime.now(UTC).date().isoformat()
+    print(json.dumps({"date": date, **{name: round(v, 3) for name, v in numbers.items()}}))
 
 
 if __name__ == "__main__":
