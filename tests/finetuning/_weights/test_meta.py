@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finetunelib.errors import InvalidArgumentError, InvalidTypeError, WeightsMismatchError
-from finetunelib.finetuning import load_weights
+from finetunelib.finetuning import load_weights, save_weights
 
 SHAPES = {
     "words.weight": (7, 4),
@@ -143,3 +145,41 @@ def test_computed_buffers_on_meta_are_refused(tmp_path: Path) -> None:
     model.waves = Waves()
     load_weights(model, tmp_path)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+LOADED_IN_BFLOAT16 = """
+import pathlib, sys
+import torch
+from torch import nn
+from finetunelib.finetuning import load_weights, save_weights
+
+def resident():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+def build(width, layers):
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+
+def load(width, layers):
+    with torch.device("meta"):
+        model = build(width, layers)
+    load_weights(model, f"{sys.argv[1]}/{width}.safetensors", dtype=torch.bfloat16)
+    return model
+
+save_weights(build(2, 2), f"{sys.argv[1]}/2.safetensors")
+load(2, 2)  # What is imported.
+before = resident()
+model = load(1024, 40)
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_converted_tensors_lie_without_gaps_in_memory(tmp_path: Path) -> None:
+    """Forty layers of 2 MiB each in bfloat16 take 80 MiB, not half as much again."""
+    layers = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(40)))
+    save_weights(layers, tmp_path / "1024.safetensors")
+    command = [sys.executable, "-c", LOADED_IN_BFLOAT16, str(tmp_path)]
+    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert 80 * 1024 <= int(grown) < 96 * 1024

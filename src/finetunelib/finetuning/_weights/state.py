@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -218,9 +219,10 @@ def write_values(
         The tensors of the model after loading, by the names in `values`.
     """
     fresh: dict[int, Tensor] = {}
-    for name, source in values:
-        if state[name].is_meta:
-            fresh[id(state[name])] = _own_values(source, dtypes[name])
+    new = [(name, source) for name, source in values if state[name].is_meta]
+    scratch = _scratch(source for name, source in new if source.dtype != dtypes[name])
+    for name, source in new:
+        fresh[id(state[name])] = _own_values(source, dtypes[name], scratch)
     with torch.no_grad():
         for name, source in values:
             target = state[name]
@@ -249,8 +251,22 @@ def _can_be_read_into(target: Tensor, source: FileTensor) -> bool:
     )
 
 
-def _own_values(source: FileTensor, dtype: torch.dtype) -> Tensor:
+def _scratch(sources: Iterable[FileTensor]) -> Tensor:
+    """Return memory in which each of some tensors fits.
+
+    A new temporary for each would leave gaps between the tensors that are kept.
+    """
+    sizes = [math.prod(source.shape) * source.dtype.itemsize for source in sources]
+    return torch.empty(max(sizes, default=0), dtype=torch.uint8)
+
+
+def _own_values(source: FileTensor, dtype: torch.dtype, scratch: Tensor) -> Tensor:
     """Return a file's values as a contiguous tensor with memory of its own."""
+    if source.dtype != dtype and source.read_into is not None:
+        size = math.prod(source.shape) * source.dtype.itemsize
+        read = scratch[:size].view(source.dtype).reshape(source.shape)
+        source.read_into(read)
+        return torch.empty(source.shape, dtype=dtype).copy_(read)
     values = source.read()
     if values.dtype != dtype:
         return values.to(dtype, memory_format=torch.contiguous_format)
