@@ -1,6 +1,6 @@
 """Compares the memory that `estimate_memory` expects with the measured peak, for five recipes.
 
-    python benchmarks/memory.py [--width 512] [--tokens 64]
+    python benchmarks/memory.py [--width 768] [--tokens 64]
 
 Each recipe is a process of its own, which trains a Llama-like model of 12 layers for two steps with
 AdamW. The measured memory is the peak of the resident memory minus that before the model is built.
@@ -164,7 +164,7 @@ def write_bases(width: int, folder: Path) -> None:
 def main() -> None:
     """Measure all recipes and print the rows."""
     parser = argparse.ArgumentParser(description="Compare estimated with measured memory.")
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--tokens", type=int, default=64, help="tokens in each of two rows")
     parser.add_argument("--recipe", choices=RECIPES, help="measure this one in this process")
     parser.add_argument("--folder", type=Path, help="where the weights of the bases are")
