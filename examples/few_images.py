@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -34,9 +33,8 @@ from torchvision.transforms import v2
 from finetunelib import Trainer, export_onnx, freeze_and_replace_head
 from finetunelib.errors import WeightsMismatchError
 from finetunelib.finetuning import LoadReport, freeze, load_weights, unfreeze
-from finetunelib.training import History
 from finetunelib.visualization import plot_confusion, plot_history
-from measured import save, write_json
+from measured import Run, save, write_json
 from mnist import load_digits
 from wheels import fetch
 
@@ -80,20 +78,6 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image: Tensor = self.prepare(AUGMENT(self.images[index : index + 1]))
         return image[0], self.labels[index]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A trained model, its history, and its accuracy on the test images.
-
-    Attributes:
-        seconds: The processor time of the training, with the validation after each epoch.
-    """
-
-    model: nn.Module
-    history: History
-    accuracy: float
-    seconds: float
 
 
 class Experiment:

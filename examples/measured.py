@@ -1,4 +1,4 @@
-"""Write what an example measured: a JSON file, and pictures in a light and a dark version."""
+"""What an example measured, and how it is written: JSON, and pictures, light and dark."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from torch import nn
 
 import finetunelib
+from finetunelib.training import History
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained model, its history, and its accuracy on the test samples.
+
+    Attributes:
+        seconds: The processor time of the training, with the validation after each epoch.
+    """
+
+    model: nn.Module
+    history: History
+    accuracy: float
+    seconds: float
 
 
 def write_json(path: Path, results: Mapping[str, object], *packages: str) -> None:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -31,7 +30,7 @@ from finetunelib import Trainer, export_onnx
 from finetunelib.finetuning import load_weights
 from finetunelib.training import History
 from finetunelib.visualization import plot_confusion, plot_history
-from measured import save, write_json
+from measured import Run, save, write_json
 from wheels import fetch
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
@@ -118,20 +117,6 @@ class Recognizer(nn.Module):
         """Return logits `(batch, speakers)` for energies `(batch, frames, bands)`."""
         logits: Tensor = self.head(self.encoder(energies))
         return logits
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A trained model, its history, and its accuracy on the test words.
-
-    Attributes:
-        seconds: The processor time of the training, with the validation after each epoch.
-    """
-
-    model: nn.Module
-    history: History
-    accuracy: float
-    seconds: float
 
 
 def main() -> int:
