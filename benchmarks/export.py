@@ -19,7 +19,6 @@ import gc
 import io
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from _parts.process import forget_peak, kilobytes
 from finetunelib import build_mlp, export_onnx
 from finetunelib.visualization._netron.temporary_onnx import write_temporary_onnx
 
@@ -150,12 +150,12 @@ def memory(name: str, kind: str) -> dict[str, int]:
     """Return the peaks of the memory of one call in this process above that before it."""
     model, inputs = built(name, [kind])
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Resets the peak.
-    before, private = _kilobytes("VmRSS"), _kilobytes("RssAnon")
+    forget_peak()
+    before, private = kilobytes("VmRSS"), kilobytes("RssAnon")
     with tempfile.TemporaryDirectory() as folder, _sampling("RssAnon") as seen:
         call(kind, model, inputs, Path(folder))
     return {
-        f"{kind}_megabytes": round((_kilobytes("VmHWM") - before) / 1000),
+        f"{kind}_megabytes": round((kilobytes("VmHWM") - before) / 1000),
         f"{kind}_private_megabytes": round((max(seen) - private) / 1000),
     }
 
@@ -163,12 +163,12 @@ def memory(name: str, kind: str) -> dict[str, int]:
 @contextlib.contextmanager
 def _sampling(field: str) -> Iterator[list[int]]:
     """Read a number of kilobytes every few milliseconds during the block."""
-    seen = [_kilobytes(field)]
+    seen = [kilobytes(field)]
     ended = threading.Event()
 
     def read() -> None:
         while not ended.wait(0.003):
-            seen.append(_kilobytes(field))
+            seen.append(kilobytes(field))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -177,12 +177,6 @@ def _sampling(field: str) -> Iterator[list[int]]:
     finally:
         ended.set()
         thread.join()
-
-
-def _kilobytes(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1])
 
 
 def _memory_in_own_process(name: str, kind: str) -> dict[str, int]:

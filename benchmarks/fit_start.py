@@ -3,7 +3,7 @@
     python benchmarks/fit_start.py [--rounds 300] [--fits 1000] [--rows 5000000] [--output FILE]
 
 One process and one thread. The clock measures the CPU time of the thread, which excludes time
-during which other programs use the core.
+during which other programs use the core. The memory is that of Linux's `/proc`.
 
 - `fits`: an epoch of 200 rows of a tiny model with the default settings, in batches of 64, without
   and with validation data of the same size: by a new Trainer, and by one that has trained before.
@@ -29,13 +29,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from _parts.process import forget_peak, kilobytes
 from finetunelib import Trainer
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 RESULT = Path(__file__).parent / "results" / "fit_start.json"
-
-_STATUS = Path("/proc/self/status")
 
 #: The rows of the small data, and the number of pairs that are not counted.
 ROWS, WARM_UP = 200, 20
@@ -151,7 +150,8 @@ def many_rows(rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {"number": rows}
     for batch_size in (1, 64):
         trainer = quiet_trainer(nn.Linear(2, 2), batch_size)
-        before = memory_at_start()
+        forget_peak()
+        before = kilobytes("VmRSS")
         started = seconds(partial(trainer.fit, data, max_steps=1))
         found[f"batch_size_{batch_size}"] = {
             "first_step_ms": round(1e3 * started, 1),
@@ -178,21 +178,6 @@ def spread(values: Sequence[float], name: str) -> dict[str, Any]:
 def decile(values: Sequence[float]) -> float:
     """Return the first decile, since other programs on the same core can make times only longer."""
     return statistics.quantiles(values, n=10)[0]
-
-
-def memory_at_start() -> int:
-    """Forget the peak of the memory so far, and return the memory of the process in KiB."""
-    if _STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    return kilobytes("VmRSS")
-
-
-def kilobytes(name: str) -> int:
-    """Return a value of the process in KiB, or 0 where Linux's files are missing."""
-    if not _STATUS.exists():
-        return 0
-    lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from _parts.process import IS_COUNTED, kilobytes
 from finetunelib import Trainer
 from finetunelib.finetuning import freeze, load_weights, save_weights
 from finetunelib.training import TokenTask, estimate_memory
@@ -127,11 +127,8 @@ def trained(recipe: Recipe, width: int, tokens: int, folder: Path) -> nn.Module:
 
 def peak() -> int:
     """Return the peak of the resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # `ru_maxrss` includes the process that started this one.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found:
-            return int(found[1]) * 1024
+    if IS_COUNTED:  # `ru_maxrss` includes the process that started this one.
+        return kilobytes("VmHWM") * 1024
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
 

@@ -34,7 +34,7 @@ from finetunelib import Trainer, export_onnx, freeze_and_replace_head
 from finetunelib.errors import WeightsMismatchError
 from finetunelib.finetuning import LoadReport, freeze, load_weights, unfreeze
 from finetunelib.visualization import plot_confusion, plot_history
-from measured import Run, save, write_json
+from measured import Run, rounded, save, write_json
 from mnist import load_digits
 from wheels import fetch
 
@@ -189,18 +189,7 @@ def main() -> int:
         "test_images": len(test[1]),
         "size": options.size,
         "lr": options.lr,
-        "per_class": {
-            str(count): {
-                name.replace(" ", "_"): {
-                    "accuracy": round(run.accuracy, 4),
-                    "val_accuracy": round(run.history.rows[-1]["val_accuracy"], 4),
-                    "processor_seconds": round(run.seconds, 1),
-                    "epochs": run.history.rows[-1]["epoch"],
-                }
-                for name, run in row.items()
-            }
-            for count, row in runs.items()
-        },
+        "per_class": {str(count): rounded(row) for count, row in runs.items()},
         "onnx_verified": verified,
         "seconds": round(seconds, 1),
         "processor_seconds": round(processor, 1),

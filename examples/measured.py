@@ -32,6 +32,19 @@ class Run:
     seconds: float
 
 
+def rounded(runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
+    """Return the results of runs as numbers."""
+    return {
+        name.replace(" ", "_"): {
+            "accuracy": round(run.accuracy, 4),
+            "val_accuracy": round(run.history.rows[-1]["val_accuracy"], 4),
+            "processor_seconds": round(run.seconds, 1),
+            "epochs": run.history.rows[-1]["epoch"],
+        }
+        for name, run in runs.items()
+    }
+
+
 def write_json(path: Path, results: Mapping[str, object], *packages: str) -> None:
     """Write results together with the command, the date and the versions of packages."""
     options = " ".join(sys.argv[1:])

@@ -30,7 +30,7 @@ from finetunelib import Trainer, export_onnx
 from finetunelib.finetuning import load_weights
 from finetunelib.training import History
 from finetunelib.visualization import plot_confusion, plot_history
-from measured import Run, save, write_json
+from measured import Run, rounded, save, write_json
 from wheels import fetch
 
 Samples: TypeAlias = tuple[Tensor, Tensor]
@@ -258,19 +258,6 @@ def measure(model: nn.Module, data: Mapping[str, Samples], train: Callable[[], H
     history = train()
     seconds = time.process_time() - started
     return Run(model, history, Trainer(model).evaluate(data["test"])["accuracy"], seconds)
-
-
-def rounded(runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
-    """Return the results of runs as numbers."""
-    return {
-        name.replace(" ", "_"): {
-            "accuracy": round(run.accuracy, 4),
-            "val_accuracy": round(run.history.rows[-1]["val_accuracy"], 4),
-            "processor_seconds": round(run.seconds, 1),
-            "epochs": run.history.rows[-1]["epoch"],
-        }
-        for name, run in runs.items()
-    }
 
 
 def mel_bands(bands: int, window: int) -> Tensor:

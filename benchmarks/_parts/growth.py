@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from _parts.paired import Prepared, processor_time, with_noise
+from _parts.process import IS_COUNTED, forget_peak, kilobytes
 from _peers.base import Job
 from _peers.names import peer_of
-
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +91,11 @@ def _training(name: str, folder: Path, size: Size) -> Prepared:
 
 def _peak_mb(run: Prepared) -> float | None:
     """Return the megabytes that the peak of memory is above its start, on Linux."""
-    if not _STATUS.exists():
+    if not IS_COUNTED:
         run()
         return None
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
-    before = _kilobytes("VmRSS")
+    forget_peak()
+    before = kilobytes("VmRSS")
     run()
-    return round((_kilobytes("VmHWM") - before) / 1024, 1)
-
-
-def _kilobytes(name: str) -> int:
-    lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    return round((kilobytes("VmHWM") - before) / 1024, 1)

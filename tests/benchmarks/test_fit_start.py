@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 import fit_start
+from support_process import reads_memory
 
 
+@reads_memory
 def test_each_part_returns_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """With few rounds and rows, which say nothing about the speed."""
     monkeypatch.setattr(fit_start, "WARM_UP", 0)

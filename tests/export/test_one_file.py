@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from finetunelib.export._one_file import ALIGNMENT, LARGE_WEIGHT
 from finetunelib.export._read_back import read_back, with_weights_as_inputs
 from finetunelib.export._verification.runtime import open_mapped, open_session
 from support_models import samples
+from support_process import kilobytes, reads_memory
 
 
 @pytest.fixture(scope="module")
@@ -132,24 +132,16 @@ def test_mapped_weights_give_the_same_outputs(file: Path) -> None:
     assert not np.allclose(open_mapped(other, read_back(other)).run(None, inputs)[0], expected)
 
 
+@reads_memory
 def test_weights_are_not_copied_to_compare_a_file(tmp_path: Path) -> None:
     """A session of 60 MB of weights allocates a fraction of it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        pytest.skip("reads the memory of this process from /proc")
-
-    def private() -> int:
-        found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="ascii"))
-        assert found is not None
-        return int(found[1]) // 1000
-
     path = tmp_path / "wide.onnx"
     export_onnx(build_mlp(4000, [3750], 2, seed=0), path, samples(2, 4000), verify=False)
     model = read_back(path)
-    before = private()
+    before = kilobytes("RssAnon")
     session = open_mapped(path, model)
     session.run(None, {"inputs": samples(3, 4000).numpy()})
-    assert private() - before < 20
+    assert kilobytes("RssAnon") - before < 20_000
 
 
 class _Steps(nn.Module):

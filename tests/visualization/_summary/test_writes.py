@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.nn import functional
 
 from finetunelib._writes import WritesUndone
 from finetunelib.visualization import summary
+from support_process import kilobytes, reads_memory
 from support_untouched import changed_since, snapshot
 
 
@@ -137,13 +137,7 @@ def test_layers_with_unusual_weights_run(model: nn.Module) -> None:
     assert changed_since(before, model) == []
 
 
-def _kilobytes(name: str) -> int:
-    """Return an entry of the process's memory, such as the peak `VmHWM`."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@reads_memory
 def test_weights_are_not_copied() -> None:
     """The peak of memory grows by less than one of the four weights."""
     with torch.device("meta"):
@@ -152,7 +146,7 @@ def test_weights_are_not_copied() -> None:
         layer.weight = nn.Parameter(torch.ones(2048, 2048))
     model = nn.Sequential(*layers)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     summary(model, torch.ones(1, 2048))
-    added = _kilobytes("VmHWM") - before
+    added = kilobytes("VmHWM") - before
     assert added < layers[0].weight.nbytes / 1024
