@@ -138,7 +138,7 @@ def first_runs(runner: Runner) -> tuple[Runner, list[Run]]:
 
 
 def _accepted_runs(runner: Runner) -> tuple[Runner, list[Run]]:
-    """Return what `first_runs` does."""
+    """Return the runner with the level that the model accepts, and its runs."""
     sizes = _first_sizes(runner)
     varying, runs = _runs_at(runner, LEVELS[0], sizes)
     if len(runs) == len(sizes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,14 @@ def open_mapped(path: Path, model: Any) -> Any:
     """
     import onnxruntime
 
-    if not any(tensor.external_data for tensor in model.graph.initializer):
-        return _session(path, str(path), _options())
-    options = _options()
-    options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
-    # All optimizations but those that copy weights into another layout.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    try:
-        return _session(path, model.SerializeToString(), options)
-    except RefusedError:
-        return _session(path, str(path), _options())
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        options = _options()
+        options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
+        # All optimizations but those that copy weights into another layout.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        with contextlib.suppress(RefusedError):
+            return _session(path, model.SerializeToString(), options)
+    return _session(path, str(path), _options())
 
 
 def _options() -> Any:
