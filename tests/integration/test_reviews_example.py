@@ -71,3 +71,4 @@ def test_the_example_compares_and_exports(
     assert trained["LoRA"] == trained["frozen"] + 2 * 2 * 8 * 16
     assert trained["everything"] > trained["LoRA"]
     assert (tmp_path / "out" / "reviews-curves-dark.png").is_file()
+    assert (tmp_path / "out" / "reviews-confusion-dark.png").is_file()
