@@ -90,7 +90,8 @@ class Experiment:
         prepare: Turns raw images into inputs of the network.
         pretrained: The network with its 1,000 classes.
         val: Prepared images for the curves.
-        test: Prepared images that no choice depends on, to measure each model.
+        test: Prepared images to measure each model. To choose a rate, they are training images that
+            are held out.
     """
 
     def __init__(
